@@ -1,0 +1,86 @@
+# `make help` lists the targets. Each makes what it needs, from nothing but make and a python3 of 3.11 or above;
+# when nothing changed, that costs a few milliseconds.
+
+PYTHON ?= python3
+ARGS ?=
+
+venv := .venv
+py := $(venv)/bin/python
+run_files := requirements.txt requirements-sample.txt
+dev_files := $(run_files) requirements-dev.txt
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint format bench clean run-packages dev-packages
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '%-14s %s\n' "$$target" "$$text"; done
+	@printf '%s\n' '' "ARGS='…' is passed on: make test ARGS='-k allocator', make bench ARGS=noop" \
+		"PYTHON=… is the interpreter that .venv is made with: make clean test PYTHON=python3.13"
+
+demo: run-packages ## a parent and three children import real market data, with a live page
+	@$(py) manage.py demo $(ARGS)
+
+serve: run-packages ## a parent on port 8000, for real use
+	@$(py) manage.py migrate --verbosity 0
+	@$(py) manage.py runserver $(ARGS)
+
+test: dev-packages ## all tests
+	@$(py) -m pytest $(ARGS)
+
+# Django's own commands get a folder and settings that are nobody's.
+lint: export CASCADE_DATA_DIR := $(venv)/lint
+lint: export CASCADE_CONFIG := $(venv)/lint/cascade.toml
+lint: dev-packages ## style, types, import directions, migrations
+	$(py) -m ruff check .
+	$(py) -m ruff format --check .
+	$(py) -m mypy
+	$(py) $(venv)/bin/lint-imports
+	$(py) manage.py check
+	$(py) manage.py makemigrations --check --dry-run
+
+format: dev-packages ## put the code into the style that lint wants
+	@$(py) -m ruff check --fix .
+	@$(py) -m ruff format .
+
+bench: dev-packages ## measurements beside dask.distributed
+	@$(py) -m bench $(ARGS)
+
+clean: ## remove .venv and caches; data/ stays
+	rm -rf $(venv) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What is installed is kept as a copy of the files asked for. Contents are compared, not times,
+# which a git checkout changes. `dev` includes `run`, so both are noted when it was installed.
+
+run-packages:
+	@cat $(run_files) | cmp -s - $(venv)/run.installed && $(py) -c '' 2> /dev/null || { \
+		$(make_venv) && $(call install,$(run_files)) && cat $(run_files) > $(venv)/run.installed; }
+
+dev-packages:
+	@cat $(dev_files) | cmp -s - $(venv)/dev.installed && $(py) -c '' 2> /dev/null || { \
+		$(make_venv) && $(call install,$(dev_files)) && \
+		cat $(run_files) > $(venv)/run.installed && cat $(dev_files) > $(venv)/dev.installed; }
+
+install = echo "Installing packages into $(venv) (the first time that takes about a minute) …" && \
+	$(py) -m pip install -qq --no-input --disable-pip-version-check $(addprefix --requirement ,$(1))
+
+# A .venv whose python is gone or cannot install is made anew. Debian's python3 comes without ensurepip
+# but may have a pip of its own, which serves as well.
+define make_venv
+{ $(py) -m pip --version > /dev/null 2>&1 || { \
+	command -v "$(PYTHON)" > /dev/null || { \
+		echo "$(PYTHON) was not found. Cascade needs Python 3.11 or above: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1). Cascade needs Python 3.11 or above:" \
+			"make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	rm -rf $(venv); \
+	if "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null; then "$(PYTHON)" -m venv $(venv); \
+	else "$(PYTHON)" -m venv --without-pip $(venv) && "$(PYTHON)" -m pip --python $(venv) install --quiet pip; \
+	fi > $(venv).log 2>&1 || { \
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; \
+		cat $(venv).log >&2; rm -rf $(venv) $(venv).log; exit 1; }; \
+	rm -f $(venv).log; \
+}; }
+endef

@@ -1,0 +1,1 @@
+"""Every way in: parses, calls down, answers."""

@@ -1,0 +1,206 @@
+"""The agent's verbs over REST, and ``perform``, which every carrier of the agent's verbs calls.
+
+Plain asynchronous views: a claim may wait half a minute for work, and thousands of them must not hold a thread each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from channels.layers import get_channel_layer
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.db import DatabaseError, close_old_connections
+from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+
+from api import authentication
+from api.errors import json_error, respond
+from dispatch import events, lifecycle
+from dispatch.results import spool
+from nodes import messages
+from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError
+from nodes.registry import Caller
+
+logger = logging.getLogger(__name__)
+
+Body = dict[str, Any]
+Result = TypeVar("Result")
+
+THREADS = ThreadPoolExecutor(8, thread_name_prefix="verb")
+"""Few: on SQLite the verbs take turns anyway, and each thread keeps a database connection."""
+PIECE = 1024 * 1024
+
+VERBS: dict[str, Callable[[Caller, Any], Body]] = {
+    "accept": lambda caller, body: lifecycle.accept(caller, messages.read_accept(body)),
+    "beat": lambda caller, body: lifecycle.beat(caller, messages.read_beat(body)),
+    "claim": lambda caller, body: lifecycle.claim(caller, messages.read_claim(body)),
+    "release": lambda caller, body: lifecycle.release(caller, *messages.read_release(body)),
+    "report": lambda caller, body: lifecycle.report(caller, *messages.read_report(body)),
+}
+
+
+async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
+    """Runs ``work``, which may use the database, in one of the verbs' threads."""
+
+    def run() -> Result:
+        try:
+            return work(*args)
+        except DatabaseError:
+            close_old_connections()
+            raise
+
+    return await asyncio.get_running_loop().run_in_executor(THREADS, run)
+
+
+def perform(caller: Caller, verb: str, body: Any) -> Body:
+    """One verb of an authenticated child. Raises CascadeError."""
+    return VERBS[verb](caller, body)
+
+
+def read_json(content: bytes) -> Any:
+    """Raises FieldError."""
+    if not content:
+        return {}
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("body", f"is not JSON: {error}") from None
+
+
+@asynccontextmanager
+async def news_for(node_id: int) -> AsyncIterator[Callable[[float], Awaitable[Body | None]]]:
+    """Yields a function that waits so many seconds for the next message to this node, or gives None."""
+    events.bind(asyncio.get_running_loop())
+    layer = get_channel_layer()
+    assert layer is not None
+    channel = await layer.new_channel()
+    await layer.group_add(events.group(node_id), channel)
+
+    async def wait(seconds: float) -> Body | None:
+        try:
+            return dict(await asyncio.wait_for(layer.receive(channel), seconds))
+        except TimeoutError:
+            return None
+
+    try:
+        yield wait
+    finally:
+        await layer.group_discard(events.group(node_id), channel)
+
+
+def _answering(
+    view: Callable[..., Awaitable[HttpResponse]],
+) -> Callable[..., Awaitable[HttpResponse]]:
+    """Errors leave as JSON with their status."""
+
+    async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return await view(request, *args, **kwargs)
+        except CascadeError as error:
+            return respond(error)
+        except RequestDataTooBig:
+            return json_error(413, f"is larger than the {settings.CASCADE.upload_limit} bytes this parent takes", field="body")
+        except UnreadablePostError:
+            return json_error(400, "was cut off", field="body")
+
+    return csrf_exempt(answer)
+
+
+def _authenticate(request: HttpRequest, body_sha256: bytes | None) -> Caller:
+    method, url, headers = authentication.request_parts(request)
+    client = authentication.client_address(request)
+    return authentication.authenticate(method, url, headers, body_sha256, client=client)
+
+
+def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
+    content = request.body
+    caller = _authenticate(request, hashlib.sha256(content).digest())
+    body = read_json(content)
+    return caller, body, perform(caller, verb, body)
+
+
+@_answering
+async def verb(request: HttpRequest, verb: str) -> HttpResponse:
+    """accept, beat, report, release: one exchange."""
+    if verb not in VERBS:
+        return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
+    if request.method != "POST":
+        return _post_only()
+    _, _, reply = await in_thread(_authenticate_and_perform, request, verb)
+    return JsonResponse(reply, status=_status(reply))
+
+
+def _status(reply: Body) -> int:
+    """A report whose every entry was refused alike has that status; otherwise each entry says its own."""
+    statuses = {result["status"] for result in reply.get("results", [])}
+    return statuses.pop() if len(statuses) == 1 else 200
+
+
+@_answering
+async def claim(request: HttpRequest) -> HttpResponse:
+    """Answers at once when there is work, else when there is some, at the latest after ``wait`` seconds."""
+    if request.method != "POST":
+        return _post_only()
+    caller, body, reply = await in_thread(_authenticate_and_perform, request, "claim")
+    loop = asyncio.get_running_loop()
+    until = loop.time() + min(messages.read_claim(body).wait, settings.CASCADE.long_poll_seconds)
+    if _has_news(reply) or loop.time() >= until:
+        return JsonResponse(reply)
+    async with news_for(caller.node_id) as wait:
+        # What was granted before we listened is found by this claim; what comes later wakes us.
+        reply = await in_thread(perform, caller, "claim", body)
+        while not _has_news(reply) and (left := until - loop.time()) > 0:
+            message = await wait(left)
+            if message is None:
+                break
+            if message["type"] == "node.cancel":
+                return JsonResponse({**reply, "cancel": message["ids"]})
+            reply = await in_thread(perform, caller, "claim", body)
+    return JsonResponse(reply)
+
+
+def _has_news(reply: Body) -> bool:
+    return bool(reply["work"] or reply["cancel"])
+
+
+def _post_only() -> HttpResponse:
+    response = json_error(405, "only POST is allowed here")
+    response["Allow"] = "POST"
+    return response
+
+
+@_answering
+async def segment(request: HttpRequest, sha256: str) -> HttpResponse:
+    """An Arrow IPC file for the spool, named by its hash; reports then refer to it."""
+    if request.method != "PUT":
+        response = json_error(405, "only PUT is allowed here")
+        response["Allow"] = "PUT"
+        return response
+    return await in_thread(_receive, request, sha256)
+
+
+def _receive(request: HttpRequest, sha256: str) -> HttpResponse:
+    folder = settings.CASCADE.spool
+    spool.path(folder, sha256)  # refuses what is not a hash before anything is read
+    caller = _authenticate(request, None)
+    received = spool.receive(iter(lambda: request.read(PIECE), b""), folder, limit=SEGMENT_BYTES_LIMIT)
+    authentication.check_body(caller, bytes.fromhex(received.sha256))
+    if received.sha256 != sha256:
+        raise FieldError("sha256", f"the body's hash is {received.sha256}, not {sha256}")
+    return JsonResponse({"sha256": received.sha256, "bytes": received.size}, status=201)
+
+
+urlpatterns = [
+    path("claim", claim, name="agent-claim"),
+    path("segments/<str:sha256>", segment, name="agent-segment"),
+    path("<str:verb>", verb, name="agent-verb"),
+]

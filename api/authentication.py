@@ -1,0 +1,256 @@
+"""Who is a child's request from: both presentations of its key, for REST and for the WebSocket upgrade.
+
+Signed requests (RFC 9421, ``nodes.signing``) are what the shipped agent sends; ``Authorization: AK-SK <access
+key>:<secret key>`` is for curl and for clients that know no signatures. Operators are DRF's and Django's matter.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hmac
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from django.conf import settings
+from django.db import IntegrityError
+from django.http import HttpRequest
+
+from nodes import signing
+from nodes.models import AccessKey, Nonce
+from nodes.protocol import FieldError, Forbidden, TooMany, Unauthenticated
+from nodes.registry import Caller
+from nodes.transactions import write
+
+PLAIN = "AK-SK "
+USED_SECONDS = 60
+"""An access key's last use is written at most so often: every exchange would be a write otherwise."""
+WRONG = "unknown access key or wrong secret"
+"""One text for unknown, revoked and wrong, so that an answer does not tell which access keys exist."""
+NO_PUBLIC_KEY = "0" * 64
+_HOST = re.compile(r"\A(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
+
+Headers = list[tuple[str, str]]
+
+
+def authenticate(
+    method: str,
+    url: str,
+    headers: Headers,
+    body_sha256: bytes | None,
+    *,
+    now: float | None = None,
+    client: str = "",
+) -> Caller:
+    """The child that sent this, by the parent's clock ``now`` (seconds since 1970). Synchronous; asks the database.
+
+    ``body_sha256`` is None for a body not yet read: then ``check_body`` must follow once it is. ``client`` is the
+    address the request came from, for throttling.
+    Raises Unauthenticated (ClockError for a signature out of the window), Forbidden where plain keys are switched
+    off, TooMany after too many wrong ones. A revocation after this look is met by ``registry.check_live``.
+    """
+    now = time.time() if now is None else now
+    fields = {name.lower(): value for name, value in headers}
+    if "signature-input" in fields:
+        return _signed(method, url, headers, body_sha256, now, client)
+    if fields.get("authorization", "")[: len(PLAIN)].upper() == PLAIN:
+        return _plain(fields["authorization"][len(PLAIN) :], now, client)
+    raise Unauthenticated(
+        "no key: sign the request (RFC 9421), or send 'Authorization: AK-SK <access key>:<secret key>'"
+    )
+
+
+def check_body(caller: Caller, body_sha256: bytes) -> None:
+    """Raises Unauthenticated unless the body, read after ``authenticate``, is the one that was signed."""
+    # A plain key covers no body; nothing was promised about it.
+    if caller.content_digest and not signing.digest_matches(caller.content_digest, body_sha256):
+        raise Unauthenticated("the body is not the one that was signed: its Content-Digest differs")
+
+
+def request_parts(request: HttpRequest) -> tuple[str, str, Headers]:
+    """(method, URL as on the wire, headers) of Django's request, or of DRF's around it."""
+    request = getattr(request, "_request", request)
+    scope = getattr(request, "scope", None)
+    if scope is not None:
+        return scope_parts(scope)
+    host = request.META.get("HTTP_HOST") or request.META.get("SERVER_NAME", "")
+    return request.method or "GET", _url(request.scheme, host, request.get_full_path()), list(request.headers.items())
+
+
+def scope_parts(scope: Mapping[str, Any]) -> tuple[str, str, Headers]:
+    """The same of an ASGI scope, http or websocket.
+
+    Raises Unauthenticated for a request whose Host header is missing, sent twice (it could mean either) or no host.
+    """
+    headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+    hosts = [value for name, value in headers if name == "host"]
+    if len(hosts) != 1:
+        raise Unauthenticated(f"the request has {len(hosts)} Host headers; allowed is one")
+    raw_path = scope.get("raw_path")
+    # As sent: an encoded slash and a slash are different paths, and only one of them was signed.
+    path = raw_path.decode("latin-1").partition("?")[0] if raw_path else quote(scope["path"])
+    query = scope.get("query_string", b"").decode("latin-1")
+    target = f"{path}?{query}" if query else path
+    return scope.get("method", "GET"), _url(scope.get("scheme", "http"), hosts[0], target), headers
+
+
+def _url(scheme: str, host: str, target: str) -> str:
+    # A host with a slash in it would shift what the signature takes for the path.
+    if not _HOST.match(host):
+        raise Unauthenticated(f"the Host header {host[:100]!r} is not a host")
+    return f"{scheme}://{host}{target}"
+
+
+def client_address(source: HttpRequest | Mapping[str, Any]) -> str:
+    """The peer's address of a request or an ASGI scope; empty where there is none (a Unix socket)."""
+    if isinstance(source, Mapping):
+        return str((source.get("client") or ("",))[0])
+    return str(getattr(source, "_request", source).META.get("REMOTE_ADDR") or "")
+
+
+class Guesses:
+    """Counts wrong keys by client address and by access key, and refuses when there are too many in a minute.
+
+    In this process only: it makes guessing slow, and 256 bits make it hopeless.
+    """
+
+    KNOWN_SECONDS = 3600
+    ENTRIES = 10_000
+
+    def __init__(self, limit: int = 20, seconds: float = 60, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._wrong: dict[str, tuple[float, int]] = {}
+        self._known: dict[str, float] = {}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises TooMany when one of ``names`` has used up its guesses."""
+        now = self.clock()
+        with self._lock:
+            for name in names:
+                began, count = self._wrong.get(name, (now, 0))
+                rest = began + self.seconds - now
+                if count >= self.limit and rest > 0:
+                    raise TooMany(
+                        f"{count} wrong keys within {self.seconds:.0f} s; try again in {rest:.0f} s", retry_after=rest
+                    )
+
+    def wrong(self, names: Iterable[str]) -> None:
+        now = self.clock()
+        with self._lock:
+            if len(self._wrong) > self.ENTRIES:
+                self._wrong = {name: seen for name, seen in self._wrong.items() if seen[0] + self.seconds > now}
+            for name in names:
+                began, count = self._wrong.get(name, (now, 0))
+                self._wrong[name] = (began, count + 1) if began + self.seconds > now else (now, 1)
+
+    def right(self, client: str, access_key: str) -> None:
+        """From this address this key was right, so others' guesses do not lock it out there for an hour."""
+        now = self.clock()
+        with self._lock:
+            if len(self._known) > self.ENTRIES:
+                self._known = {pair: at for pair, at in self._known.items() if at + self.KNOWN_SECONDS > now}
+            self._known[f"{client} {access_key}"] = now
+
+    def knows(self, client: str, access_key: str) -> bool:
+        with self._lock:
+            at = self._known.get(f"{client} {access_key}")
+        return at is not None and at + self.KNOWN_SECONDS > self.clock()
+
+    def forget(self) -> None:
+        with self._lock:
+            self._wrong.clear()
+            self._known.clear()
+
+
+guesses = Guesses()
+
+
+def _signed(method: str, url: str, headers: Headers, body_sha256: bytes | None, now: float, client: str) -> Caller:
+    found: list[AccessKey] = []
+    named = [f"client {client}"] if client else []
+
+    def find_public_key(access_key: str) -> str:
+        named.append(f"key {access_key[:40]}")
+        key = _find(access_key)
+        if key is None:
+            raise Unauthenticated(WRONG)
+        found.append(key)
+        return key.public_key
+
+    try:
+        verified = signing.verify(
+            method,
+            url,
+            headers,
+            find_public_key=find_public_key,
+            now=now,
+            max_age=settings.CASCADE.signature_seconds,
+        )
+        if body_sha256 is not None and not signing.digest_matches(verified.digest, body_sha256):
+            raise Unauthenticated("the body is not the one that was signed: its Content-Digest differs")
+    except signing.ClockError:
+        raise
+    except Unauthenticated:
+        # Only wrong ones are throttled: nobody guesses a signature, and a stranger who knows an access key must not
+        # be able to lock its node out.
+        guesses.check(named)
+        guesses.wrong(named)
+        raise
+    return _admit(found[0], now, nonce=verified.nonce, content_digest=verified.digest)
+
+
+def _plain(credentials: str, now: float, client: str) -> Caller:
+    access_key, _, secret_key = credentials.strip().partition(":")
+    named = [f"key {access_key[:40]}"] + ([f"client {client}"] if client else [])
+    if not guesses.knows(client, access_key):
+        guesses.check(named)
+    key = _find(access_key)
+    try:
+        public_key = signing.public_key_of(secret_key)
+    except FieldError:
+        public_key = ""
+    # Compared for an unknown access key, too, so that the time does not tell it from a wrong secret.
+    right = hmac.compare_digest(public_key, NO_PUBLIC_KEY if key is None else key.public_key)
+    if key is None or not right:
+        guesses.check(named)
+        guesses.wrong(named)
+        raise Unauthenticated(WRONG)
+    if not settings.CASCADE.allow_plain_keys or not key.node.allow_plain_key:
+        where = f"node {key.node.name}" if settings.CASCADE.allow_plain_keys else "this server"
+        raise Forbidden(f"plain keys are switched off for {where}; sign requests instead (RFC 9421)")
+    guesses.right(client, access_key)
+    return _admit(key, now)
+
+
+def _find(access_key: str) -> AccessKey | None:
+    """Asked at every request and not remembered: a revoked key must not outlive its revocation in some cache."""
+    # A NUL cannot be asked for on PostgreSQL, and no longer text is an access key.
+    if len(access_key) > 40 or "\x00" in access_key:
+        return None
+    return AccessKey.objects.select_related("node").filter(access_key=access_key, revoked_at=None).first()
+
+
+def _admit(key: AccessKey, now: float, *, nonce: str = "", content_digest: str = "") -> Caller:
+    """Writes down that the key was used, and the nonce. Raises Unauthenticated for one seen before."""
+    if not key.node.active:
+        raise Unauthenticated(f"node {key.node.name} is not active; an operator can activate it")
+    at = dt.datetime.fromtimestamp(now, tz=dt.UTC)
+    stale = key.last_used_at is None or (at - key.last_used_at).total_seconds() > USED_SECONDS
+    if nonce or stale:
+        try:
+            with write():
+                if nonce:
+                    # Twice the window: a signature may be dated that far ahead and is good for as long after it.
+                    ends = at + dt.timedelta(seconds=2 * settings.CASCADE.signature_seconds)
+                    Nonce.objects.create(value=f"{key.access_key}:{nonce}", expires_at=ends)
+                if stale:
+                    AccessKey.objects.filter(pk=key.pk).update(last_used_at=at)
+        except IntegrityError:
+            raise Unauthenticated("replayed: this nonce was used before; sign each request anew") from None
+    return Caller(key.node_id, key.pk, key.access_key, content_digest)

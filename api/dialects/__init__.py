@@ -1,0 +1,1 @@
+"""Other systems' wire formats, each translated to the same verbs."""

@@ -1,0 +1,172 @@
+"""The socket behind the live pages, and the one renderer per process that feeds all of them.
+
+A page gets everything when it connects, then what changed, and the next frame only after it has acknowledged the last:
+a slow page costs nothing but its own freshness, and gets the newest state, never a queue of old ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.db import connections
+from django.http import HttpRequest
+from django.urls import path
+
+from api import pages
+from dispatch import events
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.25
+"""How often the counter of changes is looked at: at most four frames a second reach a page."""
+REREAD_SECONDS = 2.0
+"""Other processes write too, and nodes go silent without a write, so the database is read at least so often."""
+SHARE = 0.1
+LONGEST_REST = 4.0
+"""Reading takes at most this share of the time, unless it would leave pages without a word for longer than this."""
+RECHECK_SECONDS = 15.0
+"""How long a page may outlive its reader's sign-out."""
+FORBIDDEN = 4403
+
+
+class Renderer:
+    """Reads the overview while anybody looks, and sends each page what is new to it."""
+
+    def __init__(self) -> None:
+        self._pages: set[LivePage] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._snapshot: pages.Snapshot | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None
+
+    async def join(self, page: LivePage) -> None:
+        self._pages.add(page)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        elif self._snapshot is not None:
+            await page.offer(self._snapshot)
+
+    def leave(self, page: LivePage) -> None:
+        self._pages.discard(page)
+        if not self._pages and self._task is not None:
+            self._task.cancel()
+            self._task = self._snapshot = None
+
+    async def _run(self) -> None:
+        # A thread of its own: one database connection, and none of the threads that answer requests.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="overview")
+        look = sync_to_async(pages.shown.look, thread_sensitive=False, executor=thread)
+        rechecked = time.monotonic()
+        try:
+            while True:
+                version, began = events.version(), time.monotonic()
+                try:
+                    snapshot = await look()
+                except Exception:
+                    logger.exception("the overview could not be read")
+                else:
+                    self._snapshot = snapshot
+                    await self._each(partial(LivePage.offer, snapshot=snapshot))
+                if began - rechecked >= RECHECK_SECONDS:
+                    rechecked = began
+                    await self._each(LivePage.recheck)
+                took = time.monotonic() - began
+                await asyncio.sleep(max(LOOK_SECONDS - took, min(took * (1 / SHARE - 1), LONGEST_REST)))
+                while events.version() == version and time.monotonic() - began < REREAD_SECONDS:
+                    await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            thread.submit(connections.close_all)
+            thread.shutdown(wait=False)
+
+    async def _each(self, say: Callable[[LivePage], Awaitable[None]]) -> None:
+        for page in list(self._pages):
+            try:
+                await say(page)
+            except Exception:
+                # One page that is just going away must not take the others along.
+                logger.exception("a live page was dropped")
+                self._pages.discard(page)
+
+
+shared = Renderer()
+
+
+class LivePage(AsyncWebsocketConsumer):
+    """One open page of a signed-in member of staff."""
+
+    async def connect(self) -> None:
+        self._seq = 0
+        self._sent: pages.Snapshot | None = None
+        self._newest: pages.Snapshot | None = None
+        self._waiting = False
+        user = self.scope.get("user")
+        if user is None or not (user.is_active and user.is_staff):
+            await self.close(FORBIDDEN)
+            return
+        await self.accept()
+        await shared.join(self)
+
+    async def disconnect(self, code: int) -> None:
+        shared.leave(self)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        try:
+            seen = json.loads(text_data or "")["seen"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        if self._waiting and seen == self._seq:
+            self._waiting = False
+            if self._newest is not None and self._newest is not self._sent:
+                await self._send(self._newest)
+
+    async def offer(self, snapshot: pages.Snapshot) -> None:
+        """Send what ``snapshot`` has new, now or when the page has taken in the frame before."""
+        self._newest = snapshot
+        if not self._waiting:
+            await self._send(snapshot)
+
+    async def _send(self, snapshot: pages.Snapshot) -> None:
+        parts, lists = snapshot.since(self._sent)
+        self._seq += 1
+        frame = {
+            "seq": self._seq,
+            "at": int(time.time() * 1000),
+            "full": self._sent is None,
+            "parts": parts,
+            "lists": lists,
+        }
+        self._sent, self._waiting = snapshot, True
+        await self.send(json.dumps(frame, separators=(",", ":"), ensure_ascii=False))
+
+    async def recheck(self) -> None:
+        """Close when the reader has signed out, or may not read any more."""
+        session = self.scope.get("session")
+        if not await database_sync_to_async(_may_look)(getattr(session, "session_key", None)):
+            shared.leave(self)
+            await self.close(FORBIDDEN)
+
+
+def _may_look(session_key: str | None) -> bool:
+    """Whether the session still is one of a member of staff, by what the database says now."""
+    request: Any = HttpRequest()
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+    user = get_user(request)
+    return bool(user.is_active and getattr(user, "is_staff", False))
+
+
+websocket_urlpatterns = [path("ws/live", LivePage.as_asgi())]

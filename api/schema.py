@@ -1,0 +1,270 @@
+"""What drf-spectacular cannot see by itself: the agent's verbs, which are plain views, and the shape of errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nodes.messages import ENTRIES_LIMIT, IDS_LIMIT, LOG_LIMIT, TEXT_LIMIT
+from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
+
+Json = dict[str, Any]
+
+METHODS = ("get", "put", "post", "delete", "patch")
+PROBLEM = "Problem"
+AGENT = "agent"
+
+
+def _object(properties: Json, required: tuple[str, ...] = (), **more: Any) -> Json:
+    return {"type": "object", "properties": properties} | ({"required": list(required)} if required else {}) | more
+
+
+def _list(of: Json, help_text: str = "", **more: Any) -> Json:
+    return {"type": "array", "items": of} | ({"description": help_text} if help_text else {}) | more
+
+
+def _text(help_text: str = "", **more: Any) -> Json:
+    return {"type": "string"} | ({"description": help_text} if help_text else {}) | more
+
+
+def _whole(help_text: str = "", **more: Any) -> Json:
+    return {"type": "integer", "minimum": 0} | ({"description": help_text} if help_text else {}) | more
+
+
+def _number(help_text: str = "", **more: Any) -> Json:
+    return {"type": "number"} | ({"description": help_text} if help_text else {}) | more
+
+
+def _flag(help_text: str) -> Json:
+    return {"type": "boolean", "description": help_text}
+
+
+def _ids(help_text: str) -> Json:
+    return _list(_whole(), help_text, maxItems=IDS_LIMIT)
+
+
+_FAILURE = _object(
+    {"kind": _text(enum=["error", "timeout", "crash"]), "message": _text(maxLength=TEXT_LIMIT)},
+    ("kind",),
+    description="Instead of ranges and errors, when nothing of the shard is known.",
+)
+_ENTRY = _object(
+    {
+        "allocation": _whole("Its id: the fencing token."),
+        "ranges": _list(
+            _list({"type": "integer"}, minItems=3, maxItems=3),
+            "[start, stop, rows] of the items that are done, in order, none overlapping.",
+        ),
+        "errors": _list(_list({}, minItems=3, maxItems=3), "[index, message, retry] of the items that are not."),
+        "failure": _FAILURE,
+        "rows": _list(
+            _list({}), f"Rows inline, in the dataset's column order: meant for up to about {INLINE_ROWS} of them."
+        ),
+        "segment": _text("Instead of rows: SHA-256 (hex) of a segment uploaded before.", pattern="^[0-9a-f]{64}$"),
+        "offset": _whole("The first row of this entry in its segment."),
+        "seconds": _number("Running time by the child's monotonic clock.", minimum=0),
+        "log": _text("The tail of what the executor printed.", maxLength=LOG_LIMIT),
+    },
+    ("allocation",),
+)
+_RESULT = _object(
+    {
+        "allocation": _whole(),
+        "status": _whole(
+            "200 accepted, 404 not this node's, 409 lease lost, 412 segment not here, 422 contradicts the record."
+        ),
+        "receipt": _text("The parent's durable yes; a repetition gets the same one."),
+        "detail": _text(),
+    }
+)
+_WORK = _list(
+    _list({}, minItems=6, maxItems=6), "[allocation, run, start, stop, attempt, [item…]] for each shard granted."
+)
+_RUNS = _object(
+    {},
+    description="By run id, what its shards have in common: {type, params, timeout, priority}.",
+    additionalProperties=_object(
+        {"type": _text(), "params": _object({}), "timeout": _number("Seconds."), "priority": _whole()}
+    ),
+)
+
+# verb: (what it does, body, reply)
+VERBS: dict[str, tuple[str, Json, Json]] = {
+    "claim": (
+        "Asks for work. With nothing to give, the answer waits up to 'wait' seconds for some.",
+        _object(
+            {
+                "boot": _text("Names this start of the agent.", maxLength=64),
+                "slots": _whole("Free ones."),
+                "held": _ids("Allocations it holds."),
+                "wait": _number("Seconds.", minimum=0),
+            }
+        ),
+        _object(
+            {
+                "runs": _RUNS,
+                "work": _WORK,
+                "cancel": _ids("What to stop."),
+                "drain": _flag("True: finish what is held, take nothing new."),
+            }
+        ),
+    ),
+    "accept": (
+        "Answers an offer that came over the socket; the lease begins.",
+        _object({"allocations": _ids("Taken.")}, ("allocations",)),
+        _object({"gone": _ids("Given to somebody else meanwhile.")}),
+    ),
+    "beat": (
+        "Renews the leases of all that is held, and brings news both ways.",
+        _object(
+            {
+                "boot": _text(maxLength=64),
+                "hello": _flag("Opens a session: what is not in 'held' is handed back."),
+                "held": _ids("Allocations it holds."),
+                "running": _ids("Those that have begun."),
+                "progress": _object({}, additionalProperties=_whole(), description="Allocation id to items done."),
+                "cpu": _number("Percent."),
+                "memory": _number("Percent."),
+                "disk": _number("Percent."),
+                "version": _text(maxLength=40),
+                "executors": _list(_text(), "Task types it can run."),
+                "carrier": _text(enum=["pull", "push", "http"]),
+                "leaving": _flag("It is about to stop."),
+            }
+        ),
+        _object(
+            {
+                "cancel": _ids("What to stop."),
+                "drain": _flag("True: finish what is held, take nothing new."),
+                "capacity": _whole("Slots."),
+                "beat_seconds": _number("How often to beat."),
+                "lease_seconds": _number("Without a beat for so long, allocations expire."),
+                "time": _number("The parent's clock, seconds since 1970."),
+            }
+        ),
+    ),
+    "report": (
+        "Results of finished allocations. What got a receipt is durable; reporting it again changes nothing.",
+        _object(
+            {"reports": _list(_ENTRY, maxItems=ENTRIES_LIMIT), "running": _ids("What runs now.")}, ("reports",)
+        ),
+        _object({"results": _list(_RESULT)}),
+    ),
+    "release": (
+        "Hands work back that has not begun; no attempt is counted.",
+        _object({"allocations": _ids("Handed back."), "detail": _text("Why.", maxLength=200)}, ("allocations",)),
+        _object({"released": _ids("Those that were still this node's.")}),
+    ),
+}
+
+_PROBLEMS = {"400": "A field is wrong.", "401": "No key, or a wrong one.", "403": "Not allowed.", "429": "Too many wrong keys."}
+
+
+def _problem(detail: str) -> Json:
+    schema = {"$ref": f"#/components/schemas/{PROBLEM}"}
+    return {"description": detail, "content": {"application/json": {"schema": schema}}}
+
+
+def _verb(name: str, does: str, body: Json, reply: Json) -> Json:
+    return {
+        "operationId": f"agent_{name}",
+        "summary": does,
+        "tags": [AGENT],
+        "security": [{"signature": []}, {"plainKey": []}],
+        "requestBody": {"content": {"application/json": {"schema": body}}, "required": True},
+        "responses": {
+            "200": {"description": "", "content": {"application/json": {"schema": reply}}},
+            **{status: _problem(detail) for status, detail in _PROBLEMS.items()},
+        },
+    }
+
+
+def _segments() -> Json:
+    return {
+        "operationId": "agent_segment",
+        "summary": "Uploads rows of one or more shards, to be named by the reports that follow. Repeating it is harmless.",
+        "tags": [AGENT],
+        "security": [{"signature": []}, {"plainKey": []}],
+        "parameters": [
+            {
+                "name": "sha256",
+                "in": "path",
+                "required": True,
+                "description": "Of the body, in hex.",
+                "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            },
+            {
+                "name": "type",
+                "in": "query",
+                "required": True,
+                "description": "The task type whose dataset the rows are of.",
+                "schema": {"type": "string"},
+            },
+        ],
+        "requestBody": {
+            "description": f"An Arrow IPC file, zstd inside, of at most {SEGMENT_BYTES_LIMIT:,} bytes.",
+            "content": {"application/vnd.apache.arrow.file": {"schema": {"type": "string", "format": "binary"}}},
+            "required": True,
+        },
+        "responses": {
+            "200": {"description": "It is on disk."},
+            **{status: _problem(detail) for status, detail in _PROBLEMS.items()},
+            "413": _problem("Above a stated limit."),
+            "422": _problem("Not such a file, or its columns are not the dataset's."),
+            "507": _problem("No room; nothing was kept."),
+        },
+    }
+
+
+def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Json:
+    """Adds the agent's verbs and how their requests are authenticated (a POSTPROCESSING_HOOK of drf-spectacular)."""
+    for name, (does, body, reply) in VERBS.items():
+        result["paths"][f"/api/v1/agent/{name}"] = {"post": _verb(name, does, body, reply)}
+    result["paths"]["/api/v1/agent/segments/{sha256}"] = {"put": _segments()}
+    schemes = result.setdefault("components", {}).setdefault("securitySchemes", {})
+    schemes["signature"] = {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Signature",
+        "description": "RFC 9421 with Ed25519 over @method, @authority, @path, @query and content-digest, beside "
+        "Signature-Input (created, nonce, keyid = the access key, tag = cascade) and Content-Digest.",
+    }
+    schemes["plainKey"] = {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "AK-SK <access key>:<secret key>; an operator can switch it off.",
+    }
+    return result
+
+
+def problems(result: Json, generator: Any, request: Any, public: bool) -> Json:
+    """Adds the errors every operation can answer with, and a summary where a description's first line makes one."""
+    schemas = result.setdefault("components", {}).setdefault("schemas", {})
+    schemas[PROBLEM] = _object(
+        {
+            "detail": _text("What was wrong, with which value, and what is allowed."),
+            "field": _text("Dotted path into what was sent; 'body' for all of it."),
+            "errors": _object({}, description="Every wrong field of the body with its messages."),
+        },
+        ("detail",),
+    )
+    for path, operations in result["paths"].items():
+        for method in METHODS:
+            if (operation := operations.get(method)) is None:
+                continue
+            description = operation.get("description", "")
+            operation.setdefault("summary", description.partition("\n")[0])
+            if operation["summary"] == description:
+                operation.pop("description", None)
+            answers = operation.setdefault("responses", {})
+            answers.setdefault("400", _problem("A field, a filter or the body is wrong."))
+            answers.setdefault("401", _problem("Not signed in."))
+            if AGENT not in operation["tags"] and not path.startswith("/api/v1/token"):
+                answers.setdefault("403", _problem("Not staff."))
+            if "{" in path:
+                answers.setdefault("404", _problem("No such thing."))
+            if "/token" in path:
+                answers.setdefault("429", _problem("Too many wrong guesses; Retry-After says when."))
+            if method != "get" and AGENT not in operation["tags"]:
+                answers.setdefault("409", _problem("Its state forbids it."))
+    return result

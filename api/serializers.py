@@ -1,0 +1,530 @@
+"""What the native API reads and writes. Here only JSON types and bounds are checked; meaning is checked further down."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from dispatch.lifecycle.submit import check_items, check_work
+from dispatch.models import WORK_FIELDS, Allocation, Run, Shard, Task
+from dispatch.states import ShardState
+from nodes import executors, registry
+from nodes.models import AccessKey, Node, Quota
+
+LARGEST_COUNT = 2**31 - 1
+"""What an integer column of PostgreSQL holds."""
+# Marks that turn the reading direction: a name that holds one reads as another name.
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def unknown(name: object, known: Iterable[str]) -> str:
+    """The message about a name nobody knows, with the one that was probably meant."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    return f"is not known here{meant or '; known are: ' + ', '.join(names)}"
+
+
+def readable(text: str) -> None:
+    """Raises ValidationError for a name or text on one line that would not show as what it is."""
+    if any(unicodedata.category(character) == "Cc" or character in _TURNING for character in text):
+        raise serializers.ValidationError("holds a control character")
+
+
+class Name(serializers.CharField):
+    """A text on one line, shown to people."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.validators = [*self.validators, readable]
+
+
+class Strict(serializers.Serializer[Any]):
+    """Refuses fields it does not know. Those that are only read may be sent back as they came."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for name in data:
+                if name not in self.fields:
+                    writable = [known for known, field in self.fields.items() if not field.read_only]
+                    raise serializers.ValidationError({str(name)[:100]: [unknown(name, writable)]})
+        return super().to_internal_value(data)
+
+
+@extend_schema_field(
+    {
+        "type": "array",
+        "items": {
+            "oneOf": [
+                {"type": "string"},
+                {"type": "number"},
+                {"type": "object", "additionalProperties": True},
+            ]
+        },
+    }
+)
+class Items(serializers.Field[list[Any], Any, Any, Any]):
+    """A list of items. Each is looked at where its type is known; a field per item would cost seconds at a million."""
+
+    default_error_messages = {
+        "not_a_list": "is not a list of items",
+        "empty": "is empty; a run has at least one item",
+        "too_many": "has {count} items; at most {limit} are allowed",
+    }
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        if not isinstance(data, list):
+            self.fail("not_a_list")
+        if len(data) > settings.CASCADE.max_items:
+            self.fail("too_many", count=len(data), limit=settings.CASCADE.max_items)
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+class Whole(serializers.IntegerField):
+    """A count: a JSON number, as true and "12" are mistakes more often than meant."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("min_value", 0)
+        kwargs.setdefault("max_value", LARGEST_COUNT)
+        super().__init__(**kwargs)
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, (bool, str)):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class Real(serializers.FloatField):
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, (bool, str)):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+def _labels(help_text: str) -> serializers.DictField:
+    return serializers.DictField(child=Name(max_length=200, allow_blank=True), required=False, help_text=help_text)
+
+
+class WorkOptions(Strict):
+    """What a task defines and a run may override. Defaults are the task's, or else those of the model."""
+
+    params = serializers.DictField(required=False, help_text="Parameters of the type; GET /api/v1/executors lists them.")
+    priority = Whole(required=False, min_value=1, max_value=10, help_text="1 to 10; higher goes first. Default 5.")
+    timeout = Real(
+        required=False, min_value=0.1, max_value=7 * 86_400, help_text="Seconds one shard may run. Default 300."
+    )
+    max_attempts = Whole(required=False, min_value=1, max_value=100, help_text="Default 3.")
+    backoff = Real(
+        required=False,
+        min_value=0,
+        max_value=86_400,
+        help_text="Seconds before the second attempt; doubles with each. Default 1.",
+    )
+    shard_size = Whole(required=False, help_text="Items per shard; 0, the default: sized for the node.")
+    balancer = Name(required=False, max_length=200, help_text="Chooses among free nodes. Default most_free.")
+    labels = _labels("Only nodes with all these labels.")
+
+
+class TaskReference(serializers.Field[Any, Any, Any, Any]):
+    """A task by id or by name."""
+
+    default_error_messages = {"invalid": "is neither a task's id nor its name", "missing": "there is no task {given!r}"}
+
+    def to_internal_value(self, data: Any) -> Task:
+        if isinstance(data, bool) or not isinstance(data, (int, str)):
+            self.fail("invalid")
+        found = Task.objects.filter(**({"pk": data} if isinstance(data, int) else {"name": data})).first()
+        if found is None:
+            self.fail("missing", given=data if isinstance(data, int) else data[:200])
+        return found
+
+
+class RunOptions(WorkOptions):
+    """What a run of a task may be given beside the task's own: ``params`` are laid over the task's."""
+
+    name = Name(required=False, max_length=200, allow_blank=True)
+    items = Items(required=False, help_text="Instead of the task's items.")
+    split = Name(
+        required=False, max_length=60, allow_blank=True, help_text="Cuts items finer, as the type knows: year, month."
+    )
+
+
+class Submission(RunOptions):
+    """A run to be: either ``type`` and ``items``, or ``task`` and what shall differ from it."""
+
+    type = serializers.CharField(required=False, max_length=60, help_text="The task type; needed without a task.")
+    task = extend_schema_field({"oneOf": [{"type": "integer"}, {"type": "string"}]})(TaskReference)(
+        required=False, help_text="A task's id or name; its items and options are taken where none are given."
+    )
+    items = Items(
+        required=False,
+        help_text='The work, item by item: texts, numbers, or objects such as {"symbol": "AAPL"}.',
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        task: Task | None = attrs.get("task")
+        for name in ("type", "items"):
+            if task is None and name not in attrs:
+                raise serializers.ValidationError({name: ["is required, unless a task is given"]})
+        if task is not None and attrs.get("type", task.type) != task.type:
+            raise serializers.ValidationError({"type": [f"{attrs['type']!r} is not the task's type, {task.type!r}"]})
+        return attrs
+
+
+class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
+    """A definition that can be run again and again."""
+
+    name = Name(max_length=200)
+    type = serializers.CharField(max_length=60)
+    items = Items(required=False)
+    active = serializers.BooleanField(required=False, help_text="Off: cannot be run.")
+
+    class Meta:
+        model = Task
+        fields = (
+            "id",
+            "name",
+            "type",
+            "params",
+            "items",
+            "priority",
+            "timeout",
+            "max_attempts",
+            "backoff",
+            "shard_size",
+            "balancer",
+            "labels",
+            "active",
+            "created_at",
+        )
+        read_only_fields = ("id", "created_at")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Refuses a task that could never be run. Raises FieldError, as submitting it would."""
+        task = Task(**attrs) if self.instance is None else self.instance
+        work = {name: attrs.get(name, getattr(task, name)) for name in (*WORK_FIELDS, "items")}
+        work["params"] = executors.get(work["type"]).check(work["params"])
+        check_work(work)
+        if work["items"]:
+            check_items(work["type"], work["items"], work["params"])
+        return attrs
+
+
+class TaskInList(TaskSerializer):
+    """A task without its items, which may be many."""
+
+    class Meta(TaskSerializer.Meta):
+        fields = tuple(name for name in TaskSerializer.Meta.fields if name != "items")
+
+    items = None  # type: ignore[assignment]
+
+
+class RunSerializer(serializers.ModelSerializer[Run]):
+    done = serializers.IntegerField(read_only=True, help_text="Items in an end state.")
+    task = serializers.IntegerField(source="task_id", read_only=True, allow_null=True)
+
+    class Meta:
+        model = Run
+        fields = (
+            "id",
+            "name",
+            "type",
+            "task",
+            "state",
+            "count",
+            "cut",
+            "done",
+            "saved",
+            "failed",
+            "quarantined",
+            "cancelled",
+            "rows",
+            "params",
+            "priority",
+            "timeout",
+            "max_attempts",
+            "backoff",
+            "shard_size",
+            "balancer",
+            "labels",
+            "created_at",
+            "ended_at",
+            "submitted_by",
+        )
+        read_only_fields = fields
+
+
+class Progress(serializers.Serializer[Any]):
+    """Numbers of items by what became of them, and of rows saved."""
+
+    run = serializers.IntegerField()
+    state = serializers.CharField()
+    count = serializers.IntegerField()
+    saved = serializers.IntegerField()
+    failed = serializers.IntegerField()
+    quarantined = serializers.IntegerField()
+    cancelled = serializers.IntegerField()
+    spooled = serializers.IntegerField(help_text="Reported, not saved yet.")
+    in_flight = serializers.IntegerField(help_text="With a node now.")
+    pending = serializers.IntegerField()
+    rows = serializers.IntegerField(help_text="Rows saved.")
+
+
+class Retried(serializers.Serializer[Any]):
+    retried = serializers.IntegerField(help_text="Items opened again.")
+
+
+class FailedItem(serializers.Serializer[Any]):
+    index = serializers.IntegerField(help_text="Its number in the run, from 0.")
+    item = serializers.JSONField()
+    state = serializers.ChoiceField(choices=[state.value for state in ShardState])
+    error = serializers.CharField()
+    node = serializers.CharField(allow_null=True, help_text="Where it was tried last.")
+    attempts = serializers.IntegerField()
+
+
+class FailedItems(serializers.Serializer[Any]):
+    count = serializers.IntegerField(help_text="Items in these states, on all pages.")
+    next = serializers.URLField(allow_null=True)
+    results = FailedItem(many=True)
+
+
+class NodeShare(serializers.Serializer[Any]):
+    """What one node did of a run."""
+
+    node = serializers.CharField(allow_null=True, help_text="Empty for a node that was removed.")
+    shards = serializers.IntegerField(help_text="Completed.")
+    items = serializers.IntegerField(help_text="In these shards.")
+    rows = serializers.IntegerField()
+    reasons = serializers.DictField(child=serializers.IntegerField(), help_text="Why it got them, counted.")
+
+
+class ShardSerializer(serializers.ModelSerializer[Shard]):
+    run = serializers.IntegerField(source="run_id", read_only=True)
+
+    class Meta:
+        model = Shard
+        fields = (
+            "id",
+            "run",
+            "start",
+            "stop",
+            "state",
+            "attempts",
+            "deaths",
+            "not_before",
+            "error",
+            "updated_at",
+        )
+        read_only_fields = fields
+
+
+class AllocationInList(serializers.ModelSerializer[Allocation]):
+    """An allocation without its log, which may be long."""
+
+    run = serializers.IntegerField(source="run_id", read_only=True)
+    shard = serializers.IntegerField(source="shard_id", read_only=True)
+    node = serializers.IntegerField(source="node_id", read_only=True, allow_null=True)
+    node_name = serializers.CharField(source="node.name", read_only=True, default=None, allow_null=True)
+
+    class Meta:
+        model = Allocation
+        fields: tuple[str, ...] = (
+            "id",
+            "run",
+            "shard",
+            "node",
+            "node_name",
+            "type",
+            "item",
+            "start",
+            "stop",
+            "attempt",
+            "state",
+            "delivered",
+            "deadline",
+            "reason",
+            "granted_at",
+            "started_at",
+            "finished_at",
+            "seconds",
+            "progress",
+            "rows",
+            "error",
+        )
+        read_only_fields = fields
+
+
+class AllocationSerializer(AllocationInList):
+    class Meta(AllocationInList.Meta):
+        fields = (*AllocationInList.Meta.fields, "log")
+
+
+class NodeQuota(Strict):
+    """Slots of one task type that the node is given first; with ``item``, of one item of that type."""
+
+    task_type = serializers.CharField(max_length=60)
+    item = Name(required=False, max_length=200, allow_blank=True, default="", help_text="Empty: the whole type.")
+    slots = Whole(help_text="Given first to this node, up to so many at once; at most its capacity.")
+    limit = Whole(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="Never more than this at once; 0 means never here. null: no limit.",
+    )
+
+
+class QuotaSerializer(serializers.ModelSerializer[Quota]):
+    node = serializers.IntegerField(source="node_id", read_only=True)
+    node_name = serializers.CharField(source="node.name", read_only=True)
+
+    class Meta:
+        model = Quota
+        fields = ("id", "node", "node_name", "task_type", "item", "slots", "limit")
+        read_only_fields = fields
+
+
+class NodeSerializer(serializers.ModelSerializer[Node]):
+    """A node as ``views_nodes.shown`` completes it, with ``in_use``."""
+
+    state = serializers.SerializerMethodField(help_text="inactive, offline, draining or online.")
+    in_use = serializers.IntegerField(read_only=True, help_text="Slots with live work.")
+    quotas = NodeQuota(many=True, read_only=True)
+
+    class Meta:
+        model = Node
+        fields: tuple[str, ...] = (
+            "id",
+            "name",
+            "description",
+            "role",
+            "carrier",
+            "api_url",
+            "state",
+            "capacity",
+            "in_use",
+            "weight",
+            "labels",
+            "quotas",
+            "active",
+            "draining",
+            "allow_plain_key",
+            "created_at",
+            "version",
+            "executors",
+            "last_beat_at",
+            "cpu",
+            "memory",
+            "disk",
+            "speeds",
+        )
+        read_only_fields = fields
+
+    def get_state(self, node: Node) -> str:
+        return registry.state_of(node, timezone.now())
+
+
+class NodeFields(Strict):
+    """What an operator decides about a node. ``nodes.registry`` knows the bounds."""
+
+    name = Name(max_length=100)
+    description = Name(required=False, max_length=500, allow_blank=True)
+    role = serializers.ChoiceField(choices=Node.Role.choices, required=False)
+    carrier = serializers.ChoiceField(choices=Node.Carrier.choices, required=False, help_text="How work reaches it.")
+    api_url = Name(required=False, max_length=500, allow_blank=True, help_text="Where the parent reaches it, if it does.")
+    capacity = Whole(required=False, help_text="Slots, 1 to 10,000: shards running at once. Default 4.")
+    weight = Real(required=False, help_text="For balancer 'weighted', 0.01 to 1000. Default 1.")
+    labels = _labels('Texts by name, like {"region": "eu"}.')
+    quotas = NodeQuota(many=True, required=False, max_length=1000, help_text="All of its quotas.")
+    active = serializers.BooleanField(required=False, help_text="Off: may not authenticate, gets no work.")
+    draining = serializers.BooleanField(required=False, help_text="On: finishes what it has, gets no new work.")
+    allow_plain_key = serializers.BooleanField(
+        required=False, help_text="Accept 'Authorization: AK-SK ak:sk' beside signed requests."
+    )
+
+    def validate_quotas(self, quotas: list[dict[str, Any]]) -> list[registry.QuotaSpec]:
+        return [registry.QuotaSpec(**quota) for quota in quotas]
+
+
+class KeySerializer(serializers.ModelSerializer[AccessKey]):
+    node = serializers.IntegerField(source="node_id", read_only=True)
+
+    class Meta:
+        model = AccessKey
+        fields = ("access_key", "node", "public_key", "created_at", "last_used_at", "revoked_at")
+        read_only_fields = fields
+
+
+class IssuedKeySerializer(serializers.Serializer[Any]):
+    access_key = serializers.CharField()
+    secret_key = serializers.CharField(help_text="Shown this once; the parent keeps only the public half.")
+    node = serializers.IntegerField(source="node.id")
+    node_name = serializers.CharField(source="node.name")
+
+
+class CreatedNode(NodeSerializer):
+    access_key = serializers.CharField()
+    secret_key = serializers.CharField(help_text="Shown this once; the parent keeps only the public half.")
+
+    class Meta(NodeSerializer.Meta):
+        fields = (*NodeSerializer.Meta.fields, "access_key", "secret_key")
+
+
+class ColumnSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    type = serializers.CharField()
+
+
+class Table(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    columns = ColumnSerializer(many=True)
+    key = serializers.ListField(child=serializers.CharField(), help_text="The natural key: which rows are one fact.")
+    rows = serializers.IntegerField(help_text="Newest row of each fact.")
+
+
+class DatasetSerializer(serializers.Serializer[Any]):
+    table = serializers.CharField()
+    columns = ColumnSerializer(many=True)
+    key = serializers.ListField(child=serializers.CharField())
+
+
+class ParamSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    kind = serializers.CharField()
+    required = serializers.BooleanField()
+    default = serializers.JSONField(allow_null=True)
+    help = serializers.CharField()
+    minimum = serializers.FloatField(allow_null=True)
+    maximum = serializers.FloatField(allow_null=True)
+    choices = serializers.ListField(allow_null=True)
+
+
+class ExecutorSerializer(serializers.Serializer[Any]):
+    type = serializers.CharField()
+    title = serializers.CharField()
+    params = ParamSerializer(many=True)
+    dataset = DatasetSerializer()
+
+
+class ProviderSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    freqs = serializers.ListField(child=serializers.CharField(), help_text="Lengths of a bar it offers.")
+    params = ParamSerializer(many=True)
+
+
+class Problem(serializers.Serializer[Any]):
+    """Every error's shape."""
+
+    detail = serializers.CharField(help_text="What was wrong, with which value, and what is allowed.")
+    field = serializers.CharField(required=False, help_text="Dotted path into what was sent; 'body' for all of it.")
+    errors = serializers.DictField(required=False, help_text="Every wrong field of the body with its messages.")

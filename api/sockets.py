@@ -1,0 +1,120 @@
+"""The agent's verbs over WebSocket. Rows never travel here: Daphne drops a message over 1 MiB without a word.
+
+Push is a shortcut: the channel layer only says that there is something, and what there is comes from the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.urls import path
+
+from api import authentication
+from api.agent import VERBS, in_thread, perform
+from dispatch import events, lifecycle
+from dispatch.lifecycle.grants import package
+from nodes.protocol import CascadeError, FieldError, Unauthenticated
+from nodes.registry import Caller
+
+logger = logging.getLogger(__name__)
+
+SEEN_LIMIT = 20_000
+UNAUTHENTICATED, REPLACED = 4401, 4409
+
+
+class AgentSocket(AsyncWebsocketConsumer):
+    """One child. Frames up are {"type": verb, "id", "body"}; down are replies, offers, cancels."""
+
+    caller: Caller | None = None
+
+    async def connect(self) -> None:
+        try:
+            method, url, headers = authentication.scope_parts(self.scope)
+            client = authentication.client_address(self.scope)
+            self.caller = await in_thread(lambda: authentication.authenticate(method, url, headers, _EMPTY, client=client))
+        except CascadeError as error:
+            logger.warning("a child's socket is refused: %s", error)
+            # Before the upgrade there is no frame to say why; the agent's next REST call learns it.
+            await self.close()
+            return
+        events.bind(asyncio.get_running_loop())
+        self._seen: set[int] = set()
+        self._work = asyncio.Event()
+        self._group = events.group(self.caller.node_id)
+        await self.channel_layer.group_add(self._group, self.channel_name)
+        await self.accept()
+        self._offering = asyncio.create_task(self._offer())
+        self._work.set()
+
+    async def disconnect(self, code: int) -> None:
+        if self.caller is None:
+            return
+        self._offering.cancel()
+        await self.channel_layer.group_discard(self._group, self.channel_name)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        number: Any = None
+        try:
+            frame = json.loads(text_data or "")
+            if not isinstance(frame, dict) or frame.get("type") not in VERBS or frame["type"] == "claim":
+                raise FieldError("type", "a frame is an object whose type is one of: accept, beat, release, report")
+            number = frame.get("id")
+            assert self.caller is not None
+            body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
+            await self._say({"type": "reply", "re": number, "status": 200, "body": body})
+        except (ValueError, RecursionError):
+            await self._say({"type": "reply", "re": number, "status": 400, "body": {"field": "frame", "detail": "is not JSON"}})
+        except CascadeError as error:
+            await self._say({"type": "reply", "re": number, "status": error.status, "body": error.as_dict()})
+            if isinstance(error, Unauthenticated):
+                await self.close(UNAUTHENTICATED)
+        except Exception:
+            logger.exception("a child's message failed")
+            await self._say({"type": "reply", "re": number, "status": 500, "body": {"detail": "the parent failed; its log says how"}})
+
+    async def _offer(self) -> None:
+        """Brings what was granted to this node, each allocation once on this socket."""
+        assert self.caller is not None
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                offer, ids = await in_thread(self._next_offer)
+            except Exception:
+                logger.exception("an offer could not be made; the next wake-up tries again")
+                continue
+            if ids:
+                self._seen.update(ids)
+                if len(self._seen) > SEEN_LIMIT:
+                    # Ids grow: the older half is long delivered or taken back.
+                    self._seen = set(sorted(self._seen)[SEEN_LIMIT // 2 :])
+                await self._say({"type": "offer", **offer})
+
+    def _next_offer(self) -> tuple[dict[str, Any], list[int]]:
+        assert self.caller is not None
+        found = lifecycle.offered(self.caller.node_id, self._seen)
+        return package(found), [each.pk for each in found]
+
+    async def node_work(self, message: dict[str, Any]) -> None:
+        """Something was granted to this node."""
+        self._work.set()
+
+    async def node_cancel(self, message: dict[str, Any]) -> None:
+        await self._say({"type": "cancel", "ids": message["ids"]})
+
+    async def node_close(self, message: dict[str, Any]) -> None:
+        """The node's key was revoked."""
+        await self.close(UNAUTHENTICATED)
+
+    async def _say(self, frame: dict[str, Any]) -> None:
+        await self.send(text_data=json.dumps(frame, separators=(",", ":")))
+
+
+_EMPTY = bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+"""SHA-256 of an empty body, which an upgrade has."""
+
+websocket_urlpatterns = [path("ws/agent", AgentSocket.as_asgi())]

@@ -1,0 +1,251 @@
+"""The ground of the native API's views: permissions apart (settings), how lists are filtered, ordered and cut in pages.
+
+Also here: signing in, and what kinds of work there are. Runs, nodes and tables have files of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from django import forms
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ObjectDoesNotExist
+from django.db.models import QuerySet
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import extend_schema
+from rest_framework import viewsets
+from rest_framework.filters import OrderingFilter
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.pagination import LimitOffsetPagination
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.throttling import SimpleRateThrottle
+from rest_framework.views import APIView
+from rest_framework_simplejwt.exceptions import InvalidToken
+from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
+
+from api.parsers import StrictJSON
+from api.serializers import ExecutorSerializer, ProviderSerializer, unknown
+from nodes import executors, providers
+from nodes.executors.base import REQUIRED, Param
+from nodes.protocol import FieldError
+
+LARGEST_ID = 2**63 - 1
+LARGEST_OFFSET = 2**53
+"""What a database takes, with room to add a page."""
+
+
+def number(request: Request, name: str, default: int, least: int, most: int = LARGEST_OFFSET) -> int:
+    """The query's ``name`` as a whole number. Raises FieldError."""
+    given = request.query_params.get(name)
+    if given is None:
+        return default
+    # isascii: int() also reads digits of other scripts, which no client of ours means.
+    if not (given.isascii() and given.removeprefix("-").isdigit() and len(given) < 20 and least <= int(given) <= most):
+        raise FieldError(name, f"{given[:100]!r} is not a whole number from {least} to {most}")
+    return int(given)
+
+
+def flag(request: Request, name: str) -> bool:
+    """The query's ``name`` as true or false; false when it is not there. Raises FieldError."""
+    given = request.query_params.get(name, "false").lower()
+    if given not in ("true", "false", "1", "0"):
+        raise FieldError(name, f"{given[:100]!r} is neither true nor false")
+    return given in ("true", "1")
+
+
+def only_known(request: Request, known: Sequence[str]) -> None:
+    """A misspelt filter would quietly select everything. Raises FieldError."""
+    for name in request.query_params:
+        if name not in known:
+            raise FieldError(name[:100], unknown(name, known))
+
+
+class Page(LimitOffsetPagination):
+    default_limit = 100
+    max_limit = 1000
+
+    def get_limit(self, request: Request) -> int:
+        return min(number(request, "limit", self.default_limit, 1), self.max_limit)
+
+    def get_offset(self, request: Request) -> int:
+        return number(request, "offset", 0, 0)
+
+
+class Filters(filters.DjangoFilterBackend):
+    def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: Any) -> QuerySet[Any]:
+        filterset = self.get_filterset_class(view, queryset)
+        only_known(request, [*(filterset.base_filters if filterset else ()), "ordering", "limit", "offset"])
+        return super().filter_queryset(request, queryset, view)
+
+
+class Ordering(OrderingFilter):
+    ordering_description = "A field, or several with commas; - before one turns it round."
+
+    def remove_invalid_fields(
+        self, queryset: QuerySet[Any], fields: Sequence[str], view: Any, request: Request
+    ) -> list[str]:
+        """Invalid ones are refused rather than removed. Equals are in the order of their ids, so that pages meet."""
+        for name in fields:
+            if name.removeprefix("-") not in view.ordering_fields:
+                allowed = ", ".join(view.ordering_fields)
+                raise FieldError("ordering", f"{name[:100]!r} is not one of: {allowed} (each with or without -)")
+        return [*fields, "-id"]
+
+
+class Json(BaseContentNegotiation):
+    """Always what the view makes, whatever the Accept header: ``?format=`` is left to views that export rows."""
+
+    def select_parser(self, request: Request, parsers: Sequence[BaseParser]) -> BaseParser | None:
+        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        return parsers[0] if media_type in ("", "application/json") or media_type.endswith("+json") else None
+
+    def select_renderer(
+        self, request: Request, renderers: Sequence[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        return renderers[0], renderers[0].media_type
+
+
+class Native(APIView):
+    """Every view of the native API."""
+
+    parser_classes = (StrictJSON,)
+    content_negotiation_class = Json
+
+
+class NativeSet(Native, viewsets.GenericViewSet[Any]):
+    """A kind of thing at /api/v1/<kind>, listed with filters. ``ordering_fields`` names what lists can be ordered by."""
+
+    pagination_class = Page
+    filter_backends = (Filters, Ordering)
+    lookup_value_regex = "[0-9]{1,18}"
+    ordering_fields: Sequence[str] = ("id",)
+    filterset_class: type[filters.FilterSet] | None = None
+
+    def checked(self, request: Request, **options: Any) -> Any:
+        """The body's validated content, by the action's serializer."""
+        serializer = self.get_serializer(data=request.data, **options)
+        serializer.is_valid(raise_exception=True)
+        return serializer.validated_data
+
+
+class WholeFilter(filters.NumberFilter):
+    """django-filter's own reads decimals, which a key is not."""
+
+    field_class = forms.IntegerField
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, min_value=0, max_value=LARGEST_ID, **kwargs)
+
+    def get_max_validator(self) -> None:
+        return None
+
+
+def state_filter(states: type[Any]) -> filters.MultipleChoiceFilter:
+    return filters.MultipleChoiceFilter(
+        choices=[(state.value, state.value) for state in states], help_text="Repeat it for several."
+    )
+
+
+class Guesses(SimpleRateThrottle):
+    """Failed sign-ins per minute. Each counts when it begins, or a burst would pass at once; a success takes it back."""
+
+    def succeeded(self) -> None:
+        history = self.cache.get(self.key, [])
+        if self.now in history:
+            history.remove(self.now)
+            self.cache.set(self.key, history, self.duration)
+
+
+class GuessesByAddress(Guesses):
+    rate = "30/min"
+
+    def get_cache_key(self, request: Request, view: APIView) -> str:
+        return f"guesses:address:{self.get_ident(request)}"
+
+
+class GuessesByName(Guesses):
+    """An attacker with many addresses still has one name to try."""
+
+    rate = "10/min"
+
+    def get_cache_key(self, request: Request, view: APIView) -> str:
+        name = request.data.get(get_user_model().USERNAME_FIELD) if isinstance(request.data, dict) else ""
+        return f"guesses:name:{hashlib.sha256(str(name).lower().encode()).hexdigest()}"
+
+
+class SignIn(Native, TokenObtainPairView):
+    """A token pair for a user's name and password. The access token goes into ``Authorization: Bearer …``."""
+
+    throttle_classes = (GuessesByAddress, GuessesByName)
+
+    def get_throttles(self) -> list[Guesses]:
+        self.guesses = [throttle() for throttle in self.throttle_classes]
+        return self.guesses
+
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        response = super().post(request, *args, **kwargs)
+        for guess in self.guesses:
+            guess.succeeded()
+        return response
+
+
+class Refresh(Native, TokenRefreshView):
+    """A new access token for a refresh token."""
+
+    throttle_classes = (GuessesByAddress,)
+
+    def get_throttles(self) -> list[Guesses]:
+        self.guesses = [throttle() for throttle in self.throttle_classes]
+        return self.guesses
+
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        try:
+            response = super().post(request, *args, **kwargs)
+        except ObjectDoesNotExist:
+            raise InvalidToken({"detail": "the user of this token is gone"}) from None
+        for guess in self.guesses:
+            guess.succeeded()
+        return response
+
+
+def declared(params: Sequence[Param]) -> list[dict[str, Any]]:
+    """Parameters as people and programs may read them."""
+    return [
+        asdict(param)
+        | {"required": param.default is REQUIRED, "default": None if param.default is REQUIRED else param.default}
+        for param in params
+    ]
+
+
+class Executors(Native):
+    @extend_schema(responses=ExecutorSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """The task types: their parameters, and the table their rows go to."""
+        known = [executors.get(name) for name in executors.names()]
+        return Response(
+            [
+                {
+                    "type": each.type,
+                    "title": each.title,
+                    "params": declared(each.params),
+                    "dataset": asdict(each.dataset),
+                }
+                for each in known
+            ]
+        )
+
+
+class Providers(Native):
+    @extend_schema(responses=ProviderSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """The sources of market data: what they offer, and their parameters beside those of ``data_import``."""
+        known = [providers.get(name) for name in sorted(providers.PROVIDERS)]
+        return Response(
+            [{"name": each.name, "freqs": list(each.freqs), "params": declared(each.params)} for each in known]
+        )

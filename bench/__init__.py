@@ -1,0 +1,1 @@
+"""Measurements beside peers, in the same run on the same machine: ``python -m bench``. Ratios count, not seconds."""

@@ -1,0 +1,27 @@
+"""The ASGI application: pages and API by Django, sockets by Channels."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cascade.settings")
+http = get_asgi_application()
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402  (needs the apps to be loaded)
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+
+from django.urls import path  # noqa: E402
+
+from api import live, sockets  # noqa: E402
+
+browser = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(live.websocket_urlpatterns)))
+application = ProtocolTypeRouter(
+    {
+        "http": http,
+        # An agent is no browser: it has no cookie that another site could use, and every upgrade is authenticated.
+        "websocket": URLRouter([*sockets.websocket_urlpatterns, path("", browser)]),
+    }
+)

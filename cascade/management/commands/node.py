@@ -1,0 +1,217 @@
+"""``manage.py node``: the nodes of this parent and their keys, at a terminal. ``nodes.registry`` does the work."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from nodes import registry
+from nodes.models import Node
+from nodes.protocol import CascadeError, FieldError
+from nodes.registry import IssuedKey
+
+URL = "http://127.0.0.1:8000"
+
+
+class Command(BaseCommand):
+    help = "Add, list, drain, resume, remove nodes; rotate and revoke their keys."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+        add = verbs.add_parser("add", help="A new node with its first key, and the command that starts it.")
+        add.add_argument("name")
+        add.add_argument("--capacity", type=int, default=4, help="Slots: shards running at once (default 4).")
+        add.add_argument(
+            "--quota",
+            action="append",
+            default=[],
+            metavar="TYPE[ITEM]=SLOTS/LIMIT",
+            help="Slots of a task type it is given first: data_import=4, 'data_import[AAPL]=2', echo=2/3. Repeatable.",
+        )
+        add.add_argument("--label", action="append", default=[], metavar="NAME=TEXT", help="Repeatable: region=eu.")
+        add.add_argument("--description", default="")
+        add.add_argument("--role", choices=["child", "relay"], default="child")
+        add.add_argument("--weight", type=float, default=1.0, help="For balancer 'weighted' (default 1).")
+        _add_url(add)
+        _add_json(add)
+
+        listing = verbs.add_parser("list", help="All nodes, with state, slots, quotas and keys.")
+        _add_json(listing)
+
+        for verb, text in (
+            ("drain", "It finishes what it has and gets no new work."),
+            ("resume", "It gets work again."),
+        ):
+            verbs.add_parser(verb, help=text).add_argument("name")
+
+        rotate = verbs.add_parser("rotate", help="A new key; the newest before it stays valid until revoked.")
+        rotate.add_argument("name")
+        _add_url(rotate)
+        _add_json(rotate)
+
+        revoke = verbs.add_parser("revoke", help="Makes its keys invalid, at once.")
+        revoke.add_argument("name")
+        revoke.add_argument("--key", default="", metavar="CN…", help="Only this one.")
+
+        remove = verbs.add_parser("remove", help="Forgets the node, its keys and its history.")
+        remove.add_argument("name")
+        remove.add_argument("--force", action="store_true", help="Even while it holds live work.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            getattr(self, f"_{options['verb']}")(options)
+        except FieldError as error:
+            collection, _, rest = error.field.partition(".")
+            # quotas.1.slots is the second --quota; its text says more than its number.
+            where = f"--quota {options['quota'][int(rest.split('.')[0])]}" if collection == "quotas" else error.field
+            raise CommandError(f"{where}: {error.message}") from None
+        except CascadeError as error:
+            raise CommandError(str(error)) from None
+
+    def _add(self, options: dict[str, Any]) -> None:
+        node, key = registry.add_node(
+            options["name"],
+            capacity=options["capacity"],
+            quotas=[registry.parse_quota(text) for text in options["quota"]],
+            description=options["description"],
+            role=options["role"],
+            labels=dict(_label(text) for text in options["label"]),
+            weight=options["weight"],
+        )
+        quotas = ", ".join(str(quota) for quota in node.quotas.all()) or "none"
+        self._show_key(f"Added node {node.name}: capacity {node.capacity}, quotas: {quotas}.", key, options)
+
+    def _list(self, options: dict[str, Any]) -> None:
+        now = timezone.now()
+        nodes = list(Node.objects.prefetch_related("quotas", "keys"))
+        in_use = registry.in_use(nodes)
+        if options["json"]:
+            self.stdout.write(json.dumps([_as_dict(node, in_use[node.pk]) for node in nodes], indent=2))
+            return
+        if not nodes:
+            self.stdout.write("No nodes yet. Add one: python manage.py node add NAME --capacity 8")
+            return
+        rows = [("NAME", "STATE", "CARRIER", "IN USE", "QUOTAS", "VERSION", "LAST BEAT", "KEYS")]
+        for node in nodes:
+            quotas = ", ".join(str(quota) for quota in node.quotas.all())
+            live = [key.access_key for key in node.keys.all() if key.revoked_at is None]
+            rows.append(
+                (
+                    node.name,
+                    registry.state_of(node, now),
+                    node.carrier,
+                    f"{in_use[node.pk]} of {node.capacity}",
+                    quotas or "-",
+                    node.version or "-",
+                    registry.ago(node.last_beat_at, now),
+                    ", ".join(live) or "none",
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    def _drain(self, options: dict[str, Any]) -> None:
+        node = registry.drain(registry.find_node(options["name"]).pk)
+        held = registry.in_use([node])[node.pk]
+        self.stdout.write(f"{node.name} is draining: it holds {held} live allocations and gets no new ones.")
+
+    def _resume(self, options: dict[str, Any]) -> None:
+        node = registry.resume(registry.find_node(options["name"]).pk)
+        self.stdout.write(f"{node.name} gets work again.")
+
+    def _rotate(self, options: dict[str, Any]) -> None:
+        node = registry.find_node(options["name"])
+        key = registry.rotate_key(node.pk)
+        valid = node.keys.filter(revoked_at=None).exclude(access_key=key.access_key).first()
+        old = f" {valid} stays valid until: python manage.py node revoke {shlex.quote(node.name)} --key {valid}"
+        self._show_key(f"New key for {node.name}.{old if valid else ''}", key, options)
+
+    def _revoke(self, options: dict[str, Any]) -> None:
+        node = registry.find_node(options["name"])
+        if not options["key"]:
+            count = registry.revoke_keys(node.pk)
+            self.stdout.write(f"Revoked {count} {'key' if count == 1 else 'keys'} of {node.name}.")
+            return
+        if not node.keys.filter(access_key=options["key"]).exists():
+            raise CommandError(f"{node.name} has no key {options['key']}; see: python manage.py node list")
+        registry.revoke_key(options["key"])
+        self.stdout.write(f"Revoked {options['key']} of {node.name}.")
+
+    def _remove(self, options: dict[str, Any]) -> None:
+        node = registry.find_node(options["name"])
+        registry.remove_node(node.pk, force=options["force"])
+        self.stdout.write(f"Removed {node.name}.")
+
+    def _show_key(self, headline: str, key: IssuedKey, options: dict[str, Any]) -> None:
+        environment = f"CASCADE_ACCESS_KEY={key.access_key} CASCADE_SECRET_KEY={key.secret_key}"
+        parent = shlex.quote(options["url"])
+        served = f"{environment} python manage.py runserver 8001 --role child --parent {parent}"
+        bare = f"{environment} python -m nodes.agent --parent {parent}"
+        if options["json"]:
+            made = {
+                "id": key.node.pk,
+                "name": key.node.name,
+                "access_key": key.access_key,
+                "secret_key": key.secret_key,
+                "command": served,
+                "agent_command": bare,
+            }
+            self.stdout.write(json.dumps(made, indent=2))
+            return
+        self.stdout.write(f"""{headline}
+
+  access key  {key.access_key}
+  secret key  {key.secret_key}
+  The secret is shown this once; only its public half is kept here.
+
+Start it with:
+
+  {served}
+
+or, without Django:
+
+  {bare}
+""")
+
+
+def _add_url(parser: ArgumentParser) -> None:
+    parser.add_argument("--url", default=URL, help=f"This parent's address as the child reaches it (default {URL}).")
+
+
+def _add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="For programs.")
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise FieldError("label", f"{text!r} is not like region=eu")
+    return name, value
+
+
+def _as_dict(node: Node, in_use: int) -> dict[str, Any]:
+    return {
+        "id": node.pk,
+        "name": node.name,
+        "state": registry.state_of(node, timezone.now()),
+        "role": node.role,
+        "carrier": node.carrier,
+        "capacity": node.capacity,
+        "in_use": in_use,
+        "quotas": [
+            {"task_type": quota.task_type, "item": quota.item, "slots": quota.slots, "limit": quota.limit}
+            for quota in node.quotas.all()
+        ],
+        "labels": node.labels,
+        "version": node.version,
+        "executors": node.executors,
+        "last_beat_at": node.last_beat_at.isoformat() if node.last_beat_at else None,
+        "keys": [key.access_key for key in node.keys.all() if key.revoked_at is None],
+    }

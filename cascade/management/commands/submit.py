@@ -1,0 +1,142 @@
+"""``manage.py submit``: a run from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from django.core.management import BaseCommand, CommandError
+
+from dispatch import lifecycle
+from dispatch.models import Run
+from dispatch.states import RUN_ENDED, RunState
+from nodes import executors, providers
+from nodes.executors.base import Item
+from nodes.protocol import CascadeError, FieldError
+
+EVERY_SECONDS = 0.2
+
+
+class Command(BaseCommand):
+    help = "Submits a run; a running parent (manage.py runserver) allocates it."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("type", help=f"task type: {', '.join(executors.names())}")
+        parser.add_argument("--item", action="append", default=[], metavar="ITEM", help="a text or a JSON object; repeatable")
+        parser.add_argument("--items-file", metavar="FILE", help="a text or a JSON object a line")
+        parser.add_argument("--all", action="store_true", help="every symbol the source can list (data_import)")
+        parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="repeatable; objects and lists as JSON")
+        parser.add_argument("--split", default="", help="cut items finer, like 'year' (data_import)")
+        parser.add_argument("--name", default="", help="what people call this run")
+        parser.add_argument("--priority", type=int, default=5, help="1 to 10; higher goes first")
+        parser.add_argument("--timeout", type=float, default=300.0, help="seconds one shard may run")
+        parser.add_argument("--max-attempts", type=int, default=3)
+        parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the second attempt; doubles")
+        parser.add_argument("--shard-size", type=int, default=0, help="items per shard; 0: sized for each node")
+        parser.add_argument("--balancer", default="most_free")
+        parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="only nodes with this label")
+        parser.add_argument("--wait", action="store_true", help="wait for the end; the exit status is 0 only for 'completed'")
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        params = _pairs(options["param"], "--param")
+        try:
+            run = lifecycle.submit(
+                type=options["type"],
+                items=self._items(options, params),
+                params=params,
+                split=options["split"],
+                name=options["name"],
+                priority=options["priority"],
+                timeout=options["timeout"],
+                max_attempts=options["max_attempts"],
+                backoff=options["backoff"],
+                shard_size=options["shard_size"],
+                balancer=options["balancer"],
+                labels=_pairs(options["label"], "--label"),
+                submitted_by="command line",
+            )
+        except CascadeError as error:
+            raise CommandError(str(error), returncode=2) from None
+        if not options["json"]:
+            self.stdout.write(f"run {run.pk}: {run.count} items of {run.type}")
+        if options["wait"]:
+            run = self._wait(run, quiet=options["json"])
+        if options["json"]:
+            self.stdout.write(json.dumps(lifecycle.progress(run)))
+        elif options["wait"]:
+            self._tell(run)
+        if options["wait"] and run.state != RunState.COMPLETED:
+            raise CommandError(f"run {run.pk} ended {run.state}", returncode=1)
+
+    def _items(self, options: dict[str, Any], params: dict[str, Any]) -> list[Item]:
+        items = [_item(text) for text in options["item"]]
+        if options["items_file"]:
+            try:
+                lines = Path(options["items_file"]).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise CommandError(f"--items-file: {error}", returncode=2) from None
+            items += [_item(line.strip()) for line in lines if line.strip()]
+        if options["all"]:
+            if options["type"] != "data_import":
+                raise FieldError("--all", f"{options['type']} has no source that lists its items")
+            source = providers.get(str(params.get("source", "")))
+            items += source(params).symbols()
+            if not items:
+                raise FieldError("--all", f"source {params['source']!r} cannot list its symbols")
+        return items
+
+    def _wait(self, run: Run, *, quiet: bool) -> Run:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True, quiet=quiet)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+            shown = bar.add_task(f"run {run.pk}", total=run.count)
+            while run.state not in RUN_ENDED:
+                time.sleep(EVERY_SECONDS)
+                run.refresh_from_db(fields=["state", "saved", "failed", "quarantined", "cancelled", "rows"])
+                bar.update(shown, completed=run.done)
+        return run
+
+    def _tell(self, run: Run) -> None:
+        self.stdout.write(
+            f"run {run.pk} {run.state}: {run.saved} of {run.count} items saved, {run.rows} rows"
+            + (f", {run.failed} failed" if run.failed else "")
+            + (f", {run.quarantined} quarantined" if run.quarantined else "")
+            + (f", {run.cancelled} cancelled" if run.cancelled else "")
+        )
+        lost = run.shards.filter(state__in=("failed", "quarantined"))
+        for shard in lost[:10]:
+            self.stdout.write(f"  {shard.error}")
+        if (more := lost.count() - 10) > 0:
+            self.stdout.write(f"  … and {more} more: GET /api/v1/runs/{run.pk}/items?state=failed")
+
+
+def _item(text: str) -> Item:
+    if not text.startswith("{"):
+        return text
+    try:
+        item: Item = json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"--item {text!r}: {error}", returncode=2) from None
+    return item
+
+
+def _pairs(texts: list[str], option: str) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise CommandError(f"{option} {text!r} is not NAME=VALUE", returncode=2)
+        pairs[name] = value
+        if value[:1] in ("{", "["):
+            try:
+                pairs[name] = json.loads(value)
+            except ValueError as error:
+                raise CommandError(f"{option} {text!r}: {error}", returncode=2) from None
+    return pairs

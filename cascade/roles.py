@@ -1,0 +1,38 @@
+"""What runs in this process beside the server: by role, which loops. Joins the floors; decides nothing else."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from typing import Protocol
+
+from django.conf import settings
+
+from cascade import __version__
+
+logger = logging.getLogger(__name__)
+
+
+class Loop(Protocol):
+    """Something with a thread of its own."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def loops(options: Namespace) -> list[Loop]:
+    """The loops of this process' role, in the order in which they start; they stop in the reverse order.
+
+    Raises FieldError for an agent's configuration that cannot work.
+    """
+    if settings.CASCADE.role == "child":
+        from nodes.agent.config import load
+        from nodes.agent.hosted import HostedAgent
+
+        return [HostedAgent(load(options), __version__)]
+    from dispatch.dispatcher import Dispatcher
+    from dispatch.results.saver import Saver
+
+    # The saver first: what a crash left in the spool is saved before new results come.
+    return [Saver(), Dispatcher()]

@@ -1,0 +1,22 @@
+"""Addresses: pages, API, admin. A child serves its own few."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.contrib import admin
+from django.urls import URLPattern, URLResolver, include, path
+
+from api import pages
+from api.dialects import node
+
+handler400 = "api.errors.handler400"
+handler403 = "api.errors.handler403"
+handler404 = "api.errors.handler404"
+handler500 = "api.errors.handler500"
+
+parent: list[URLPattern | URLResolver] = [
+    path("api/", include("api.urls")),
+    path("admin/", admin.site.urls),
+    *pages.urlpatterns,
+]
+urlpatterns = node.urlpatterns if settings.CASCADE.role == "child" else parent

@@ -1,0 +1,63 @@
+"""The loop that keeps work moving: expire, allocate, wake the nodes that got work, prune."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from django.db import close_old_connections, connection
+from django.utils import timezone
+
+from dispatch import events, lifecycle, queue
+from nodes import registry
+
+logger = logging.getLogger(__name__)
+
+PASS_SECONDS = 1.0
+"""A pass begins at the latest so long after the last one, whatever was heard meanwhile: other processes write too."""
+GATHER_SECONDS = 0.001
+"""After a wake-up, what arrives within so long is served by the same pass."""
+PRUNE_SECONDS = 600.0
+
+
+class Dispatcher:
+    """Runs in a thread of the parent's process."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="dispatcher", daemon=True)
+        self._pruned = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the loop after the pass at hand."""
+        self._stopping.set()
+        events.dispatcher.set()
+        self._thread.join(timeout=10)
+
+    def run(self) -> None:
+        logger.info("dispatcher started")
+        while not self._stopping.is_set():
+            if events.dispatcher.wait(PASS_SECONDS):
+                time.sleep(GATHER_SECONDS)
+            events.dispatcher.clear()
+            try:
+                self.once()
+            except Exception:
+                # The next pass starts from the database again; a broken connection is replaced.
+                logger.exception("a pass of the dispatcher failed")
+                close_old_connections()
+                self._stopping.wait(PASS_SECONDS)
+        connection.close()
+
+    def once(self) -> None:
+        """One pass."""
+        lifecycle.expire(timezone.now())
+        if granted := queue.allocate_now():
+            events.tell(granted, {"type": "node.work"})
+        if time.monotonic() - self._pruned > PRUNE_SECONDS:
+            self._pruned = time.monotonic()
+            registry.prune(timezone.now())

@@ -1,0 +1,79 @@
+"""Who is woken when something has changed. Called after commit only; a lost wake-up costs latency, never work.
+
+``changed()`` tells this process: the dispatcher's next pass, the saver, the live page. ``tell()`` reaches whoever waits
+for one node, over the channel layer: a socket, or a claim that long-polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+
+logger = logging.getLogger(__name__)
+
+dispatcher = threading.Event()
+"""Set when there may be something to allocate."""
+saver = threading.Event()
+"""Set when there may be something to save."""
+
+_count = itertools.count(1)
+_version = 0
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def version() -> int:
+    """Grows with every committed change in this process."""
+    return _version
+
+
+def changed() -> None:
+    """Something was committed that may be worth a pass of the dispatcher and a look by the pages."""
+    global _version
+    _version = next(_count)
+    dispatcher.set()
+
+
+def reported() -> None:
+    """Rows wait in the spool."""
+    saver.set()
+
+
+def group(node_id: int) -> str:
+    """The channel-layer group of everything that waits for this node."""
+    return f"node.{node_id}"
+
+
+def bind(loop: asyncio.AbstractEventLoop) -> None:
+    """The loop that serves sockets in this process; in-memory channels live on it."""
+    global _loop
+    _loop = loop
+
+
+def tell(node_ids: Iterable[int], message: dict[str, Any]) -> None:
+    """Send ``message`` (its ``type`` names the consumer's method) to whoever waits for these nodes."""
+    ids = list(node_ids)
+    if not ids:
+        return
+    if _loop is not None and _loop.is_running():
+        _loop.call_soon_threadsafe(lambda: asyncio.ensure_future(_send(ids, message)))
+    else:
+        async_to_sync(_send)(ids, message)
+
+
+async def _send(node_ids: list[int], message: dict[str, Any]) -> None:
+    layer = get_channel_layer()
+    if layer is None:
+        return
+    for node_id in node_ids:
+        try:
+            await layer.group_send(group(node_id), message)
+        except Exception:
+            # Polling and beats bring the same news a little later.
+            logger.warning("could not wake node %s", node_id, exc_info=True)

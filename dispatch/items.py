@@ -1,0 +1,65 @@
+"""A run's items as one compressed blob, readable in slices.
+
+Layout: 4 bytes length of the index, the index (JSON list of the sizes of the chunks), then the chunks: zlib of a
+JSON list of CHUNK items each. So a million items are one insert, and a shard's items cost one chunk to read.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+from nodes.executors.base import Item
+
+CHUNK = 1000
+
+
+def freeze(items: Sequence[Item]) -> bytes:
+    """The blob of ``items``, in order."""
+    chunks = [
+        zlib.compress(json.dumps(items[at : at + CHUNK], separators=(",", ":")).encode(), 1)
+        for at in range(0, len(items), CHUNK)
+    ]
+    index = json.dumps([len(chunk) for chunk in chunks]).encode()
+    return b"".join([struct.pack("<I", len(index)), index, *chunks])
+
+
+class Frozen:
+    """Reads a blob."""
+
+    def __init__(self, blob: bytes) -> None:
+        (length,) = struct.unpack_from("<I", blob)
+        self._blob = blob
+        self._offsets = [4 + length]
+        for size in json.loads(blob[4 : 4 + length]):
+            self._offsets.append(self._offsets[-1] + size)
+        # A shard's neighbours are asked for next, so the chunk last read is mostly the one wanted.
+        self._chunk = lru_cache(maxsize=4)(self._read)
+
+    def _read(self, number: int) -> list[Item]:
+        chunk: list[Item] = json.loads(zlib.decompress(self._blob[self._offsets[number] : self._offsets[number + 1]]))
+        return chunk
+
+    def slice(self, start: int, stop: int) -> list[Item]:
+        """Items [start, stop)."""
+        items: list[Item] = []
+        for number in range(start // CHUNK, (stop - 1) // CHUNK + 1):
+            base = number * CHUNK
+            items += self._chunk(number)[max(0, start - base) : stop - base]
+        return items
+
+    def all(self) -> list[Item]:
+        return self.slice(0, (len(self._offsets) - 1) * CHUNK)
+
+
+def item_key(item: Item) -> str:
+    """What quotas and messages call an item: its text, or its ``key`` or ``symbol``, or its first value."""
+    if isinstance(item, dict):
+        for name in ("key", "symbol"):
+            if name in item:
+                return str(item[name])
+        return str(next(iter(item.values()), ""))
+    return str(item)

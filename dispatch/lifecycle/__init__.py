@@ -1,0 +1,29 @@
+"""The one door to the state of runs, shards and allocations. Every way in ends in one of these verbs.
+
+A verb reads what it needs, changes it by compare-and-set in one transaction, and wakes whoever waits after commit.
+What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispatch.attempts``, ``dispatch.ranges``.
+"""
+
+from dispatch.lifecycle.beats import beat
+from dispatch.lifecycle.ends import cancel, progress, retry
+from dispatch.lifecycle.grants import accept, claim, expire, grant, offered, release
+from dispatch.lifecycle.reports import report
+from dispatch.lifecycle.saving import damaged, saved
+from dispatch.lifecycle.submit import submit
+
+__all__ = [
+    "accept",
+    "beat",
+    "cancel",
+    "claim",
+    "damaged",
+    "expire",
+    "grant",
+    "offered",
+    "progress",
+    "release",
+    "report",
+    "retry",
+    "saved",
+    "submit",
+]

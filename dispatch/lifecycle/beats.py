@@ -1,0 +1,57 @@
+"""Beat: one message renews a node's leases, says what runs, and brings back what to drop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from dispatch import events
+from dispatch.lifecycle.grants import not_live, release_unheld, renew, start
+from dispatch.models import Allocation
+from dispatch.states import LIVE
+from nodes import registry
+from nodes.messages import Beat
+from nodes.registry import Caller
+from nodes.transactions import write
+
+
+def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
+    """Renews the leases of what the node holds; see ``nodes.protocol`` for the reply. Only the parent's clock counts."""
+    now = timezone.now()
+    with write():
+        node = registry.check_live(caller)
+        registry.record_beat(
+            node.pk,
+            at=now,
+            boot=sent.boot,
+            cpu=sent.cpu,
+            memory=sent.memory,
+            disk=sent.disk,
+            held=len(sent.held),
+            running=len(sent.running),
+            version=sent.version,
+            executors=list(sent.executors) if sent.executors is not None else None,
+            carrier=sent.carrier,
+            leaving=sent.leaving,
+        )
+        if sent.hello:
+            release_unheld(node.pk, sent.held)
+        renew(node.pk, sent.held, now)
+        start(node.pk, node.capacity, sent.running, now)
+        for pk, done in sent.progress.items():
+            Allocation.objects.filter(pk=pk, node_id=node.pk, state__in=LIVE).update(progress=done)
+        cancel = not_live(node.pk, sent.held)
+    events.changed()
+    settled = settings.CASCADE
+    return {
+        "node": node.name,
+        "cancel": cancel,
+        "drain": node.draining,
+        "capacity": node.capacity,
+        "beat_seconds": settled.beat_seconds,
+        "lease_seconds": settled.lease_seconds,
+        "long_poll_seconds": settled.long_poll_seconds,
+        "time": now.timestamp(),
+    }

@@ -1,0 +1,221 @@
+"""Grant, deliver, take back: an allocation's life until its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+
+from django.utils import timezone
+
+from dispatch import events
+from dispatch.allocator import Plan
+from dispatch.attempts import Failure
+from dispatch.items import Frozen
+from dispatch.lifecycle.ends import unsuccessful
+from dispatch.models import Allocation, Run, Shard
+from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, ShardState, before
+from nodes import registry
+from nodes.messages import Claim
+from nodes.registry import Caller
+from nodes.transactions import write
+
+UNDELIVERED_LIMIT = 1000
+"""Allocations in one offer or claim at most; the next one brings the rest."""
+
+
+def grant(plan: Plan, now: datetime) -> list[Allocation]:
+    """Writes ``plan`` down. Call it in the transaction that read what the plan was made from."""
+    settled = settings.CASCADE
+    cuts: dict[int, int] = {}
+    fresh: list[tuple[int, Shard]] = []
+    for number, made in enumerate(plan.grants):
+        piece = made.piece
+        if piece.shard is None:
+            shard = Shard(run_id=made.run, start=piece.start, stop=piece.stop, state=ShardState.ALLOCATED, updated_at=now)
+            fresh.append((number, shard))
+            cuts[made.run] = max(cuts.get(made.run, 0), piece.stop)
+    aside = [
+        Shard(run_id=run, start=piece.start, stop=piece.stop, state=ShardState.PENDING, updated_at=now)
+        for run, piece in plan.aside
+    ]
+    for run, piece in plan.aside:
+        cuts[run] = max(cuts.get(run, 0), piece.stop)
+    for run, cut in cuts.items():
+        Run.objects.filter(pk=run).update(cut=cut)
+    Shard.objects.bulk_create([shard for _, shard in fresh] + aside)
+    ids = {number: shard.pk for number, shard in fresh}
+    returned = [made.piece.shard for made in plan.grants if made.piece.shard is not None]
+    if returned:
+        Shard.objects.filter(pk__in=returned, state__in=before(SHARD, ShardState.ALLOCATED)).update(
+            state=ShardState.ALLOCATED, not_before=None, updated_at=now
+        )
+    types = dict(Run.objects.filter(pk__in={made.run for made in plan.grants}).values_list("pk", "type"))
+    until = now + timedelta(seconds=settled.offer_seconds)
+    return Allocation.objects.bulk_create(
+        [
+            Allocation(
+                run_id=made.run,
+                shard_id=made.piece.shard or ids[number],
+                node_id=made.node,
+                type=types[made.run],
+                item=made.piece.item,
+                start=made.piece.start,
+                stop=made.piece.stop,
+                attempt=made.piece.attempt,
+                deadline=until,
+                reason=made.reason[:300],
+                granted_at=now,
+            )
+            for number, made in enumerate(plan.grants)
+        ]
+    )
+
+
+def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
+    """What was granted to this node and not fetched yet, with a lease from now on; and what it shall drop."""
+    with write():
+        node = registry.check_live(caller)
+        found = _undelivered(node.pk)[: min(asked.slots + settings.CASCADE.lookahead_limit, UNDELIVERED_LIMIT)]
+        ids = [each.pk for each in found]
+        _deliver(node.pk, node.capacity, ids)
+        gone = not_live(node.pk, asked.held)
+    if ids:
+        events.changed()
+    return {**package(found), "cancel": gone, "drain": node.draining}
+
+
+def offered(node_id: int, seen: Iterable[int] = ()) -> list[Allocation]:
+    """What a socket shall offer this node: granted, not delivered, not offered on this socket before (``seen``)."""
+    skip = set(seen)
+    return [each for each in _undelivered(node_id) if each.pk not in skip][:UNDELIVERED_LIMIT]
+
+
+def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
+    """The child took an offer: its lease begins. ``gone`` lists what it must not run. Repeating it changes nothing."""
+    with write():
+        node = registry.check_live(caller)
+        _deliver(node.pk, node.capacity, ids)
+        gone = not_live(node.pk, ids)
+    events.changed()
+    return {"gone": gone}
+
+
+def release(caller: Caller, ids: Sequence[int], detail: str = "") -> dict[str, Any]:
+    """The child hands back what it has not finished; the items go to somebody else, with no attempt counted."""
+    with write():
+        node = registry.check_live(caller)
+        live = list(
+            Allocation.objects.select_for_update().filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE).select_related("shard")
+        )
+        unsuccessful(live, AllocationState.CANCELLED, Failure.RETURNED, f"released by the node{': ' if detail else ''}{detail}")
+    events.changed()
+    return {"released": [each.pk for each in live]}
+
+
+def release_unheld(node_id: int, held: Sequence[int]) -> None:
+    """A child begins a new session and names what it still holds: the rest of what was delivered to it is lost."""
+    live = Allocation.objects.select_for_update().filter(node_id=node_id, state__in=LIVE, delivered=True)
+    kept = set(held)
+    lost = [each for each in live.select_related("shard") if each.pk not in kept]
+    unsuccessful(lost, AllocationState.EXPIRED, Failure.LOST, "the node came back without it")
+
+
+def expire(now: datetime) -> int:
+    """Takes back allocations whose lease or offer has ended. Returns how many."""
+    if not Allocation.objects.filter(state__in=LIVE, deadline__lt=now).exists():
+        return 0
+    with write():
+        # Read again inside: a beat may have renewed the lease since.
+        overdue = list(
+            Allocation.objects.select_for_update(skip_locked=True)
+            .filter(state__in=LIVE, deadline__lt=now)
+            .select_related("shard")[:5000]
+        )
+        leases = [each for each in overdue if each.delivered]
+        offers = [each for each in overdue if not each.delivered]
+        unsuccessful(leases, AllocationState.EXPIRED, Failure.LOST, "the lease expired: no beat from the node")
+        unsuccessful(offers, AllocationState.EXPIRED, Failure.RETURNED, "not fetched in time")
+    events.changed()
+    events.tell({each.node_id for each in leases if each.node_id}, {"type": "node.cancel", "ids": [each.pk for each in leases]})
+    return len(overdue)
+
+
+def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:
+    """Marks delivered allocations as executing, never more than the node has slots."""
+    if not ids:
+        return
+    executing = set(
+        Allocation.objects.filter(node_id=node_id, state=AllocationState.EXECUTING).values_list("pk", flat=True)
+    )
+    fresh = [pk for pk in ids if pk not in executing][: max(capacity - len(executing), 0)]
+    if not fresh:
+        return
+    begun = Allocation.objects.filter(
+        pk__in=fresh, node_id=node_id, delivered=True, state__in=before(ALLOCATION, AllocationState.EXECUTING)
+    )
+    shards = list(begun.values_list("shard_id", flat=True))
+    begun.update(state=AllocationState.EXECUTING, started_at=now)
+    Shard.objects.filter(pk__in=shards, state__in=before(SHARD, ShardState.EXECUTING)).update(
+        state=ShardState.EXECUTING, updated_at=now
+    )
+
+
+def renew(node_id: int, held: Sequence[int], now: datetime) -> None:
+    """Every lease the node names runs anew from now."""
+    if held:
+        Allocation.objects.filter(pk__in=list(held), node_id=node_id, state__in=LIVE).update(
+            deadline=_lease_end(now), delivered=True
+        )
+
+
+def package(found: Sequence[Allocation]) -> dict[str, Any]:
+    """Allocations as they travel; see ``nodes.protocol``."""
+    runs = {
+        run.pk: {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
+        for run in Run.objects.filter(pk__in={each.run_id for each in found}).defer("items")
+    }
+    work = [
+        [each.pk, each.run_id, each.start, each.stop, each.attempt, frozen(each.run_id).slice(each.start, each.stop)]
+        for each in found
+    ]
+    return {"runs": runs, "work": work}
+
+
+@lru_cache(maxsize=16)
+def frozen(run_id: int) -> Frozen:
+    """A run's items; they never change, so they are read once."""
+    return Frozen(bytes(Run.objects.values_list("items", flat=True).get(pk=run_id)))
+
+
+def _lease_end(now: datetime) -> datetime:
+    return now + timedelta(seconds=settings.CASCADE.lease_seconds)
+
+
+def _undelivered(node_id: int) -> list[Allocation]:
+    return list(
+        Allocation.objects.filter(node_id=node_id, state=AllocationState.PENDING, delivered=False)
+        .only("pk", "run_id", "start", "stop", "attempt")
+        .order_by("pk")[: 2 * UNDELIVERED_LIMIT]
+    )
+
+
+def _deliver(node_id: int, capacity: int, ids: Sequence[int]) -> None:
+    now = timezone.now()
+    if not ids:
+        return
+    Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE, delivered=False).update(
+        delivered=True, deadline=_lease_end(now)
+    )
+    start(node_id, capacity, ids, now)
+
+
+def not_live(node_id: int, ids: Sequence[int]) -> list[int]:
+    """Those of ``ids`` that are not this node's live allocations."""
+    if not ids:
+        return []
+    live = set(Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE).values_list("pk", flat=True))
+    return [pk for pk in ids if pk not in live]

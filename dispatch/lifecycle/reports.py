@@ -1,0 +1,319 @@
+"""Report: the child's results against the record. What is accepted here is durable when the child gets its receipt."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings
+from django.db import connection
+from django.db.models import F
+from django.utils import timezone
+
+from dispatch import events
+from dispatch.attempts import Failure, Limits, backoff
+from dispatch.lifecycle.ends import finish, give_up, limits_of
+from dispatch.lifecycle.grants import frozen, start
+from dispatch.items import item_key
+from dispatch.models import Allocation, Receipt, Run, Shard
+from dispatch.ranges import covers
+from dispatch.results import datasets, spool
+from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, ShardState, before
+from nodes import executors, registry
+from nodes.executors.base import Dataset
+from nodes.messages import Entry
+from nodes.models import Node
+from nodes.protocol import CascadeError
+from nodes.registry import Caller
+from nodes.transactions import write
+
+PACE = 0.3
+"""Weight of the newest measurement in a node's seconds per item."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    """An allocation as the record has it."""
+
+    pk: int
+    run: int
+    shard: int
+    type: str
+    start: int
+    stop: int
+    state: str
+    receipt: int | None
+
+
+@dataclass(slots=True)
+class _Accepted:
+    """Entries that go into one receipt: of one type, with their rows in one place."""
+
+    type: str
+    segment: str
+    entries: list[tuple[Entry, _Ticket]] = field(default_factory=list)
+
+
+def report(caller: Caller, entries: Sequence[Entry], running: Sequence[int] = ()) -> dict[str, Any]:
+    """Takes the results of finished allocations; answers each with its receipt or with why not.
+
+    Per entry a ``status``: 200 accepted (also for a repetition, with the same receipt), 404 not this node's,
+    409 the lease was lost, 412 its segment is not here (upload it, report again), 422 contradicts the record.
+    """
+    known = _tickets(caller, [entry.allocation for entry in entries])
+    problems = _check_rows(entries, known)
+    now = timezone.now()
+    results: dict[int, dict[str, Any]] = {}
+    with write():
+        node = registry.check_live(caller)
+        tickets = _tickets(caller, list(known), lock=True)
+        batches: dict[tuple[str, str], _Accepted] = {}
+        for entry in entries:
+            ticket = tickets.get(entry.allocation)
+            refusal = problems.get(entry.allocation) or _refusal(entry, ticket)
+            if ticket is None or refusal is not None:
+                results[entry.allocation] = refusal or _no(404, "")
+                continue
+            key = (ticket.type, entry.segment)
+            batches.setdefault(key, _Accepted(*key)).entries.append((entry, ticket))
+            results[entry.allocation] = {"status": 200, "receipt": entry.digest}
+        for batch in batches.values():
+            _accept(node, batch, now)
+        _measure(node, [pair for batch in batches.values() for pair in batch.entries], now)
+        start(node.pk, node.capacity, running, now)
+        finish({ticket.run for batch in batches.values() for _, ticket in batch.entries})
+    if batches:
+        events.changed()
+        events.reported()
+    return {"results": [{"allocation": entry.allocation, **results[entry.allocation]} for entry in entries]}
+
+
+def _tickets(caller: Caller, ids: Sequence[int], *, lock: bool = False) -> dict[int, _Ticket]:
+    mine = Allocation.objects.filter(pk__in=list(ids), node_id=caller.node_id)
+    if lock:
+        mine = mine.select_for_update()
+    columns = mine.values_list("pk", "run_id", "shard_id", "type", "start", "stop", "state", "receipt_id")
+    return {row[0]: _Ticket(*row) for row in columns}
+
+
+def _no(status: int, detail: str) -> dict[str, Any]:
+    return {"status": status, "detail": detail}
+
+
+def _check_rows(entries: Sequence[Entry], tickets: Mapping[int, _Ticket]) -> dict[int, dict[str, Any]]:
+    """What can be checked before the transaction: inline rows fit the dataset, segments are whole and long enough."""
+    problems: dict[int, dict[str, Any]] = {}
+    lengths: dict[tuple[str, str], int | dict[str, Any]] = {}
+    for entry in entries:
+        ticket = tickets.get(entry.allocation)
+        if ticket is None or ticket.state not in LIVE or entry.failure:
+            continue
+        dataset = executors.get(ticket.type).dataset
+        if entry.inline:
+            try:
+                datasets.check_rows(dataset, entry.inline)
+            except CascadeError as error:
+                problems[entry.allocation] = _no(422, str(error))
+        elif entry.segment:
+            key = (entry.segment, ticket.type)
+            if key not in lengths:
+                lengths[key] = _segment_rows(entry.segment, dataset)
+            length = lengths[key]
+            if isinstance(length, dict):
+                problems[entry.allocation] = length
+            elif entry.offset + entry.rows > length:
+                problems[entry.allocation] = _no(
+                    422, f"rows {entry.offset} to {entry.offset + entry.rows} are not in the segment, which has {length}"
+                )
+    return problems
+
+
+def _segment_rows(sha256: str, dataset: Dataset) -> int | dict[str, Any]:
+    """The length of a segment in the spool, or the refusal of whoever names it."""
+    path = spool.path(settings.CASCADE.spool, sha256)
+    if not path.exists():
+        return _no(412, f"segment {sha256} is not here; upload it, then report again")
+    try:
+        return int(datasets.decode(path, dataset).num_rows)
+    except CascadeError as error:
+        return _no(422, str(error))
+
+
+def _refusal(entry: Entry, ticket: _Ticket | None) -> dict[str, Any] | None:
+    """Why this entry is not accepted now, or None. A repetition is answered with the receipt it had."""
+    if ticket is None:
+        return _no(404, f"this node has no allocation {entry.allocation}")
+    if ticket.state in LIVE:
+        if entry.failure:
+            return None
+        done = [(first, last) for first, last, _ in entry.ranges]
+        if covers(ticket.start, ticket.stop, done, [error.index for error in entry.errors]):
+            return None
+        return _no(422, f"ranges and errors must name each item of [{ticket.start}, {ticket.stop}) exactly once, in order")
+    if ticket.receipt is not None:
+        manifest = Receipt.objects.values_list("manifest", flat=True).get(pk=ticket.receipt)
+        earlier = next((each["digest"] for each in manifest if each["allocation"] == entry.allocation), "")
+        if earlier == entry.digest:
+            return {"status": 200, "receipt": earlier, "repeated": True}
+        return _no(422, f"allocation {entry.allocation} was reported before with another content")
+    return _no(409, f"allocation {entry.allocation} is {ticket.state}: its lease was lost, and its items are somebody else's")
+
+
+def _accept(node: Node, batch: _Accepted, now: dt.datetime) -> None:
+    """One receipt for ``batch``, and the states that follow from it."""
+    manifest: list[dict[str, Any]] = []
+    inline: list[list[Any]] = []
+    partial: list[tuple[Entry, _Ticket]] = []
+    whole: list[int] = []
+    for entry, ticket in batch.entries:
+        offset = entry.offset if entry.segment else len(inline)
+        inline += entry.inline or []
+        manifest.append(
+            {
+                "allocation": ticket.pk,
+                "run": ticket.run,
+                "start": ticket.start,
+                "node": node.name,
+                "offset": offset,
+                "digest": entry.digest,
+                # The shard is filled in below where a partly failed one is taken apart.
+                "ranges": [[first, last, rows, ticket.shard] for first, last, rows in entry.ranges],
+            }
+        )
+        if entry.failure or entry.errors:
+            partial.append((entry, ticket))
+        else:
+            whole.append(ticket.shard)
+    Shard.objects.filter(pk__in=whole, state__in=before(SHARD, ShardState.SPOOLED)).update(
+        state=ShardState.SPOOLED, error="", updated_at=now
+    )
+    notes = _take_apart(partial, {each["allocation"]: each for each in manifest}, now)
+    rows = sum(entry.rows for entry, _ in batch.entries)
+    receipt = Receipt.objects.create(
+        node=node,
+        type=batch.type,
+        created_at=now,
+        manifest=manifest,
+        payload=zlib.compress(json.dumps(inline, separators=(",", ":")).encode(), 1) if inline else None,
+        segment=batch.segment,
+        rows=rows,
+        saved_at=None if any(entry.ranges for entry, _ in batch.entries) else now,
+        purged_at=None if any(entry.ranges for entry, _ in batch.entries) else now,
+    )
+    _close(batch, receipt.pk, notes, now)
+
+
+def _close(batch: _Accepted, receipt: int, notes: Mapping[int, str], now: dt.datetime) -> None:
+    """Allocations end with their own numbers: one statement, many rows, which ``bulk_update`` does a fifth as fast."""
+    table = connection.ops.quote_name(Allocation._meta.db_table)
+    expected = ", ".join(f"'{state}'" for state in before(ALLOCATION, AllocationState.COMPLETED))
+    at = connection.ops.adapt_datetimefield_value(now)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            f"UPDATE {table} SET state = %s, receipt_id = %s, rows = %s, seconds = %s, finished_at = %s, error = %s,"
+            f" log = %s, progress = %s WHERE id = %s AND state IN ({expected})",
+            [
+                (
+                    AllocationState.COMPLETED if entry.ranges else AllocationState.FAILED,
+                    receipt,
+                    entry.rows,
+                    entry.seconds,
+                    at,
+                    notes.get(ticket.pk, ""),
+                    entry.log,
+                    ticket.stop - ticket.start,
+                    ticket.pk,
+                )
+                for entry, ticket in batch.entries
+            ],
+        )
+
+
+def _take_apart(
+    partial: Sequence[tuple[Entry, _Ticket]], manifest: Mapping[int, dict[str, Any]], now: dt.datetime
+) -> dict[int, str]:
+    """Shards that failed or failed in part. Returns a note per allocation; fills in the manifest's shards."""
+    if not partial:
+        return {}
+    notes: dict[int, str] = {}
+    shards = Shard.objects.select_for_update().in_bulk([ticket.shard for _, ticket in partial])
+    limits = limits_of({ticket.run for _, ticket in partial})
+    for entry, ticket in partial:
+        shard = shards[ticket.shard]
+        if entry.failure:
+            notes[ticket.pk] = entry.message or entry.failure
+            give_up(shard, Failure(entry.failure), notes[ticket.pk], limits[ticket.run])
+            continue
+        first = entry.errors[0]
+        notes[ticket.pk] = f"{len(entry.errors)} of {ticket.stop - ticket.start} items failed; the first: {first.message}"
+        pieces = _pieces(shard, entry, limits[ticket.run], now)
+        # The row that was the whole shard becomes its first piece, so that [0, count) stays covered throughout.
+        head, *rest = pieces
+        Shard.objects.filter(pk=shard.pk).update(
+            start=head.start, stop=head.stop, state=head.state, attempts=head.attempts, not_before=head.not_before,
+            error=head.error, updated_at=now,
+        )  # fmt: skip
+        head.pk = shard.pk
+        Shard.objects.bulk_create(rest)
+        by_start = {piece.start: piece.pk for piece in pieces}
+        for each in manifest[ticket.pk]["ranges"]:
+            each[3] = by_start[each[0]]
+        failed = sum(piece.stop - piece.start for piece in pieces if piece.state == ShardState.FAILED)
+        Run.objects.filter(pk=ticket.run).update(failed=F("failed") + failed)
+    return notes
+
+
+def _pieces(shard: Shard, entry: Entry, limits: Limits, now: dt.datetime) -> list[Shard]:
+    """What a partly failed shard falls into: done ranges, items that failed for good, items to be tried again."""
+    attempts = shard.attempts + 1
+    again = attempts < limits.max_attempts
+    pieces = [
+        Shard(run_id=shard.run_id, start=first, stop=last, state=ShardState.SPOOLED, updated_at=now)
+        for first, last, _ in entry.ranges
+    ]
+    keys = frozen(shard.run_id)
+    for error in entry.errors:
+        key = item_key(keys.slice(error.index, error.index + 1)[0])
+        message = error.message if key in error.message else f"{key}: {error.message}"
+        piece = Shard(
+            run_id=shard.run_id, start=error.index, stop=error.index + 1, attempts=attempts, error=message, updated_at=now
+        )
+        if error.retry and again:
+            piece.state = ShardState.PENDING
+            piece.not_before = now + dt.timedelta(seconds=backoff(limits, attempts))
+        else:
+            piece.state = ShardState.FAILED
+        pieces.append(piece)
+    pieces.sort(key=lambda piece: piece.start)
+    return _joined(pieces)
+
+
+def _joined(pieces: Sequence[Shard]) -> list[Shard]:
+    """Neighbours that are tried again stay one shard; what failed for good stays apart, each with its reason."""
+    joined: list[Shard] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and last.stop == piece.start and last.state == piece.state == ShardState.PENDING:
+            last.stop = piece.stop
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _measure(node: Node, pairs: Sequence[tuple[Entry, _Ticket]], now: dt.datetime) -> None:
+    """The node's seconds per item and type, from what its own clock measured; also counts as a sign of life."""
+    sums: dict[str, tuple[float, int]] = {}
+    for entry, ticket in pairs:
+        if not entry.failure:
+            seconds, items = sums.get(ticket.type, (0.0, 0))
+            sums[ticket.type] = seconds + entry.seconds, items + ticket.stop - ticket.start
+    speeds = dict(node.speeds)
+    for task_type, (seconds, items) in sums.items():
+        measured = max(seconds / items, 1e-7)
+        earlier = speeds.get(task_type)
+        speeds[task_type] = measured if earlier is None else earlier + PACE * (measured - earlier)
+    Node.objects.filter(pk=node.pk).update(speeds=speeds, last_beat_at=now)

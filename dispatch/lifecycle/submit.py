@@ -1,0 +1,182 @@
+"""Submit: a checked definition becomes a run with frozen items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import IntegrityError
+
+from dispatch import balancers, events
+from dispatch.items import freeze, item_key
+from dispatch.models import Run, Task
+from nodes import executors
+from nodes.executors.base import Item
+from nodes.protocol import FieldError, Unprocessable
+from nodes.transactions import write
+
+KEY_LIMIT = 200
+SPELLED = ("priority", "timeout", "max_attempts", "backoff")
+"""Fields whose bounds are declared by the model's validators."""
+
+
+def submit(
+    *,
+    type: str,
+    items: Sequence[Item],
+    params: Mapping[str, Any] | None = None,
+    name: str = "",
+    task: Task | None = None,
+    split: str = "",
+    priority: int = 5,
+    timeout: float = 300.0,
+    max_attempts: int = 3,
+    backoff: float = 1.0,
+    shard_size: int = 0,
+    balancer: str = "most_free",
+    labels: Mapping[str, str] | None = None,
+    submitted_by: str = "",
+    idempotency_key: str | None = None,
+) -> Run:
+    """A new run over ``items``; the same one again for an ``idempotency_key`` seen before.
+
+    ``split`` asks the executor to cut the items finer ("year"). Times in seconds.
+    Raises FieldError for anything that could never be run, Unprocessable for a key used with another submission.
+    """
+    executor = executors.get(type)
+    checked = executor.check(params or {})
+    frozen = check_items(type, items, dict(checked), split)
+    work: dict[str, Any] = {
+        "type": type,
+        "params": checked,
+        "priority": priority,
+        "timeout": timeout,
+        "max_attempts": max_attempts,
+        "backoff": backoff,
+        "shard_size": shard_size,
+        "balancer": balancer,
+        "labels": dict(labels or {}),
+    }
+    check_work(work)
+    blob = freeze(frozen)
+    if idempotency_key is not None:
+        # The key remembers what it stood for, so that a reuse by mistake does not pass for a repetition.
+        print_of = hashlib.sha256(blob + json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
+        idempotency_key = f"{check_text('Idempotency-Key', idempotency_key, 160)}:{print_of}"
+    run = Run(
+        **work,
+        items=blob,
+        count=len(frozen),
+        name=check_text("name", name, 200),
+        task=task,
+        submitted_by=submitted_by[:150],
+        idempotency_key=idempotency_key,
+    )
+    if idempotency_key is not None and (earlier := _submitted_before(idempotency_key)):
+        return earlier
+    try:
+        with write():
+            run.save(force_insert=True)
+    except IntegrityError:
+        # Two submissions raced with one key: the other one's run is the run.
+        if idempotency_key is None or (earlier := _submitted_before(idempotency_key)) is None:
+            raise
+        return earlier
+    events.changed()
+    return run
+
+
+def _submitted_before(key: str) -> Run | None:
+    stem, _, _ = key.rpartition(":")
+    for run in Run.objects.filter(idempotency_key__startswith=f"{stem}:").defer("items"):
+        if run.idempotency_key == key:
+            return run
+        if run.idempotency_key and run.idempotency_key.rpartition(":")[0] == stem:
+            raise Unprocessable(f"Idempotency-Key {stem!r} was used for another submission, run {run.pk}")
+    return None
+
+
+def check_work(work: Mapping[str, Any]) -> None:
+    """The bounds of everything but type, params and items. Raises FieldError."""
+    for field in SPELLED:
+        value = work[field]
+        column = Run._meta.get_field(field)
+        whole = field in ("priority", "max_attempts")
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+            raise FieldError(field, f"{value!r} is not a {'whole ' if whole else ''}number")
+        for validator in column.validators:
+            if isinstance(validator, MinValueValidator | MaxValueValidator):
+                try:
+                    validator(value)
+                except ValidationError as error:
+                    raise FieldError(field, f"{value}: {error.messages[0]}") from None
+    size = work["shard_size"]
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= settings.CASCADE.max_items:
+        raise FieldError("shard_size", f"{size!r} is not a whole number from 0 (automatic) to {settings.CASCADE.max_items}")
+    balancers.get(check_text("balancer", work["balancer"], 200))
+    for label, value in work["labels"].items():
+        check_text("labels", label, 100)
+        check_text(f"labels.{label}", value, 200)
+
+
+def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") -> list[Item]:
+    """``items`` after ``split``, each one checked by its executor. Raises FieldError naming the first bad one."""
+    if not isinstance(items, list | tuple):
+        raise FieldError("items", f"{items!r:.80} is not a list")
+    if not items:
+        raise FieldError("items", "is empty; a run needs at least one item")
+    executor = executors.get(type)
+    for at, item in enumerate(items):
+        _check_item(executor, item, at)
+    most = settings.CASCADE.max_items
+    if len(items) > most:
+        raise FieldError("items", f"{len(items)} items; at most {most} are allowed (CASCADE_MAX_ITEMS)")
+    if not split:
+        return list(items)
+    expanded = executor.expand(items, params, check_text("split", split, 40))
+    if not expanded:
+        raise FieldError("split", f"{split!r} leaves no item")
+    if len(expanded) > most:
+        raise FieldError("split", f"{split!r} gives {len(expanded)} items; at most {most} are allowed (CASCADE_MAX_ITEMS)")
+    return expanded
+
+
+def _check_item(executor: type[executors.Executor], item: Any, at: int) -> None:
+    name = f"items[{at}]"
+    if isinstance(item, bool) or not isinstance(item, str | int | float | dict):
+        raise FieldError(name, f"{item!r:.80} is not a text, a number or an object")
+    if isinstance(item, float) and not math.isfinite(item):
+        raise FieldError(name, f"{item!r} is not a finite number")
+    try:
+        text = json.dumps(item, allow_nan=False, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError):
+        raise FieldError(name, "is not plain JSON") from None
+    if len(text) > 10_000:
+        raise FieldError(name, f"has {len(text)} characters; at most 10000 are allowed")
+    # JSON writes NUL as an escape whatever the options.
+    check_text(name, text.replace("\\u0000", "\x00"), 10_000)
+    key = item_key(item)
+    if not key or len(key) > KEY_LIMIT:
+        raise FieldError(name, f"its key {key!r:.80} must have 1 to {KEY_LIMIT} characters")
+    check_text(name, key, KEY_LIMIT)
+    try:
+        executor.check_item(item)
+    except ValueError as error:
+        raise FieldError(name, str(error)) from None
+
+
+def check_text(field: str, value: Any, limit: int) -> str:
+    """``value`` as a storable text of at most ``limit`` characters. Raises FieldError."""
+    if not isinstance(value, str):
+        raise FieldError(field, f"{value!r:.80} is not a text")
+    if len(value) > limit:
+        raise FieldError(field, f"has {len(value)} characters; at most {limit} are allowed")
+    if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise FieldError(field, f"{value!r:.80} has characters that cannot be stored (NUL or half a surrogate pair)")
+    return value

@@ -1,0 +1,61 @@
+"""Arithmetic on ranges of items [start, stop): cutting a run, and checking what a report says it covers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Range = tuple[int, int]
+
+
+def size_for(remaining: int, slots: int, *, fixed: int, seconds_per_item: float | None, target_seconds: float) -> int:
+    """How many items the next shard gets.
+
+    ``fixed`` > 0 decides alone. Otherwise target_seconds worth of items by the measured speed (one item as a probe
+    while it is unknown), but never more than half of a fair part of what is left, so that the tail is fine-grained
+    (guided self-scheduling: Polychronopoulos and Kuck, 1987).
+    """
+    if fixed:
+        return min(fixed, remaining)
+    if seconds_per_item is None:
+        return min(1, remaining)
+    wanted = int(target_seconds / max(seconds_per_item, 1e-7))
+    guided = -(-remaining // (2 * max(slots, 1)))
+    return max(1, min(wanted, guided, remaining, MOST_ITEMS))
+
+
+MOST_ITEMS = 5000
+"""Items of one shard at most, so that an offer stays below a WebSocket message's limit."""
+
+
+def covers(start: int, stop: int, done: Sequence[Range], failed: Sequence[int]) -> bool:
+    """Whether ``done`` ranges and ``failed`` indexes name each item of [start, stop) exactly once, in order."""
+    at = start
+    errors = iter([*failed, stop])
+    error = next(errors)
+    for first, last in [*done, (stop, stop)]:
+        while error < first:
+            if error != at:
+                return False
+            at += 1
+            error = next(errors)
+        if first != at or last < first or last > stop:
+            return False
+        at = last
+    return at == stop and error == stop
+
+
+def halves(start: int, stop: int) -> tuple[Range, Range]:
+    """[start, stop) cut in the middle; needs at least two items."""
+    middle = (start + stop) // 2
+    return (start, middle), (middle, stop)
+
+
+def grouped(indexes: Sequence[int]) -> list[Range]:
+    """Ascending indexes as the fewest ranges."""
+    found: list[Range] = []
+    for index in indexes:
+        if found and found[-1][1] == index:
+            found[-1] = (found[-1][0], index + 1)
+        else:
+            found.append((index, index + 1))
+    return found

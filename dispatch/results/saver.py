@@ -1,0 +1,200 @@
+"""The saver: takes receipts whose rows wait, writes them to the result store in batches, and tells lifecycle.
+
+At start it finds by itself what a crash left behind: receipts not marked as saved, minus what the ledger has.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Container, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import close_old_connections, connection
+from django.utils import timezone
+
+from dispatch import events, lifecycle
+from dispatch.models import Receipt
+from dispatch.results import datasets, spool
+from dispatch.results.store import Part, ResultStore
+from nodes import executors
+from nodes.protocol import Conflict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+BATCH_ENTRIES = 4000
+"""Shards in one transaction of the result store at most; a commit there costs milliseconds whatever its size."""
+BATCH_ROWS = 2_000_000
+CHECKPOINT_SECONDS = 20.0
+IDLE_SECONDS = 1.0
+SWEEP_SECONDS = 3600.0
+"""An uploaded segment that no report named for so long is removed."""
+
+_store: ResultStore | None = None
+
+
+def results() -> ResultStore:
+    """The result store of this process. Raises Conflict where this process does not own it."""
+    if _store is None:
+        raise Conflict("this process does not hold the result store; ask the one that runs `manage.py runserver`")
+    return _store
+
+
+class Saver:
+    """Owns the result store; runs in a thread of the parent's process."""
+
+    def __init__(self) -> None:
+        self.store = ResultStore(settings.CASCADE.results, memory=settings.CASCADE.duckdb_memory)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="saver", daemon=True)
+        self._checkpointed = time.monotonic()
+        self._swept = time.monotonic()
+        self._dirty = False
+
+    def start(self) -> None:
+        """Raises StoreBusy when another process owns the store."""
+        global _store
+        self.store.open()
+        _store = self.store
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Saves what waits, then closes the store."""
+        global _store
+        self._stopping.set()
+        events.saver.set()
+        self._thread.join(timeout=30)
+        _store = None
+        self.store.close()
+
+    def run(self) -> None:
+        events.saver.set()
+        while not self._stopping.is_set():
+            events.saver.wait(IDLE_SECONDS)
+            events.saver.clear()
+            try:
+                while self.once():
+                    pass
+                self._tidy()
+            except Exception:
+                logger.exception("saving failed; the rows stay in the spool and are tried again")
+                close_old_connections()
+                self._stopping.wait(IDLE_SECONDS)
+        connection.close()
+
+    def once(self) -> bool:
+        """Saves one batch; False when nothing waited."""
+        batch: list[Receipt] = []
+        entries = rows = 0
+        for receipt in Receipt.objects.filter(saved_at=None).order_by("pk")[:500]:
+            batch.append(receipt)
+            entries += len(receipt.manifest)
+            rows += receipt.rows
+            if entries >= BATCH_ENTRIES or rows >= BATCH_ROWS:
+                break
+        if not batch:
+            return False
+        whole = [receipt for receipt in batch if self._readable(receipt)]
+        recorded = self.store.recorded(
+            [
+                (entry["run"], first, last)
+                for receipt in whole
+                for entry in receipt.manifest
+                for first, last, _, _ in entry["ranges"]
+            ]
+        )
+        parts = [part for receipt in whole if (part := _part(receipt, recorded)) is not None]
+        self.store.append(parts)
+        self._dirty = True
+        lifecycle.saved(whole)
+        return True
+
+    def _readable(self, receipt: Receipt) -> bool:
+        """A flipped bit or a torn file is found by the hash; its items are then done again."""
+        if not receipt.segment or spool.verify(settings.CASCADE.spool, receipt.segment):
+            return True
+        logger.error("segment %s is damaged; its items are run again", receipt.segment)
+        spool.quarantine(settings.CASCADE.spool, receipt.segment)
+        # Every receipt that names this segment is caught here when its turn comes.
+        lifecycle.damaged(receipt, "the spooled result was damaged on disk")
+        return False
+
+    def _tidy(self) -> None:
+        """The spool is kept until a checkpoint: a torn write-ahead log of DuckDB opens without an error, but short."""
+        now = time.monotonic()
+        if self._dirty and now - self._checkpointed > CHECKPOINT_SECONDS:
+            self._checkpointed = now
+            self._dirty = False
+            settled = list(Receipt.objects.filter(saved_at__isnull=False, purged_at=None).values_list("pk", "segment"))
+            self.store.checkpoint()
+            Receipt.objects.filter(pk__in=[pk for pk, _ in settled]).update(payload=None, purged_at=timezone.now())
+            named = {segment for _, segment in settled if segment}
+            wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
+            for segment in named - wanted:
+                spool.remove(settings.CASCADE.spool, segment)
+        if now - self._swept > SWEEP_SECONDS:
+            self._swept = now
+            keep = set(Receipt.objects.exclude(segment="").filter(purged_at=None).values_list("segment", flat=True))
+            spool.sweep(settings.CASCADE.spool, keep, SWEEP_SECONDS)
+
+
+def _part(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> Part | None:
+    """The rows of a receipt with their lineage and ledger entries, but for what the ledger has already."""
+    dataset = executors.get(receipt.type).dataset
+    entries = [
+        entry
+        for entry in receipt.manifest
+        if entry["ranges"] and (entry["run"], *entry["ranges"][0][:2]) not in recorded
+    ]
+    if not entries:
+        return None
+    if receipt.segment:
+        table = datasets.decode(spool.path(settings.CASCADE.spool, receipt.segment), dataset)
+    else:
+        inline = json.loads(zlib.decompress(bytes(receipt.payload))) if receipt.payload else []
+        table = datasets.from_rows(dataset, inline)
+    return Part(
+        dataset=dataset,
+        table=_with_lineage(table, entries, receipt.created_at),
+        entries=[
+            (entry["run"], first, last, entry["allocation"], entry["digest"], rows)
+            for entry in entries
+            for first, last, rows, _ in entry["ranges"]
+        ],
+    )
+
+
+def _with_lineage(table: pa.Table, entries: Sequence[dict[str, Any]], received: dt.datetime) -> pa.Table:
+    """The rows of ``entries``, each beside the run, shard, allocation and node it came from."""
+    import pyarrow as pa
+
+    counts = [sum(rows for _, _, rows, _ in entry["ranges"]) for entry in entries]
+    if sum(counts) == table.num_rows and all(
+        entry["offset"] == at for entry, at in zip(entries, accumulate(counts, initial=0), strict=False)
+    ):
+        rows = table
+    else:
+        rows = pa.concat_tables(
+            [table.slice(entry["offset"], count) for entry, count in zip(entries, counts, strict=True)]
+        )
+
+    def repeated(name: str) -> list[Any]:
+        return [entry[name] for entry, count in zip(entries, counts, strict=True) for _ in range(count)]
+
+    return datasets.with_lineage(
+        rows,
+        run=repeated("run"),
+        start=repeated("start"),
+        allocation=repeated("allocation"),
+        node=repeated("node"),
+        saved_at=received,
+    )

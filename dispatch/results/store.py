@@ -1,0 +1,650 @@
+"""The result store: a DuckDB file, owned by one process, with the rows of all datasets and the ledger of what was saved.
+
+Per dataset there is ``<table>_rows``, which only grows (the dataset's columns and LINEAGE), and the view ``<table>``
+with the newest row per natural key. ``ledger`` has one entry per range of items saved; it is written in the
+transaction that writes the rows, so rows and entry are there both or not at all.
+
+How rows are checked is in ``datasets``; which rows are still to be saved is the saver's concern.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import fcntl
+import io
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dispatch.results.datasets import LINEAGE, check
+from nodes.executors.base import Column, Dataset, shown
+from nodes.executors.rows import read
+from nodes.protocol import CascadeError, Conflict, FieldError, NotFound, StorageFull, Unprocessable
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+    import pyarrow as pa
+
+Entry = tuple[int, int, int, int, str, int]
+"""run, start, stop, allocation, sha256, rows."""
+
+BATCH_ROWS = 50_000
+"""Rows per batch of what is read back: some megabytes, whatever the size of the table."""
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "bool": "BOOLEAN",
+    "timestamp": "TIMESTAMP",
+    "json": "VARCHAR",
+}
+_SETTINGS = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "lock_configuration": "true",
+}
+_LEDGER = """
+    CREATE TABLE IF NOT EXISTS ledger (
+        run BIGINT, start BIGINT, stop BIGINT, allocation BIGINT, sha256 VARCHAR, rows BIGINT, saved_at TIMESTAMP,
+        PRIMARY KEY (run, start, stop)
+    )
+"""
+_DATASETS = "CREATE TABLE IF NOT EXISTS _datasets (name VARCHAR, columns VARCHAR, key VARCHAR)"
+
+_owned: set[Path] = set()
+_owning = threading.Lock()
+
+
+class StoreBusy(CascadeError):
+    """Another process (or another ResultStore of this one) owns the file; the message says who."""
+
+    status = 503
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one dataset with their LINEAGE, and the ledger entries they belong to. ``table`` None: no rows."""
+
+    dataset: Dataset
+    table: pa.Table | None
+    entries: Sequence[Entry]
+
+
+class ResultStore:
+    """The owner of one DuckDB file. ``open`` before anything else; every method may be called from any thread.
+
+    DuckDB itself is loaded and connected at the first use: that costs tens of megabytes, which an idle parent need
+    not have. Each operation takes its own connection (microseconds), because a connection serves one thread.
+    """
+
+    def __init__(self, path: Path, *, memory: str = "1GB") -> None:
+        self.path = Path(path).resolve()
+        self.memory = memory
+        self._lock: int | None = None
+        self._root: duckdb.DuckDBPyConnection | None = None
+        self._connecting = threading.RLock()
+        self._writing = threading.Lock()
+        self._reading: set[duckdb.DuckDBPyConnection] = set()
+        self._ensured: set[Dataset] = set()
+
+    def __enter__(self) -> ResultStore:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Ownership
+
+    def open(self) -> None:
+        """Takes the ownership. Raises StoreBusy."""
+        with _owning:
+            if self.path in _owned:
+                raise StoreBusy(f"{self.path} is in use by this process already")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _own(self.path)
+            _owned.add(self.path)
+
+    def close(self) -> None:
+        """Ends what is being read, writes everything into the file and gives up the ownership."""
+        with self._writing, _owning:
+            self._disconnect()
+            if self._lock is not None:
+                os.ftruncate(self._lock, 0)
+                os.close(self._lock)
+                self._lock = None
+                _owned.discard(self.path)
+
+    # Writing
+
+    def ensure(self, dataset: Dataset) -> None:
+        """Makes the table and the view of ``dataset``, or adds the columns that its newer version has.
+
+        Raises FieldError for names that cannot be, Conflict where a column is there with another type.
+        """
+        with self._writing:
+            self._ensure(dataset)
+
+    def recorded(self, ranges: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int, int], int]:
+        """Those (run, start, stop) of ``ranges`` that the ledger has, each with the allocation that was saved."""
+        import pyarrow as pa
+
+        if not ranges:
+            return {}
+        asked = pa.table(
+            [pa.array(values, pa.int64()) for values in zip(*ranges, strict=True)], ["run", "start", "stop"]
+        )
+        with self.reader() as connection:
+            connection.register("_asked", asked)
+            found = connection.execute(
+                "SELECT run, start, stop, allocation FROM ledger JOIN _asked USING (run, start, stop)"
+            ).fetchall()
+            connection.unregister("_asked")
+        return {(run, start, stop): allocation for run, start, stop, allocation in found}
+
+    def append(self, parts: Sequence[Part]) -> int:
+        """Writes all rows and entries of ``parts`` in one transaction; returns how many rows.
+
+        Raises Conflict, and writes nothing, where the ledger has one of the entries already; StorageFull where
+        the disk has no room.
+        """
+        import pyarrow as pa
+
+        tables: dict[Dataset, list[pa.Table]] = {}
+        entries: list[Entry] = []
+        for part in parts:
+            entries += part.entries
+            if part.table is not None and part.table.num_rows:
+                tables.setdefault(part.dataset, []).append(part.table)
+        if not entries and not tables:
+            return 0
+        with self._writing:
+            for part in parts:
+                self._ensure(part.dataset)
+            with self._transaction() as connection:
+                # First, so that a repetition costs no writing of rows.
+                self._record(connection, entries)
+                rows = 0
+                for dataset, pieces in tables.items():
+                    table = pa.concat_tables(pieces).combine_chunks()
+                    connection.register("_incoming", table)
+                    connection.execute(
+                        f"INSERT INTO {_quoted(dataset.table + '_rows')} BY NAME SELECT * FROM _incoming"
+                    )
+                    connection.unregister("_incoming")
+                    rows += table.num_rows
+        return rows
+
+    def checkpoint(self) -> None:
+        """Moves everything committed so far from the write-ahead log into the file, durably.
+
+        Only then may a spooled segment go: a log that was cut short opens without an error, but lacks its end.
+        """
+        with self._writing, self._errors():
+            connection = self._connection()
+            try:
+                connection.execute("CHECKPOINT")
+            finally:
+                connection.close()
+
+    # Reading
+
+    @contextmanager
+    def reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for this thread: one consistent state of the database, and no writing."""
+        connection = self._begin_reading()
+        try:
+            yield connection
+        finally:
+            self._end_reading(connection)
+
+    def tables(self) -> list[dict[str, Any]]:
+        """The datasets: ``name``, ``columns`` [{"name", "type"}], ``key``, and ``rows``, counting replaced ones too."""
+        found = []
+        with self.reader() as connection:
+            for name, columns, key in self._known(connection):
+                counted = connection.execute(f"SELECT count(*) FROM {_quoted(name + '_rows')}").fetchone()
+                shape = [{"name": column.name, "type": column.type} for column in columns]
+                found.append({"name": name, "columns": shape, "rows": counted[0] if counted else 0, "key": list(key)})
+        return found
+
+    def select(
+        self,
+        table: str,
+        *,
+        run: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        columns: Sequence[str] | None = None,
+        order: Sequence[str] = (),
+        limit: int | None = None,
+        offset: int = 0,
+        raw: bool = False,
+    ) -> pa.RecordBatchReader:
+        """Rows of ``table``, read as they are asked for; the reader holds its state of the database until it is
+        read to its end, closed or dropped.
+
+        The newest row per natural key; with ``run`` the newest of that run's own rows. ``raw``: every row, with
+        LINEAGE. ``where`` has a column and the value it must equal (None: is null); text is read as the column's
+        type. ``order`` has columns, descending with a leading "-". A page (``limit``, ``offset``) without an order
+        goes by the natural key.
+        Raises NotFound for an unknown table; FieldError for an unknown column or a value that cannot be.
+        """
+        with self.reader() as connection:
+            known = next((each for each in self._known(connection) if each[0] == table), None)
+        if known is None:
+            raise NotFound(f"{shown(table)} is no table with results")
+        _, shape, key = known
+        if raw:
+            shape = [*shape, *(Column(name, kind) for name, kind in LINEAGE.items())]
+        sql, values = _select(table, shape, key, run, where or {}, columns, order, limit, offset, raw)
+        return self._stream(sql, values)
+
+    def to_frame(self, table: str, **how: Any) -> pd.DataFrame:
+        """What ``select`` reads, as a DataFrame."""
+        frame: pd.DataFrame = self.select(table, **how).read_pandas()
+        return frame
+
+    # Below: connections and transactions
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """A new connection; the caller closes it. Raises StoreBusy."""
+        import duckdb
+
+        with self._connecting:
+            if self._lock is None:
+                raise StoreBusy(f"{self.path} is not open in this process")
+            if self._root is None:
+                try:
+                    root = duckdb.connect(str(self.path), config={**_SETTINGS, "memory_limit": self.memory})
+                except duckdb.IOException as error:
+                    if "lock" not in str(error):
+                        raise
+                    raise StoreBusy(_busy(self.path, str(error).splitlines()[0])) from None
+                root.execute(_LEDGER)
+                root.execute(_DATASETS)
+                self._root = root
+            return self._root.cursor()
+
+    def _disconnect(self) -> None:
+        with self._connecting:
+            for connection in list(self._reading):
+                connection.interrupt()
+                connection.close()
+            self._reading.clear()
+            if self._root is not None:
+                self._root.close()
+                self._root = None
+            self._ensured.clear()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._errors():
+            connection = self._connection()
+            try:
+                connection.begin()
+                yield connection
+                connection.commit()
+            except BaseException:
+                with suppress(Exception):
+                    connection.rollback()
+                raise
+            finally:
+                connection.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import duckdb
+
+        try:
+            yield
+        except duckdb.FatalException as error:
+            # DuckDB refuses everything after a write that failed half-way, until the file is opened again.
+            self._disconnect()
+            raise _full(error) or error from error
+        except duckdb.Error as error:
+            raise _full(error) or error from error
+
+    def _begin_reading(self) -> duckdb.DuckDBPyConnection:
+        with self._connecting, self._errors():
+            connection = self._connection()
+            connection.execute("BEGIN TRANSACTION READ ONLY")
+            self._reading.add(connection)
+            return connection
+
+    def _end_reading(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._reading.discard(connection)
+        connection.close()
+
+    def _stream(self, sql: str, values: Sequence[Any]) -> pa.RecordBatchReader:
+        import duckdb
+        import pyarrow as pa
+
+        connection = self._begin_reading()
+        try:
+            # Each of the two versions reads one of these lazily and the other into memory first.
+            if duckdb.__version__.startswith("1."):
+                batches = connection.execute(sql, values).to_arrow_reader(BATCH_ROWS)
+            else:
+                batches = connection.sql(sql, params=values).to_arrow_reader(BATCH_ROWS)
+        except duckdb.OutOfMemoryException:
+            self._end_reading(connection)
+            raise Unprocessable(
+                f"this needs more than {self.memory} of memory: ask for less, or without an order"
+            ) from None
+        except BaseException:
+            self._end_reading(connection)
+            raise
+
+        def reading() -> Iterator[Any]:
+            try:
+                yield None
+                yield from batches
+            finally:
+                self._end_reading(connection)
+
+        # Started here, because a generator that never was does not reach its ``finally`` when it is dropped.
+        started = reading()
+        next(started)
+        return pa.RecordBatchReader.from_batches(batches.schema, started)
+
+    # Below: what is in the file
+
+    def _ensure(self, dataset: Dataset) -> None:
+        if dataset in self._ensured:
+            return
+        check(dataset)
+        with self._transaction() as connection:
+            known = next((each for each in self._known(connection) if each[0] == dataset.table), None)
+            rows = _quoted(dataset.table + "_rows")
+            there = {} if known is None else {column.name: column.type for column in known[1]}
+            for column in dataset.columns:
+                if there.get(column.name, column.type) != column.type:
+                    raise Conflict(
+                        f"{dataset.table}.{column.name} is {there[column.name]} in {self.path}; "
+                        f"this version of the dataset has {column.type}: give it another name"
+                    )
+            if known is None:
+                columns = [f"{_quoted(column.name)} {_SQL_TYPES[column.type]}" for column in dataset.columns]
+                columns += [f"{_quoted(name)} {_SQL_TYPES[kind]}" for name, kind in LINEAGE.items()]
+                connection.execute(f"CREATE TABLE {rows} ({', '.join(columns)})")
+            for column in dataset.columns if known else ():
+                if column.name not in there:
+                    connection.execute(
+                        f"ALTER TABLE {rows} ADD COLUMN {_quoted(column.name)} {_SQL_TYPES[column.type]}"
+                    )
+            # Columns that only an older version had stay, with its rows.
+            all_columns = [
+                *dataset.columns,
+                *(each for each in (known[1] if known else ()) if each.name not in dataset.names),
+            ]
+            if known is None or known[1] != all_columns or known[2] != dataset.key:
+                names = ", ".join(_quoted(column.name) for column in all_columns)
+                newest = _newest(dataset.table, dataset.key)
+                connection.execute(f"CREATE OR REPLACE VIEW {_quoted(dataset.table)} AS SELECT {names} FROM ({newest})")
+                connection.execute("DELETE FROM _datasets WHERE name = ?", [dataset.table])
+                shape = json.dumps([[column.name, column.type] for column in all_columns])
+                connection.execute(
+                    "INSERT INTO _datasets VALUES (?, ?, ?)", [dataset.table, shape, json.dumps(dataset.key)]
+                )
+        self._ensured.add(dataset)
+
+    def _record(self, connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry]) -> None:
+        import duckdb
+        import pyarrow as pa
+
+        if not entries:
+            return
+        names = ["run", "start", "stop", "allocation", "sha256", "rows"]
+        values = zip(names, zip(*entries, strict=True), strict=True)
+        arrays = [pa.array(column, pa.string() if name == "sha256" else pa.int64()) for name, column in values]
+        now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+        arrays.append(pa.repeat(pa.scalar(now, pa.timestamp("us")), len(entries)))
+        connection.register("_entries", pa.table(arrays, [*names, "saved_at"]))
+        try:
+            connection.execute("INSERT INTO ledger BY NAME SELECT * FROM _entries")
+        except duckdb.ConstraintException as error:
+            raise Conflict(f"saved before: {str(error).splitlines()[0]}") from error
+        connection.unregister("_entries")
+
+    def _known(self, connection: duckdb.DuckDBPyConnection) -> list[tuple[str, list[Column], tuple[str, ...]]]:
+        found = connection.execute("SELECT name, columns, key FROM _datasets ORDER BY name").fetchall()
+        return [
+            (name, [Column(*column) for column in json.loads(columns)], tuple(json.loads(key)))
+            for name, columns, key in found
+        ]
+
+
+FORMATS = {
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.stream",
+    "csv": "text/csv; charset=utf-8",
+    "json": "application/json",
+}
+
+
+def stream(reader: pa.RecordBatchReader, format: str) -> tuple[str, Iterator[bytes]]:
+    """The content type, and what ``reader`` reads as pieces of a Parquet file, an Arrow IPC stream, CSV with a head
+    line, or a JSON array of objects; a batch at a time.
+
+    In JSON times are ISO 8601, and NaN and the infinities null. Raises FieldError for another ``format``.
+    """
+    if format not in FORMATS:
+        raise FieldError("format", f"{shown(format)} is not one of: {', '.join(FORMATS)}")
+    return FORMATS[format], _json(reader) if format == "json" else _binary(reader, format)
+
+
+class _Pieces(io.RawIOBase):
+    """A file that is only written, and taken away in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._written
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(bytes(piece))
+        self._written += len(self._pieces[-1])
+        return len(self._pieces[-1])
+
+    def take(self) -> bytes:
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
+
+
+def _binary(reader: pa.RecordBatchReader, format: str) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    sink = _Pieces()
+    writer: Any
+    if format == "parquet":
+        writer = pa.parquet.ParquetWriter(sink, reader.schema, compression="zstd")
+    elif format == "arrow":
+        writer = pa.ipc.new_stream(sink, reader.schema)
+    else:
+        writer = pa.csv.CSVWriter(sink, reader.schema)
+    try:
+        for batch in reader:
+            writer.write_batch(batch)
+            if piece := sink.take():
+                yield piece
+        writer.close()
+        yield sink.take()
+    finally:
+        reader.close()
+
+
+def _json(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = reader.schema.names
+    lead = "["
+    try:
+        for batch in reader:
+            columns = []
+            for column in batch.columns:
+                if pa.types.is_floating(column.type):
+                    column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+                values = column.to_pylist()
+                if pa.types.is_timestamp(column.type):
+                    values = [None if value is None else value.isoformat() for value in values]
+                columns.append(values)
+            if batch.num_rows:
+                lines = (json.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
+                yield (lead + "\n" + ",\n".join(lines)).encode()
+                lead = ","
+        yield (b"[]" if lead == "[" else b"\n]") + b"\n"
+    finally:
+        reader.close()
+
+
+def _quoted(name: str) -> str:
+    """An identifier for SQL; the allow-list has been passed, and this stands should it ever be widened."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _newest(table: str, key: Sequence[str], condition: str = "") -> str:
+    """SQL for the newest row per natural key; every row, where there is no key."""
+    sql = f"SELECT * FROM {_quoted(table + '_rows')} {condition}"
+    if not key:
+        return sql
+    # rowid last: one allocation may have given the same key twice, and the answer must not change between two reads.
+    return (
+        f"{sql} QUALIFY row_number() OVER (PARTITION BY {', '.join(map(_quoted, key))} "
+        "ORDER BY _saved_at DESC, _allocation DESC, rowid DESC) = 1"
+    )
+
+
+def _select(
+    table: str,
+    shape: Sequence[Column],
+    key: Sequence[str],
+    run: int | None,
+    where: Mapping[str, Any],
+    columns: Sequence[str] | None,
+    order: Sequence[str],
+    limit: int | None,
+    offset: int,
+    raw: bool,
+) -> tuple[str, list[Any]]:
+    """SQL, and the values for its placeholders. Every identifier in it is one that ``shape`` has."""
+    types = {column.name: column.type for column in shape}
+
+    def known(name: Any, field: str) -> str:
+        if not isinstance(name, str) or name not in types:
+            raise FieldError(field, f"{shown(name)} is no column of {table}; there are: {', '.join(types)}")
+        return _quoted(name)
+
+    chosen = ", ".join(known(name, "columns") for name in (types if columns is None else columns))
+    if not chosen:
+        raise FieldError("columns", "at least one is needed")
+    values: list[Any] = []
+    tests = []
+    source = _quoted(table + "_rows" if raw else table)
+    if run is not None:
+        values.append(_whole("run", run))
+        if raw:
+            tests.append("_run = ?")
+        else:
+            source = f"({_newest(table, key, 'WHERE _run = ?')})"
+    for name, value in where.items():
+        column = known(name, "where")
+        if value is None:
+            tests.append(f"{column} IS NULL")
+        else:
+            tests.append(f"{column} = ?")
+            values.append(_value(f"where.{name}", types[name], value))
+    sql = f"SELECT {chosen} FROM {source}"
+    if tests:
+        sql += f" WHERE {' AND '.join(tests)}"
+    paged = limit is not None or offset
+    by = []
+    for name in order or (key if paged else ()):
+        descending = isinstance(name, str) and name.startswith("-")
+        by.append(known(name[1:], "order") + " DESC" if descending else known(name, "order"))
+    if by:
+        sql += f" ORDER BY {', '.join(by)}"
+    if limit is not None:
+        sql += " LIMIT ?"
+        values.append(_whole("limit", limit))
+    if offset:
+        sql += " OFFSET ?"
+        values.append(_whole("offset", offset))
+    return sql, values
+
+
+def _whole(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise FieldError(field, f"{shown(value)} is not a whole number from 0 up")
+    return value
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+
+
+_FROM_TEXT: Mapping[str, Callable[[str], Any]] = {"int64": int, "float64": float, "bool": _truth}
+"""Filters come from addresses, where everything is text."""
+
+
+def _value(field: str, kind: str, value: Any) -> Any:
+    """``value`` as a column of this kind holds it. Raises FieldError."""
+    try:
+        if isinstance(value, str) and kind in _FROM_TEXT:
+            value = _FROM_TEXT[kind](value)
+        return read("string" if kind == "json" else kind, value)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise FieldError(field, f"{shown(value)} is not a value of this column, which is {kind}") from None
+
+
+def _own(path: Path) -> int:
+    """Locks the file beside ``path``; the lock ends with this process. Raises StoreBusy."""
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": dt.datetime.now(dt.UTC).isoformat()}
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(holder).encode(), 0)
+    except OSError:
+        content = os.pread(lock, 1000, 0)
+        os.close(lock)
+        raise StoreBusy(_busy(path, _holder(content))) from None
+    return lock
+
+
+def _holder(content: bytes) -> str:
+    try:
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']} has held it since {holder['since'][:19]} UTC"
+    except (ValueError, KeyError, TypeError):  # it locked the file this very moment
+        return "another process holds it"
+
+
+def _busy(path: Path, holder: str) -> str:
+    return (
+        f"the result database {path} belongs to one process at a time: {holder}. "
+        "Stop that process, read through its API, or give this one another data_dir."
+    )
+
+
+def _full(error: Exception) -> StorageFull | None:
+    if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+        return StorageFull(f"no room for results on the parent's disk: {str(error).splitlines()[0]}")
+    return None

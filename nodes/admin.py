@@ -1,0 +1,398 @@
+"""Nodes in Django's admin: quotas inline, keys and history to look at; every change goes through ``nodes.registry``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import Count, IntegerField, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+
+from nodes import executors, registry
+from nodes.models import AccessKey, Heartbeat, Node, Quota
+from nodes.protocol import CascadeError, FieldError
+from nodes.registry import IssuedKey, QuotaSpec
+
+STATES = {"online": "✓ online", "draining": "◔ draining", "offline": "? offline", "inactive": "– inactive"}
+
+
+class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
+    """A list to look at."""
+
+    show_full_result_count = False
+    list_per_page = 50
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
+    def clean_labels(self) -> dict[str, Any]:
+        # An emptied box reads as null.
+        return self.cleaned_data["labels"] or {}
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        for name, value in self.cleaned_data.items():
+            try:
+                registry.check_fields({name: value})
+            except FieldError as error:
+                self.add_error(name, error.message)
+        return cleaned
+
+
+class QuotaForm(forms.ModelForm):  # type: ignore[type-arg]
+    task_type = forms.ChoiceField(choices=lambda: [(name, name) for name in executors.names()])
+
+    class Meta:
+        model = Quota
+        fields = ("task_type", "item", "slots", "limit")
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        # With all parts there; what is missing is named at its own field already.
+        if not self.errors:
+            try:
+                registry.check_quota(self.spec(), self.instance.node.capacity)
+            except FieldError as error:
+                self.add_error(error.field, error.message)
+        return cleaned
+
+    def _post_clean(self) -> None:
+        # The model's own rule says the same as the registry's, which clean() asked.
+        if not self.errors:
+            super()._post_clean()  # type: ignore[misc]  # Django's stubs leave it out
+
+    def spec(self) -> QuotaSpec:
+        given = self.cleaned_data
+        return QuotaSpec(given["task_type"], given["slots"], given["item"], given["limit"])
+
+
+class QuotaFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
+    """Quotas are checked against the capacity as it is being edited, not as it is stored."""
+
+    def _construct_form(self, i: int, **kwargs: Any) -> QuotaForm:
+        form: QuotaForm = super()._construct_form(i, **kwargs)  # type: ignore[misc]  # Django's stubs leave it out
+        form.instance.node = self.instance
+        return form
+
+    def specs(self) -> list[QuotaSpec]:
+        """All that shall be the node's quotas from now on."""
+        kept = [form for form in self.forms if form not in self.deleted_forms and form.cleaned_data.get("task_type")]
+        return [form.spec() for form in kept]
+
+
+class QuotaInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = Quota
+    form = QuotaForm
+    formset = QuotaFormSet
+    extra = 0
+
+
+class KeyInline(admin.TabularInline):  # type: ignore[type-arg]
+    model = AccessKey
+    fields = readonly_fields = ("access_key", "state", "created_at", "last_used_at", "revoked_at")
+    extra = 0
+    can_delete = False
+    verbose_name_plural = "access keys (secrets are not kept here; new ones come from the action 'Issue a key')"
+
+    def has_add_permission(self, request: HttpRequest, obj: Node | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description="state")
+    def state(self, key: AccessKey) -> str:
+        return _key_state(key)
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in STATES]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Node]) -> QuerySet[Node]:
+        online = registry.online_filter(timezone.now())
+        match self.value():
+            case "online":
+                return queryset.filter(online, draining=False)
+            case "draining":
+                return queryset.filter(online, draining=True)
+            case "offline":
+                return queryset.filter(~online, active=True)
+            case "inactive":
+                return queryset.filter(active=False)
+        return queryset
+
+
+@admin.register(Node)
+class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    form = NodeForm
+    list_display = (
+        "name",
+        "state",
+        "role",
+        "carrier",
+        "in_use",
+        "quota_texts",
+        "beat",
+        "cpu_percent",
+        "memory_percent",
+        "version",
+        "live_keys",
+    )
+    list_filter = (StateFilter, "role", "carrier", "draining", "active")
+    search_fields = ("name", "description", "keys__access_key")
+    search_help_text = "Name, description or access key"
+    list_per_page = 50
+    show_full_result_count = False
+    actions = ("drain", "resume", "issue_key", "revoke_keys")
+    inlines = (QuotaInline, KeyInline)
+    readonly_fields = (
+        "carrier",
+        "state",
+        "in_use",
+        "version",
+        "executors",
+        "last_beat_at",
+        "cpu_percent",
+        "memory_percent",
+        "disk_percent",
+        "speeds",
+        "created_at",
+        "history",
+    )
+    fieldsets = (
+        (None, {"fields": ("name", "description", "role", "capacity", "weight", "labels")}),
+        ("Work", {"fields": ("active", "draining")}),
+        ("Access", {"fields": ("api_url", "allow_plain_key")}),
+        (
+            "What it says of itself",
+            {
+                "fields": (
+                    "state",
+                    "in_use",
+                    "carrier",
+                    "version",
+                    "executors",
+                    "last_beat_at",
+                    "cpu_percent",
+                    "memory_percent",
+                    "disk_percent",
+                    "history",
+                )
+            },
+        ),
+        ("What the parent measured", {"fields": ("speeds", "created_at")}),
+    )
+
+    # Looking
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
+        live = (
+            Node.objects.filter(pk=OuterRef("pk"), allocations__state__in=registry.LIVE_ALLOCATION)
+            .order_by()
+            .values("pk")
+            .annotate(count=Count("allocations"))
+            .values("count")
+        )
+        keys = Count("keys", filter=Q(keys__revoked_at=None))
+        nodes = super().get_queryset(request).prefetch_related("quotas")
+        return nodes.annotate(live=Coalesce(Subquery(live, output_field=IntegerField()), 0), valid_keys=keys)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Node | None = None) -> Any:
+        # A node that is being added has said nothing yet.
+        return super().get_fieldsets(request, obj) if obj else self.fieldsets[:3]
+
+    def get_inlines(self, request: HttpRequest, obj: Node | None) -> Any:
+        return self.inlines if obj else (QuotaInline,)
+
+    @admin.display(description="state")
+    def state(self, node: Node) -> str:
+        return STATES[registry.state_of(node, timezone.now())]
+
+    @admin.display(description="in use", ordering="live")
+    def in_use(self, node: Node) -> str:
+        return f"{node.live} of {node.capacity}"  # type: ignore[attr-defined]  # annotated above
+
+    @admin.display(description="quotas")
+    def quota_texts(self, node: Node) -> str:
+        return ", ".join(str(quota) for quota in node.quotas.all()) or "–"
+
+    @admin.display(description="last beat", ordering="last_beat_at")
+    def beat(self, node: Node) -> str:
+        now = timezone.now()
+        if node.last_beat_at is None:
+            return "never"
+        at = timezone.localtime(node.last_beat_at).strftime("%Y-%m-%d %H:%M:%S %Z")
+        return format_html('<time title="{}">{}</time>', at, registry.ago(node.last_beat_at, now))
+
+    @admin.display(description="CPU", ordering="cpu")
+    def cpu_percent(self, node: Node) -> str:
+        return _percent(node.cpu)
+
+    @admin.display(description="memory", ordering="memory")
+    def memory_percent(self, node: Node) -> str:
+        return _percent(node.memory)
+
+    @admin.display(description="disk")
+    def disk_percent(self, node: Node) -> str:
+        return _percent(node.disk)
+
+    @admin.display(description="live keys", ordering="valid_keys")
+    def live_keys(self, node: Node) -> int:
+        return node.valid_keys  # type: ignore[attr-defined, no-any-return]  # annotated above
+
+    @admin.display(description="beats")
+    def history(self, node: Node) -> str:
+        url = reverse("admin:nodes_heartbeat_changelist")
+        return format_html('<a href="{}?node__id__exact={}">history</a>', url, node.pk)
+
+    # Changing
+
+    def save_model(self, request: HttpRequest, obj: Node, form: Any, change: bool) -> None:
+        # A change is written with its quotas, in save_related: only together can they be checked.
+        if not change:
+            node, key = registry.add_node(**_fields(form, obj))
+            obj.pk, obj._state.adding = node.pk, False
+            self._show(request, key)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Iterable[Any], change: bool) -> None:
+        quotas: list[QuotaSpec] = []
+        for formset in formsets:
+            # Not saved here: this only lets the admin's own log know what changed.
+            formset.save(commit=False)
+            if isinstance(formset, QuotaFormSet):
+                quotas = formset.specs()
+        registry.update_node(form.instance.pk, quotas=quotas, **(_fields(form, form.instance) if change else {}))
+
+    def delete_model(self, request: HttpRequest, obj: Node) -> None:
+        registry.remove_node(obj.pk)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        for node in queryset:
+            registry.remove_node(node.pk)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        # Django would list every heartbeat; a node with live work is named as what stands in the way.
+        nodes = list(objs)
+        counts = {
+            "nodes": len(nodes),
+            "access keys": AccessKey.objects.filter(node__in=nodes).count(),
+            "quotas": Quota.objects.filter(node__in=nodes).count(),
+            "heartbeats": Heartbeat.objects.filter(node__in=nodes).count(),
+        }
+        in_use = registry.in_use(nodes)
+        busy = [f"{node.name} holds {in_use[node.pk]} live allocations" for node in nodes if in_use[node.pk]]
+        missing = set() if self.has_delete_permission(request) else {"node"}
+        return [node.name for node in nodes], counts, missing, busy
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _refused(request, lambda: super(NodeAdmin, self).changeform_view(request, *args, **kwargs))
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _refused(request, lambda: super(NodeAdmin, self).changelist_view(request, *args, **kwargs))
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _refused(request, lambda: super(NodeAdmin, self).delete_view(request, *args, **kwargs))
+
+    @admin.action(description="Drain: finish what it has, get no new work", permissions=["change"])
+    def drain(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        names = [registry.drain(node.pk).name for node in queryset]
+        self.message_user(request, f"Draining: {', '.join(names)}.", messages.SUCCESS)
+
+    @admin.action(description="Resume: get work again", permissions=["change"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        names = [registry.resume(node.pk).name for node in queryset]
+        self.message_user(request, f"Getting work again: {', '.join(names)}.", messages.SUCCESS)
+
+    @admin.action(description="Issue a key (its secret is shown once)", permissions=["change"])
+    def issue_key(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        for node in queryset:
+            try:
+                self._show(request, registry.issue_key(node.pk))
+            except CascadeError as error:
+                self.message_user(request, str(error), messages.ERROR)
+
+    @admin.action(description="Revoke all keys", permissions=["change"])
+    def revoke_keys(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
+        for node in queryset:
+            count = registry.revoke_keys(node.pk)
+            self.message_user(request, f"Revoked {count} keys of {node.name}.", messages.SUCCESS)
+
+    def _show(self, request: HttpRequest, key: IssuedKey) -> None:
+        text = format_html(
+            "Key of {}, shown this once: CASCADE_ACCESS_KEY={} CASCADE_SECRET_KEY={}",
+            key.node.name,
+            key.access_key,
+            key.secret_key,
+        )
+        self.message_user(request, text, messages.WARNING)
+
+
+@admin.register(AccessKey)
+class AccessKeyAdmin(ReadOnly):
+    list_display = ("access_key", "node", "state", "created_at", "last_used_at", "revoked_at")
+    list_select_related = ("node",)
+    list_filter = (("revoked_at", admin.EmptyFieldListFilter),)
+    search_fields = ("access_key", "node__name")
+    fields = ("access_key", "node", "state", "public_key", "created_at", "last_used_at", "revoked_at")
+    actions = ("revoke",)
+
+    @admin.display(description="state")
+    def state(self, key: AccessKey) -> str:
+        return _key_state(key)
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("nodes.change_accesskey")
+
+    @admin.action(description="Revoke the selected keys", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[AccessKey]) -> None:
+        for key in queryset:
+            registry.revoke_key(key.access_key)
+        self.message_user(request, f"Revoked {len(queryset)} keys.", messages.SUCCESS)
+
+
+@admin.register(Heartbeat)
+class HeartbeatAdmin(ReadOnly):
+    list_display = ("at", "node", "cpu", "memory", "disk", "held", "running")
+    list_select_related = ("node",)
+    list_filter = ("at", "node")
+    search_fields = ("node__name",)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f} %"
+
+
+def _key_state(key: AccessKey) -> str:
+    return "✕ revoked" if key.revoked_at else "✓ live"
+
+
+def _fields(form: Any, node: Node) -> dict[str, Any]:
+    """What was typed, as the model's fields hold it."""
+    return {name: getattr(node, name) for name in form.cleaned_data}
+
+
+def _refused(request: HttpRequest, view: Callable[[], HttpResponse]) -> HttpResponse:
+    """The view's answer, or what the registry has against it as a message on the same page."""
+    try:
+        return view()
+    except CascadeError as error:
+        messages.error(request, str(error))
+        return HttpResponseRedirect(request.path)

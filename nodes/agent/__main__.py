@@ -1,0 +1,45 @@
+"""``python -m nodes.agent``: the agent alone, without Django."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from nodes import __version__
+from nodes.agent.config import AgentConfig, parse
+from nodes.agent.loop import Agent
+from nodes.protocol import FieldError
+
+
+async def _run(config: AgentConfig) -> None:
+    agent = Agent(config, version=__version__)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if agent.stopping:
+            # Asked twice: end at once. Workers see that their agent is gone and end, too.
+            os._exit(1)
+        agent.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await agent.run()
+
+
+def main() -> None:
+    try:
+        config = parse()
+    except FieldError as error:
+        sys.exit(f"error: {error}")
+    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(_run(config))
+    except BlockingIOError:
+        sys.exit(f"error: another agent uses {config.data_dir}; give this one another --data-dir")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""How the agent's messages travel: REST, a WebSocket, and ``Link``, which knows which of them works now.
+
+Either carries any verb, so an allocation may be claimed on one and reported on the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nodes import signing
+from nodes.agent.clock import ParentClock
+from nodes.agent.config import AgentConfig
+from nodes.protocol import FRAME_BYTES_LIMIT, CascadeError
+
+if TYPE_CHECKING:
+    import requests
+    from websockets.asyncio.client import ClientConnection
+
+logger = logging.getLogger(__name__)
+
+Body = dict[str, Any]
+
+FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
+REPLY_SECONDS = 30.0
+LIVELY_SECONDS = 10.0
+"""A socket that carried messages for so long counts as one that works: the waits start small again."""
+
+
+class Unreachable(CascadeError):
+    """The message may or may not have arrived: send it again. ``wait``: seconds the parent asked for, if it did."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class Refused(CascadeError):
+    """The parent understood and said no, with this HTTP status. Sending it again changes nothing."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+def jitter(attempt: int) -> float:
+    """Seconds before try number ``attempt``: anything up to a growing bound, so that a herd of agents spreads out."""
+    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 20)))  # noqa: S311
+
+
+class Rest:
+    """Signed requests to the parent's agent routes. Blocking calls run in threads, each with its own connection."""
+
+    def __init__(self, config: AgentConfig, clock: ParentClock) -> None:
+        self._config = config
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(3, thread_name_prefix="rest")
+        self._idle: list[requests.Session] = []
+
+    async def call(self, verb: str, body: Body, *, patience: float = REPLY_SECONDS) -> Body:
+        """Raises Unreachable, Refused."""
+        content = json.dumps(body, separators=(",", ":")).encode()
+        return await self._run("POST", f"/api/v1/agent/{verb}", content, patience)
+
+    async def upload(self, sha256: str, file: Path) -> None:
+        """Brings a segment to the parent's spool; doing it again costs nothing there."""
+        await self._run("PUT", f"/api/v1/agent/segments/{sha256}", file, 300.0)
+
+    async def _run(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._exchange, method, path, content, patience)
+
+    def _exchange(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
+        import requests
+
+        url = self._config.parent + path
+        data = content.read_bytes() if isinstance(content, Path) else content
+        kind = "application/vnd.apache.arrow.file" if isinstance(content, Path) else "application/json"
+        session = self._idle.pop() if self._idle else requests.Session()
+        try:
+            for again in (True, False):
+                headers = signing.sign(
+                    method,
+                    url,
+                    data,
+                    access_key=self._config.access_key,
+                    secret_key=self._config.secret_key,
+                    created=self._clock.now(),
+                )
+                try:
+                    answer = session.request(
+                        method, url, data=data, headers={**headers, "Content-Type": kind}, timeout=(10, patience),
+                        allow_redirects=False,
+                    )  # fmt: skip
+                except requests.RequestException as error:
+                    raise Unreachable(f"{method} {path}: {error}") from None
+                if answer.status_code == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(answer.text):
+                    continue
+                return _decoded(answer.status_code, answer.content, answer.headers.get("Retry-After"))
+            raise AssertionError("unreachable")
+        finally:
+            self._idle.append(session)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for session in self._idle:
+            session.close()
+
+
+def _decoded(status: int, content: bytes, retry_after: str | None) -> Body:
+    """The body of a good answer. Raises Unreachable for what may heal, Refused for what will not."""
+    try:
+        body = json.loads(content) if content else {}
+    except ValueError:
+        body = {}
+    if status < HTTPStatus.BAD_REQUEST and isinstance(body, dict):
+        return body
+    detail = body.get("detail") if isinstance(body, dict) else None
+    message = str(detail or content[:200])
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INSUFFICIENT_STORAGE) or status >= 500:
+        wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+        raise Unreachable(f"{status}: {message}", wait)
+    raise Refused(status, message)
+
+
+class Push:
+    """One WebSocket to the parent: sends verbs and matches replies to them; offers and orders come by themselves."""
+
+    def __init__(self, socket: ClientConnection, inbound: Callable[[Body], None]) -> None:
+        self._socket = socket
+        self._inbound = inbound
+        self._waiting: dict[int, asyncio.Future[Body]] = {}
+        self._next = 0
+        self._text: list[str] = []
+
+    async def call(self, verb: str, body: Body, *, patience: float = REPLY_SECONDS) -> Body:
+        """Raises Unreachable, Refused; ValueError for a message too long for a socket."""
+        number, self._next = self._next, self._next + 1
+        text = json.dumps({"type": verb, "id": number, "body": body}, separators=(",", ":"))
+        if len(text) > FRAME_BYTES_LIMIT:
+            raise ValueError(f"a {verb} of {len(text)} bytes does not fit a frame")
+        waiting: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
+        try:
+            from websockets.exceptions import ConnectionClosed
+
+            try:
+                await self._socket.send(text)
+                frame = await asyncio.wait_for(waiting, patience)
+            except (ConnectionClosed, TimeoutError) as error:
+                raise Unreachable(f"{verb}: {error or 'no reply'}") from None
+        finally:
+            self._waiting.pop(number, None)
+        if frame.get("status", 200) >= 400:
+            _decoded(frame["status"], json.dumps(frame.get("body", {})).encode(), str(frame.get("retry_after", "")))
+        reply = frame.get("body")
+        return reply if isinstance(reply, dict) else {}
+
+    async def listen(self) -> None:
+        """Until the socket closes."""
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            async for text in self._socket:
+                frame = json.loads(text)
+                if frame.get("type") == "reply":
+                    waiting = self._waiting.get(frame.get("re"))
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(frame)
+                else:
+                    self._inbound(frame)
+        except ConnectionClosed:
+            pass
+        finally:
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(Unreachable("the socket closed"))
+                    # Retrieved here, too: a call that timed out at this moment does not look again.
+                    waiting.exception()
+
+    async def close(self) -> None:
+        with suppress(Exception):
+            await asyncio.wait_for(self._socket.close(), 2)
+
+
+class Link:
+    """The way to the parent: by push while it works, else by pull, and back.
+
+    ``inbound`` gets offers and orders ({"type": "offer" | "cancel" | …}); ``claim`` makes the body of a claim;
+    ``connected`` is awaited when a socket has opened.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        inbound: Callable[[Body], None],
+        claim: Callable[[], Body],
+        connected: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._config = config
+        self._clock = ParentClock()
+        self.rest = Rest(config, self._clock)
+        self._inbound = inbound
+        self._claim = claim
+        self._connected = connected
+        self._push: Push | None = None
+        self._lost = asyncio.Event()
+        self.long_poll = 30.0
+
+    @property
+    def carrier(self) -> str:
+        return "push" if self._push is not None else "pull"
+
+    async def call(self, verb: str, body: Body) -> Body:
+        """Sends a verb on whatever works now. Raises Unreachable, Refused."""
+        if self._push is not None:
+            with suppress(ValueError):  # too long for a frame
+                return await self._push.call(verb, body)
+        return await self.rest.call(verb, body)
+
+    async def run(self) -> None:
+        """Keeps the way open, until cancelled."""
+        jobs = []
+        if self._config.carrier in ("push", "auto"):
+            jobs.append(self._keep_pushing())
+        if self._config.carrier in ("pull", "auto"):
+            jobs.append(self._keep_pulling())
+        await asyncio.gather(*jobs)
+
+    async def _keep_pushing(self) -> None:
+        attempt = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._push_once()
+            except (OSError, TimeoutError) as error:
+                logger.warning("no socket to %s: %s", self._config.parent, error)
+            except Refused as error:
+                logger.error("the parent refuses the socket: %s", error)
+            attempt = 0 if loop.time() - began > LIVELY_SECONDS else attempt + 1
+            await asyncio.sleep(jitter(attempt))
+
+    async def _push_once(self) -> None:
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+        url = f"{self._config.parent}/ws/agent"
+        headers = signing.sign(
+            "GET",
+            url,
+            access_key=self._config.access_key,
+            secret_key=self._config.secret_key,
+            created=self._clock.now(),
+        )
+        try:
+            socket = await connect(
+                url.replace("http", "ws", 1),
+                additional_headers=headers,
+                compression=None,
+                max_size=16 * 1024 * 1024,
+                open_timeout=10,
+                ping_interval=10,
+                ping_timeout=20,
+                proxy=None,
+            )
+        except InvalidStatus as error:
+            body = bytes(error.response.body or b"")
+            if self._clock.learn(body.decode(errors="replace")):
+                return
+            raise Refused(error.response.status_code, body[:200].decode(errors="replace")) from None
+        except InvalidHandshake as error:
+            raise OSError(str(error)) from None
+        push = Push(socket, self._inbound)
+        listening = asyncio.create_task(push.listen())
+        try:
+            self._push = push
+            logger.info("connected to %s by push", self._config.parent)
+            await self._connected()
+            await listening
+        except (Unreachable, Refused) as error:
+            logger.warning("the socket failed: %s", error)
+        finally:
+            self._push = None
+            await push.close()
+            listening.cancel()
+            logger.info("the socket to %s is closed", self._config.parent)
+
+    async def _keep_pulling(self) -> None:
+        attempt = 0
+        while True:
+            if self._push is not None:
+                await asyncio.sleep(0.5)
+                continue
+            try:
+                body = {**self._claim(), "wait": self.long_poll}
+                self._inbound({"type": "claimed", **await self.rest.call("claim", body, patience=self.long_poll + 15)})
+                attempt = 0
+            except Unreachable as error:
+                attempt += 1
+                logger.warning("claim: %s", error)
+                await asyncio.sleep(error.wait if error.wait is not None else jitter(attempt))
+            except Refused as error:
+                attempt += 1
+                logger.error("the parent refuses the claim: %s", error)
+                await asyncio.sleep(jitter(attempt + 4))
+
+    def close(self) -> None:
+        self.rest.close()

@@ -1,0 +1,202 @@
+"""What a worker process does with a bundle of shards: run each item, keep each item's fate, encode the rows.
+
+A bundle is several very short shards of one type in one trip to a worker; a longer shard travels alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import date, datetime
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+from nodes import executors
+from nodes.executors.base import Executor, ItemFailed
+from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
+
+LOG_LIMIT = 16_000
+"""Characters of a shard's log that are kept: its end, where a failure shows."""
+MESSAGE_LIMIT = 2_000
+PROGRESS_SECONDS = 0.5
+INLINE_CHARACTERS = 20_000
+
+Shard = dict[str, Any]
+"""allocation, type, params, start, items."""
+
+_progress: SimpleQueue[tuple[int, int]] | None = None
+
+
+def prepare(progress: SimpleQueue[tuple[int, int]]) -> None:
+    """Runs once in each new worker."""
+    global _progress
+    _progress = progress
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Ctrl-C at a terminal reaches the whole group; what becomes of the shards is the agent's decision.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose agent was killed must not go on alone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class _Tail(io.TextIOBase):
+    """Keeps the end of what is written."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._cut = False
+
+    def write(self, text: str) -> int:
+        self._text += text
+        if len(self._text) > 2 * LOG_LIMIT:
+            self._text = self._text[-LOG_LIMIT:]
+            self._cut = True
+        return len(text)
+
+    def text(self) -> str:
+        if len(self._text) > LOG_LIMIT or self._cut:
+            return "[…]\n" + self._text[-LOG_LIMIT + 10 :]
+        return self._text
+
+
+def run(bundle: list[Shard], outbox: str) -> list[dict[str, Any]]:
+    """Entries (see ``nodes.protocol``) for the shards of ``bundle``, in order. Larger rows go to one segment file.
+
+    An item's failure costs that item; only what the executor cannot even begin costs its shard.
+    """
+    results: list[_Result] = [_run_shard(shard) for shard in bundle]
+    large = [result for result in results if result.rows and not result.inline]
+    if large:
+        _write_segment(large, Path(outbox))
+    return [result.entry for result in results]
+
+
+class _Result:
+    """One shard's entry, and its rows until they are placed."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.executor: type[Executor] | None = None
+        self.entry: dict[str, Any] = {"allocation": shard["allocation"]}
+        self.rows: list[Any] = []
+        self.inline = True
+
+
+def _run_shard(shard: Shard) -> _Result:
+    result = _Result(shard)
+    log = _Tail()
+    handler = logging.StreamHandler(log)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    began = time.monotonic()
+    try:
+        with redirect_stdout(log), redirect_stderr(log):
+            _run_items(shard, result)
+    except (Exception, SystemExit) as error:
+        log.write(traceback.format_exc())
+        result.rows = []
+        result.entry = {
+            "allocation": shard["allocation"],
+            "failure": {"kind": "error", "message": _describe(error)},
+        }
+    finally:
+        root.removeHandler(handler)
+    result.entry["seconds"] = time.monotonic() - began
+    if text := log.text():
+        result.entry["log"] = text
+    return result
+
+
+def _run_items(shard: Shard, result: _Result) -> None:
+    result.executor = executor_class = executors.get(shard["type"])
+    executor = executor_class(shard["params"])
+    ranges: list[list[int]] = []
+    errors: list[list[Any]] = []
+    told = time.monotonic()
+    total = size = 0
+    for index, item in enumerate(shard["items"], shard["start"]):
+        try:
+            rows = executor.run(item)
+            count = 0 if rows is None else len(rows)
+            if count and result.inline:
+                if isinstance(rows, list) and total + count <= INLINE_ROWS:
+                    rows = [[_plain(value) for value in row] for row in rows]
+                    size += sum(len(value) for row in rows for value in row if isinstance(value, str))
+                    result.inline = size <= INLINE_CHARACTERS
+                else:
+                    result.inline = False
+        except ItemFailed as error:
+            errors.append([index, str(error)[:MESSAGE_LIMIT], error.retry])
+            continue
+        except (Exception, SystemExit) as error:
+            traceback.print_exc(file=sys.stderr)
+            errors.append([index, _describe(error), True])
+            continue
+        if count:
+            result.rows.append(rows)
+            total += count
+        if ranges and ranges[-1][1] == index:
+            ranges[-1][1:] = [index + 1, ranges[-1][2] + count]
+        else:
+            ranges.append([index, index + 1, count])
+        if _progress is not None and (now := time.monotonic()) - told > PROGRESS_SECONDS:
+            told = now
+            _progress.put((shard["allocation"], index + 1 - shard["start"]))
+    result.entry["ranges"] = ranges
+    result.entry["errors"] = errors
+    if result.inline and result.rows:
+        result.entry["rows"] = [row for rows in result.rows for row in rows]
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON carries it."""
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return value
+
+
+def _write_segment(results: list[_Result], outbox: Path) -> None:
+    """The rows of ``results`` as one Arrow IPC file in the outbox, named by its hash; each entry learns its offset."""
+    import pyarrow as pa
+
+    from nodes.executors.rows import encode, to_table
+
+    tables = []
+    offset = 0
+    for result in results:
+        assert result.executor is not None
+        result.entry["offset"] = offset
+        for rows in result.rows:
+            tables.append(to_table(result.executor.dataset, rows))
+            offset += tables[-1].num_rows
+    content = encode(pa.concat_tables(tables))
+    if len(content) > SEGMENT_BYTES_LIMIT:
+        message = f"the shard's rows take {len(content)} bytes; at most {SEGMENT_BYTES_LIMIT} travel: use smaller shards"
+        for result in results:
+            result.entry = {"allocation": result.entry["allocation"], "failure": {"kind": "error", "message": message}}
+        return
+    sha256 = hashlib.sha256(content).hexdigest()
+    temp = outbox / f"{sha256}-{os.getpid()}.tmp"
+    temp.write_bytes(content)
+    os.replace(temp, outbox / f"{sha256}.arrow")
+    for result in results:
+        result.entry["segment"] = sha256

@@ -1,0 +1,28 @@
+"""The task types. To add one: write a file beside this one and add its line to EXECUTORS."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from nodes.executors.base import Executor
+from nodes.protocol import FieldError
+
+EXECUTORS = {
+    "data_import": "nodes.executors.data_import:DataImport",
+    "echo": "nodes.executors.echo:Echo",
+}
+
+
+@cache
+def get(task_type: str) -> type[Executor]:
+    """The executor of ``task_type``. Raises FieldError on field ``type`` for an unknown one."""
+    if task_type not in EXECUTORS:
+        raise FieldError("type", f"{task_type!r} is not a task type; known are: {', '.join(sorted(EXECUTORS))}")
+    module, _, name = EXECUTORS[task_type].partition(":")
+    executor: type[Executor] = getattr(import_module(module), name)
+    return executor
+
+
+def names() -> list[str]:
+    return sorted(EXECUTORS)

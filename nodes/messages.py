@@ -1,0 +1,259 @@
+"""What a child sends, read and checked: JSON in, frozen dataclasses out. Unknown fields are ignored.
+
+Every reader raises FieldError naming the field, so that a bad message is a 400 on every carrier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodes.protocol import FieldError
+
+IDS_LIMIT = 20_000
+TEXT_LIMIT = 4_000
+LOG_LIMIT = 16_000
+ENTRIES_LIMIT = 5_000
+LARGEST_ID = 2**63 - 1
+_SHA256 = re.compile(r"\A[0-9a-f]{64}\Z")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A child asks for work: ``slots`` free ones; ``wait`` seconds it would wait."""
+
+    boot: str
+    slots: int
+    wait: float
+    held: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A child is alive. ``hello`` opens a session: what the parent thinks it holds and it does not name is handed back."""
+
+    boot: str
+    hello: bool
+    held: tuple[int, ...]
+    running: tuple[int, ...]
+    progress: dict[int, int]
+    cpu: float | None
+    memory: float | None
+    disk: float | None
+    version: str
+    executors: tuple[str, ...] | None
+    carrier: str
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    index: int
+    message: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished allocation; see ``nodes.protocol`` for the fields. ``rows`` is the number of rows it brings."""
+
+    allocation: int
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    errors: tuple[ItemError, ...] = ()
+    failure: str = ""
+    message: str = ""
+    inline: list[list[Any]] | None = None
+    segment: str = ""
+    offset: int = 0
+    seconds: float = 0.0
+    log: str = ""
+    digest: str = field(default="", compare=False)
+
+    @property
+    def rows(self) -> int:
+        return sum(count for _, _, count in self.ranges)
+
+
+def read_object(value: Any, name: str = "body") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FieldError(name, f"{_short(value)} is not an object")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _whole(value: Any, name: str, least: int = 0, most: int = LARGEST_ID) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise FieldError(name, f"{_short(value)} is not a whole number from {least} to {most}")
+    return value
+
+
+def _number(value: Any, name: str, most: float = 1e12) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= most:
+        raise FieldError(name, f"{_short(value)} is not a number from 0 to {most:g}")
+    return float(value)
+
+
+def _text(value: Any, name: str, limit: int) -> str:
+    if not isinstance(value, str):
+        raise FieldError(name, f"{_short(value)} is not a text")
+    # Neither database nor JSON peers can carry these; what a program printed must not cost its result.
+    return _UNSTORABLE.sub("\ufffd", value)[:limit]
+
+
+def _list(value: Any, name: str, limit: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise FieldError(name, f"{_short(value)} is not a list")
+    if len(value) > limit:
+        raise FieldError(name, f"has {len(value)} entries; at most {limit} are allowed")
+    return value
+
+
+def read_ids(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(_whole(each, name) for each in _list(value, name, IDS_LIMIT))
+
+
+def read_claim(body: Any) -> Claim:
+    body = read_object(body)
+    return Claim(
+        boot=_text(body.get("boot", ""), "boot", 64),
+        slots=_whole(body.get("slots", 1), "slots", 0, 100_000),
+        wait=_number(body.get("wait", 0), "wait"),
+        held=read_ids(body.get("held", []), "held"),
+    )
+
+
+def read_beat(body: Any) -> Beat:
+    body = read_object(body)
+    progress = read_object(body.get("progress", {}), "progress")
+    executors = body.get("executors")
+
+    def load(name: str) -> float | None:
+        return None if body.get(name) is None else min(_number(body[name], name), 100.0)
+
+    return Beat(
+        boot=_text(body.get("boot", ""), "boot", 64),
+        hello=body.get("hello") is True,
+        held=read_ids(body.get("held", []), "held"),
+        running=read_ids(body.get("running", []), "running"),
+        progress={_key(name): _whole(done, "progress") for name, done in progress.items()},
+        cpu=load("cpu"),
+        memory=load("memory"),
+        disk=load("disk"),
+        version=_text(body.get("version", ""), "version", 40),
+        executors=None
+        if executors is None
+        else tuple(_text(each, "executors", 60) for each in _list(executors, "executors", 100)),
+        carrier=_carrier(body.get("carrier", "pull")),
+        leaving=body.get("leaving") is True,
+    )
+
+
+def _key(name: str) -> int:
+    if not name.isascii() or not name.isdigit() or len(name) > 19:
+        raise FieldError("progress", f"{_short(name)} is not an allocation's id")
+    return int(name)
+
+
+def _carrier(value: Any) -> str:
+    if value not in ("pull", "push", "http"):
+        raise FieldError("carrier", f"{_short(value)} is not one of: pull, push, http")
+    return str(value)
+
+
+def read_release(body: Any) -> tuple[tuple[int, ...], str]:
+    """The allocations handed back, and why."""
+    body = read_object(body)
+    if "allocations" not in body:
+        raise FieldError("allocations", "is required: the ids that are handed back")
+    return read_ids(body["allocations"], "allocations"), _text(body.get("detail", ""), "detail", 200)
+
+
+def read_accept(body: Any) -> tuple[int, ...]:
+    return read_release(body)[0]
+
+
+def read_report(body: Any) -> tuple[list[Entry], tuple[int, ...]]:
+    """The entries, and what runs now. Two entries for one allocation are refused."""
+    body = read_object(body)
+    if "reports" not in body:
+        raise FieldError("reports", "is required: a list of finished allocations")
+    entries = [_entry(each, f"reports[{at}]") for at, each in enumerate(_list(body["reports"], "reports", ENTRIES_LIMIT))]
+    seen: set[int] = set()
+    for at, entry in enumerate(entries):
+        if entry.allocation in seen:
+            raise FieldError(f"reports[{at}].allocation", f"{entry.allocation} stands in this message twice")
+        seen.add(entry.allocation)
+    return entries, read_ids(body.get("running", []), "running")
+
+
+def _entry(value: Any, name: str) -> Entry:
+    body = read_object(value, name)
+    if "allocation" not in body:
+        raise FieldError(f"{name}.allocation", "is required")
+    allocation = _whole(body["allocation"], f"{name}.allocation")
+    seconds = _number(body.get("seconds", 0), f"{name}.seconds")
+    log = _text(body.get("log", ""), f"{name}.log", LOG_LIMIT)
+    if (failure := body.get("failure")) is not None:
+        failure = read_object(failure, f"{name}.failure")
+        kind = failure.get("kind")
+        if kind not in ("error", "timeout", "crash"):
+            raise FieldError(f"{name}.failure.kind", f"{_short(kind)} is not one of: error, timeout, crash")
+        message = _text(failure.get("message", ""), f"{name}.failure.message", TEXT_LIMIT)
+        digest = _digest([kind, message])
+        return Entry(allocation, failure=kind, message=message, seconds=seconds, log=log, digest=digest)
+    ranges = tuple(_range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT))
+    errors = tuple(_error(each, f"{name}.errors") for each in _list(body.get("errors", []), f"{name}.errors", IDS_LIMIT))
+    entry = Entry(allocation, ranges, errors, seconds=seconds, log=log)
+    segment = body.get("segment") or ""
+    inline = body.get("rows")
+    if segment:
+        if not isinstance(segment, str) or not _SHA256.match(segment):
+            raise FieldError(f"{name}.segment", f"{_short(segment)} is not a SHA-256 in 64 lower-case hex digits")
+        if inline:
+            raise FieldError(f"{name}.rows", "stands beside segment; rows travel one way or the other")
+    else:
+        inline = _list(inline or [], f"{name}.rows", 100_000)
+        if len(inline) != entry.rows:
+            raise FieldError(f"{name}.rows", f"has {len(inline)} rows, but the ranges count {entry.rows}")
+    offset = _whole(body.get("offset", 0), f"{name}.offset")
+    digest = _digest([body.get("ranges", []), body.get("errors", []), segment, offset, inline])
+    return Entry(
+        allocation,
+        ranges,
+        errors,
+        inline=None if segment else inline,
+        segment=segment,
+        offset=offset,
+        seconds=seconds,
+        log=log,
+        digest=digest,
+    )
+
+
+def _range(value: Any, name: str) -> tuple[int, int, int]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise FieldError(name, f"{_short(value)} is not [start, stop, rows]")
+    start, stop, rows = (_whole(each, name) for each in value)
+    if start >= stop:
+        raise FieldError(name, f"[{start}, {stop}) is empty")
+    return start, stop, rows
+
+
+def _error(value: Any, name: str) -> ItemError:
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], bool):
+        raise FieldError(name, f"{_short(value)} is not [index, message, retry]")
+    return ItemError(_whole(value[0], name), _text(value[1], name, TEXT_LIMIT), value[2])
+
+
+def _digest(content: Any) -> str:
+    """What makes a report the same report: its content, not its timing or its log."""
+    return hashlib.sha256(json.dumps(content, separators=(",", ":"), sort_keys=True).encode()).hexdigest()

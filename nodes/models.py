@@ -1,0 +1,148 @@
+"""Node, Quota, AccessKey, Heartbeat, Nonce: who does the work. State changes go through ``nodes.registry``."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.utils import timezone
+
+name_validator = RegexValidator(
+    r"\A[^\W_](?:[\w .:@-]{0,98}[\w])?\Z",
+    "A name has 1 to 100 letters, digits, spaces or . : @ _ - and starts with a letter or digit.",
+)
+
+
+class Node(models.Model):
+    """A running instance that takes work from this parent."""
+
+    class Role(models.TextChoices):
+        CHILD = "child"
+        RELAY = "relay"
+        PARENT = "parent"
+        STANDALONE = "standalone"
+
+    class Carrier(models.TextChoices):
+        PULL = "pull"
+        PUSH = "push"
+        HTTP = "http"
+
+    name = models.CharField(max_length=100, unique=True, validators=[name_validator])
+    description = models.CharField(max_length=500, blank=True)
+    role = models.CharField(max_length=10, choices=Role.choices, default=Role.CHILD)
+    carrier = models.CharField(
+        max_length=4, choices=Carrier.choices, default=Carrier.PULL, help_text="How work reaches it; the agent says."
+    )
+    api_url = models.CharField(max_length=500, blank=True, help_text="Where the parent reaches it, if it does.")
+    capacity = models.PositiveIntegerField(
+        default=4,
+        validators=[MinValueValidator(1), MaxValueValidator(10_000)],
+        help_text="Slots: shards running at once.",
+    )
+    weight = models.FloatField(
+        default=1.0, validators=[MinValueValidator(0.01), MaxValueValidator(1000)], help_text="For balancer 'weighted'."
+    )
+    labels = models.JSONField(default=dict, blank=True, help_text='An object of texts, like {"region": "eu"}.')
+    active = models.BooleanField(default=True, help_text="Off: may not authenticate, gets no work.")
+    draining = models.BooleanField(default=False, help_text="On: finishes what it has, gets no new work.")
+    allow_plain_key = models.BooleanField(
+        default=True, help_text="Accept 'Authorization: AK-SK ak:sk' beside signed requests."
+    )
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    # What the agent says of itself with each beat.
+    version = models.CharField(max_length=40, blank=True, editable=False)
+    executors = models.JSONField(default=list, blank=True, editable=False)
+    boot = models.CharField(max_length=64, blank=True, editable=False)
+    last_beat_at = models.DateTimeField(null=True, editable=False, db_index=True)
+    cpu = models.FloatField(null=True, editable=False, help_text="Percent.")
+    memory = models.FloatField(null=True, editable=False, help_text="Percent.")
+    disk = models.FloatField(null=True, editable=False, help_text="Percent.")
+    # Measured by the parent from reports: task type -> seconds per item, moving average.
+    speeds = models.JSONField(default=dict, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        if not isinstance(self.labels, dict) or not all(isinstance(value, str) for value in self.labels.values()):
+            raise ValidationError({"labels": f"{self.labels!r} is not an object of texts."})
+
+
+class Quota(models.Model):
+    """Slots of one task type that its node is given first; with ``item``, of one item of that type."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="quotas")
+    task_type = models.CharField(max_length=60)
+    item = models.CharField(max_length=200, blank=True, help_text="Empty: the whole type.")
+    slots = models.PositiveIntegerField(help_text="Given first to this node, up to so many at once.")
+    limit = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Never more than this at once; 0 means never here. Empty: no limit."
+    )
+
+    class Meta:
+        ordering = ["task_type", "item"]
+        constraints = [models.UniqueConstraint(fields=["node", "task_type", "item"], name="quota_once")]
+
+    def __str__(self) -> str:
+        item = f"[{self.item}]" if self.item else ""
+        limit = f" (limit {self.limit})" if self.limit is not None else ""
+        return f"{self.task_type}{item}={self.slots}{limit}"
+
+    def clean(self) -> None:
+        # Half-filled forms reach clean() with missing parts; their own fields already say so.
+        if self.slots is None or self.node_id is None:
+            return
+        if self.slots > self.node.capacity:
+            raise ValidationError({"slots": f"{self.slots} is above the node's capacity, {self.node.capacity}."})
+        if self.limit is not None and self.slots > self.limit:
+            raise ValidationError({"slots": f"{self.slots} is above this quota's own limit, {self.limit}."})
+
+
+class AccessKey(models.Model):
+    """One key of a node. The secret is an Ed25519 seed that only the child holds."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="keys")
+    access_key = models.CharField(max_length=40, unique=True)
+    public_key = models.CharField(max_length=64, help_text="Ed25519, 32 bytes in hex.")
+    created_at = models.DateTimeField(default=timezone.now)
+    last_used_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-created_at", "-id"]
+
+    def __str__(self) -> str:
+        return self.access_key
+
+
+class Heartbeat(models.Model):
+    """One beat, kept for ``heartbeat_days``."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="heartbeats")
+    at = models.DateTimeField(default=timezone.now)
+    cpu = models.FloatField(null=True)
+    memory = models.FloatField(null=True)
+    disk = models.FloatField(null=True)
+    held = models.PositiveIntegerField(default=0, help_text="Allocations it holds.")
+    running = models.PositiveIntegerField(default=0, help_text="Slots in use.")
+
+    class Meta:
+        ordering = ["-at"]
+        indexes = [models.Index(fields=["node", "-at"]), models.Index(fields=["at"])]
+
+    def __str__(self) -> str:
+        return f"{self.node_id} at {self.at:%Y-%m-%d %H:%M:%S}"
+
+
+class Nonce(models.Model):
+    """A nonce already seen, so that no signed request is accepted twice, by any process of this parent."""
+
+    value = models.CharField(max_length=110, primary_key=True, help_text="access key:nonce")
+    expires_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.value

@@ -1,0 +1,109 @@
+"""The agent protocol: its version, its errors, and what its messages look like. Shared by parent and agent.
+
+Five verbs travel on every carrier, with the same payloads and replies (JSON):
+
+claim    {"boot", "slots", "held": [id…], "wait": s}
+         -> {"runs": {id: {type, params, timeout, priority}}, "work": [[allocation, run, start, stop, attempt, [item…]]…],
+             "cancel": [id…], "drain": bool}
+accept   {"allocations": [id…]} -> {"gone": [id…]}                       (push only: answers an offer)
+beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
+          "executors", "carrier"} -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time"}
+report   {"reports": [entry…], "running": [id…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
+release  {"allocations": [id…], "detail"} -> {"released": [id…]}
+cancel   parent to child: a frame on the socket, or in the reply to claim and beat.
+
+A report's entry is one finished allocation:
+  allocation   its id (the fencing token)
+  ranges       [[start, stop, rows]…] items that are done, in order, none overlapping
+  errors       [[index, message, retry]…] items that are not
+  failure      {"kind": crash | timeout | error, "message"} instead of both, when nothing of the shard is known
+  rows         [[value…]…] small results inline, in the dataset's column order, or
+  segment      sha256 (hex) of an Arrow IPC file uploaded before, with "offset": the first row of this entry in it
+  seconds      running time by the child's monotonic clock
+  log          the tail of what the executor printed
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+"""Raised when an older peer could misread a message; unknown fields are ignored on both sides."""
+
+INLINE_ROWS = 64
+"""Up to so many rows travel inside the report; above that an Arrow segment costs less."""
+SEGMENT_BYTES_LIMIT = 256 * 1024 * 1024
+"""The largest segment a parent takes; an executor's shard should stay far below."""
+FRAME_BYTES_LIMIT = 900 * 1024
+"""Daphne drops a WebSocket message over 1 MiB without a close frame, so longer ones go by HTTP."""
+
+
+class CascadeError(Exception):
+    """Root of the project's exceptions.
+
+    CascadeError
+    ├── FieldError            a value somebody sent is wrong           400
+    ├── Unauthenticated       who is it?                               401
+    ├── Forbidden             known, but may not                       403
+    ├── NotFound              no such thing for this caller            404
+    ├── Conflict              lost a race, or came too late            409
+    ├── TooLarge              above a stated limit                     413
+    ├── Unprocessable         well-formed, but contradicts the record  422
+    ├── TooMany               of these for now; come back later        429
+    └── StorageFull           no room on the parent's disk             507
+    """
+
+    status = 500
+
+    def as_dict(self) -> dict[str, str]:
+        return {"detail": str(self)}
+
+
+class FieldError(CascadeError):
+    """``field`` is a dotted path into what was sent; the message names the value and what is allowed."""
+
+    status = 400
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+    def as_dict(self) -> dict[str, str]:
+        return {"field": self.field, "detail": self.message}
+
+
+class Unauthenticated(CascadeError):
+    status = 401
+
+
+class Forbidden(CascadeError):
+    status = 403
+
+
+class NotFound(CascadeError):
+    status = 404
+
+
+class Conflict(CascadeError):
+    status = 409
+
+
+class TooLarge(CascadeError):
+    status = 413
+
+
+class Unprocessable(CascadeError):
+    status = 422
+
+
+class TooMany(CascadeError):
+    """``retry_after``: in how many seconds it is worth asking again; answers carry it as Retry-After."""
+
+    status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class StorageFull(CascadeError):
+    status = 507

@@ -1,0 +1,239 @@
+// Keeps the parts of a page current over one socket.
+//
+// The server sends {seq, at, full, parts: {id: html}, lists: {id: [part id…]}}: everything first, then what changed, and
+// waits for {seen: seq} before the next. Each part's newest HTML is kept here; the document follows unless it is paused,
+// the pointer or the focus is on a list (its rows then stay where they are), or a row's text is being selected.
+
+import {setClock} from "./times.js";
+
+const SILENCE = 8000; // the server speaks every 2 s; after so long the connection is dead without knowing it
+const HIDDEN_RETRY = 60000;
+
+const html = new Map(); // part id -> newest HTML
+const lists = new Map(); // list id -> part ids, newest order
+const stale = new Set(); // part ids the document shows an older HTML of
+let url = "";
+let socket = null;
+let heard = 0; // when the server last spoke
+let failures = 0; // connections in a row that brought nothing
+let retry = 0;
+let state = "connecting";
+let paused = false;
+let held = 0; // updates that came in while paused
+let shown = () => {};
+
+const box = document.getElementById("liveness");
+const text = document.getElementById("live-text");
+const said = document.getElementById("live-said");
+const button = document.getElementById("pause");
+
+// ---- the document ----
+
+function make(source) {
+  const template = document.createElement("template");
+  template.innerHTML = source;
+  return template.content.firstElementChild;
+}
+
+const FOCUSABLE = "a[href], button, summary, [tabindex]";
+
+function replace(old, source) {
+  const fresh = make(source);
+  const at = old.contains(document.activeElement) ? [...old.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement) : -1;
+  old.replaceWith(fresh);
+  if (at >= 0) fresh.querySelectorAll(FOCUSABLE)[at]?.focus({preventScroll: true});
+}
+
+function busy(list) {
+  return list.matches(":hover") || list.contains(document.activeElement);
+}
+
+function arrange(list, ids) {
+  const wanted = new Set(ids);
+  for (const row of [...list.children]) if (!wanted.has(row.id)) row.remove();
+  let next = list.firstElementChild;
+  for (const id of ids) {
+    if (next?.id === id) {
+      next = next.nextElementSibling;
+      continue;
+    }
+    const row = document.getElementById(id) ?? make(html.get(id));
+    stale.delete(id);
+    list.insertBefore(row, next);
+  }
+  list.closest("[data-list]")?.classList.toggle("is-empty", ids.length === 0);
+}
+
+function show() {
+  if (paused) return;
+  const selection = getSelection();
+  for (const id of [...stale]) {
+    const old = document.getElementById(id);
+    if (old && !selection.isCollapsed && selection.containsNode(old, true)) continue;
+    // A row not in the document yet comes with its list.
+    if (old) replace(old, html.get(id));
+    stale.delete(id);
+  }
+  for (const [name, ids] of lists) {
+    const list = document.getElementById(name);
+    const same = list.children.length === ids.length && ids.every((id, at) => list.children[at].id === id);
+    if (!same && (!busy(list) || list.children.length === 0)) arrange(list, ids);
+  }
+  shown();
+}
+
+function take(frame) {
+  if (frame.full) {
+    html.clear();
+    lists.clear();
+    stale.clear();
+  }
+  for (const [id, source] of Object.entries(frame.parts)) {
+    html.set(id, source);
+    stale.add(id);
+  }
+  for (const [name, ids] of Object.entries(frame.lists)) {
+    const kept = new Set(ids);
+    for (const id of lists.get(name) ?? []) {
+      if (!kept.has(id)) {
+        html.delete(id);
+        stale.delete(id);
+      }
+    }
+    lists.set(name, ids);
+  }
+  const changes = Object.keys(frame.parts).length + Object.keys(frame.lists).length;
+  if (paused && changes && !frame.full) held += 1;
+  show();
+}
+
+// ---- the connection ----
+
+function connect() {
+  clearTimeout(retry);
+  const mine = new WebSocket(url);
+  socket = mine;
+  heard = Date.now();
+  mine.onmessage = (event) => {
+    const frame = JSON.parse(event.data);
+    heard = Date.now();
+    failures = 0;
+    setClock(frame.at);
+    take(frame);
+    mine.send(JSON.stringify({seen: frame.seq}));
+    become("live");
+  };
+  mine.onclose = (event) => {
+    if (socket === mine) lost(event.code);
+  };
+}
+
+async function lost(code) {
+  socket = null;
+  if (code === 4403) return become("signed out");
+  failures += 1;
+  if (state !== "polling") become("reconnecting");
+  // Something on the way may let pages through but no sockets; and a refused handshake does not say why.
+  if (failures >= 3) {
+    const outcome = await poll();
+    if (outcome === "signed out" || socket) return become(outcome);
+    become(outcome);
+  }
+  const wait = state === "polling" ? 3000 : Math.min(5000, 500 * 2 ** failures) * (0.3 + 0.7 * Math.random());
+  retry = setTimeout(connect, document.hidden && failures > 10 ? HIDDEN_RETRY : wait);
+}
+
+async function poll() {
+  try {
+    const answer = await fetch(location.href, {redirect: "manual", cache: "no-store"});
+    if (answer.type === "opaqueredirect" || answer.status === 403) return "signed out";
+    if (!answer.ok) return "reconnecting";
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const frame = {full: true, parts: {}, lists: {}};
+    for (const section of page.querySelectorAll("[data-list]")) {
+      const rows = [...page.getElementById(section.dataset.list).children];
+      frame.lists[section.dataset.list] = rows.map((row) => row.id);
+      for (const row of rows) frame.parts[row.id] = row.outerHTML;
+    }
+    for (const part of page.querySelectorAll("[data-part]")) frame.parts[part.id] = part.outerHTML;
+    heard = Date.now();
+    setClock(Number(page.documentElement.dataset.now));
+    take(frame);
+    return "polling";
+  } catch {
+    return "reconnecting";
+  }
+}
+
+function wake() {
+  if (socket || state === "signed out" || state === "connecting") return;
+  clearTimeout(retry);
+  connect();
+}
+
+// ---- what the header says ----
+
+const WORDS = {connecting: "Connecting…", reconnecting: "Reconnecting…", "signed out": "Signed out"};
+
+function become(next) {
+  if (state !== next) said.textContent = WORDS[next] ?? (next === "live" ? "Live" : "Polling");
+  state = next;
+  tell();
+}
+
+function tell() {
+  let words = WORDS[state];
+  if (!words) words = `${state === "live" ? "Live" : "Polling"} · ${Math.max(0, Math.round((Date.now() - heard) / 1000))} s ago`;
+  if (paused) words = (held ? `Paused (+${held})` : "Paused") + (WORDS[state] ? ` · ${words}` : "");
+  if (text.textContent !== words) text.textContent = words;
+  box.dataset.state = paused && !WORDS[state] ? "paused" : state.replace(" ", "-");
+  if (state === "signed out" && !box.querySelector("a")) {
+    const link = document.createElement("a");
+    link.href = location.href;
+    link.textContent = "Sign in";
+    box.append(link);
+    button.hidden = true;
+  }
+}
+
+function togglePause() {
+  paused = !paused;
+  held = 0;
+  button.setAttribute("aria-pressed", String(paused));
+  button.textContent = paused ? "Resume" : "Pause";
+  said.textContent = paused ? "Paused" : "Resumed";
+  show();
+  tell();
+}
+
+// Keeps the page current from `path`; `after` is called whenever the document was brought up to date.
+export function followLive(path, after) {
+  url = location.origin.replace(/^http/, "ws") + path;
+  shown = after;
+  button.hidden = false;
+  button.addEventListener("click", togglePause);
+  for (const list of document.querySelectorAll("[data-list] tbody")) {
+    // What was held back for the pointer's or the focus's sake is shown when they leave.
+    list.addEventListener("mouseleave", () => setTimeout(show));
+    list.addEventListener("focusout", () => setTimeout(show));
+  }
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) wake(); });
+  addEventListener("online", wake);
+  addEventListener("pagehide", () => {
+    clearTimeout(retry);
+    const old = socket;
+    socket = null;
+    old?.close();
+  });
+  addEventListener("pageshow", (event) => { if (event.persisted) wake(); });
+  setInterval(() => {
+    if (socket && Date.now() - heard > SILENCE) {
+      const old = socket;
+      lost(1006);
+      old.close();
+    }
+    tell();
+  }, 1000);
+  connect();
+  tell();
+}

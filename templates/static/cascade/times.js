@@ -1,0 +1,61 @@
+// Times: relative in the text, absolute with its zone on hover. The server's clock counts, not this machine's.
+
+let ahead = 0; // milliseconds the server's clock is ahead
+let utc = localStorage.getItem("zone") === "utc";
+
+export function setClock(serverNow) {
+  if (serverNow) ahead = serverNow - Date.now();
+}
+
+function long(seconds) {
+  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} d`;
+}
+
+function exactly(seconds) {
+  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+function absolute(moment) {
+  return new Intl.DateTimeFormat("sv-SE", {
+    dateStyle: "short", timeStyle: "medium", timeZone: utc ? "UTC" : undefined,
+  }).format(moment) + " " + (utc ? "UTC" : zoneName(moment));
+}
+
+function zoneName(moment) {
+  const parts = new Intl.DateTimeFormat("en-GB", {timeZoneName: "short"}).formatToParts(moment);
+  return parts.find((part) => part.type === "timeZoneName").value;
+}
+
+export function tickTimes() {
+  const now = Date.now() + ahead;
+  for (const element of document.querySelectorAll("time[datetime]")) {
+    const moment = new Date(element.dateTime);
+    const seconds = Math.max(0, (now - moment) / 1000);
+    const text = "since" in element.dataset ? exactly(seconds) : `${long(seconds)} ago`;
+    // Only what differs is written: a write costs a layout, and ends a selection.
+    if (element.textContent !== text) element.textContent = text;
+    const hover = absolute(moment);
+    if (element.title !== hover) element.title = hover;
+  }
+}
+
+export function offerZones(button) {
+  if (!button) return;
+  const say = () => { button.textContent = utc ? "Times in local zone" : "Times in UTC"; };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    utc = !utc;
+    localStorage.setItem("zone", utc ? "utc" : "local");
+    say();
+    tickTimes();
+  });
+  say();
+}

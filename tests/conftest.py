@@ -1,0 +1,39 @@
+"""The ground all tests stand on: a data folder of their own, chosen before Django reads its settings."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from typing import Any
+
+import django
+import pytest
+from django.conf import settings as django_settings
+from hypothesis import settings as hypothesis_settings
+
+if django_settings.configured:
+    raise pytest.UsageError("Django's settings were read too early: unset DJANGO_SETTINGS_MODULE and run pytest again.")
+
+_FOLDER = tempfile.mkdtemp(prefix="cascade-tests-")
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
+for _name in [name for name in os.environ if name.startswith("CASCADE_")]:
+    del os.environ[_name]
+os.environ["CASCADE_DATA_DIR"] = _FOLDER
+os.environ["CASCADE_CONFIG"] = os.path.join(_FOLDER, "cascade.toml")
+os.environ["DJANGO_SETTINGS_MODULE"] = "cascade.settings"
+# Now, not in pytest_configure: conftest files below this one import models.
+django.setup()
+
+# Machines that run tests are slow at times; that is no failure of a property.
+hypothesis_settings.register_profile("cascade", deadline=None)
+hypothesis_settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "cascade")
+
+
+@pytest.fixture(autouse=True)
+def _quick_passwords(settings: Any) -> None:
+    """Password hashes are slow on purpose; tests that sign in would spend their time there."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
