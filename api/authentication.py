@@ -77,7 +77,8 @@ def request_parts(request: HttpRequest) -> tuple[str, str, Headers]:
     if scope is not None:
         return scope_parts(scope)
     host = request.META.get("HTTP_HOST") or request.META.get("SERVER_NAME", "")
-    return request.method or "GET", _url(request.scheme, host, request.get_full_path()), list(request.headers.items())
+    url = _url(request.scheme or "http", host, request.get_full_path())
+    return request.method or "GET", url, list(request.headers.items())
 
 
 def scope_parts(scope: Mapping[str, Any]) -> tuple[str, str, Headers]:

@@ -23,6 +23,7 @@ from django.db.models.functions import Substr
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.template.loader import get_template
+from django.templatetags.static import static
 from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.encoding import force_bytes, force_str
@@ -626,12 +627,13 @@ class Overview:
             for run in runs
         ]
         flying = sum(in_flight.values())
+        reached = [node for node in node_views if node.state.word in ("online", "draining")]
         totals = TotalsView(
             nodes=len(nodes),
-            online=sum(state in ("online", "draining") for _, state in nodes),
-            capacity=sum(node["capacity"] for node, state in nodes if state == "online"),
-            used=sum(node.used for node in node_views),
-            queued=sum(node.queued for node in node_views),
+            online=len(reached),
+            capacity=sum(node.capacity for node in reached),
+            used=sum(node.used for node in reached),
+            queued=sum(node.queued for node in reached),
             running=sums["number"],
             waiting=f"{max(0, (sums['open'] or 0) - flying):,}",
             in_flight=f"{flying:,}",
@@ -757,8 +759,15 @@ def healthz(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": "ok"})
 
 
+@require_safe
+def favicon(request: HttpRequest) -> HttpResponse:
+    """For pages that name no icon of their own, as the admin's."""
+    return redirect(static("cascade/favicon.svg"), permanent=True)
+
+
 urlpatterns = [
     path("", overview, name="overview"),
     path("sign-in/<str:uidb64>/<str:token>/", sign_in, name="sign-in"),
     path("healthz", healthz, name="healthz"),
+    path("favicon.ico", favicon),
 ]

@@ -14,7 +14,8 @@ from nodes.protocol import FieldError
 
 MAX_DEPTH = 32
 """Containers inside containers. Python's own limit differs by version, and what was read must be written again."""
-INTEGERS = range(-(2**63), 2**63)
+LEAST, MOST = -(2**63), 2**63 - 1
+"""What fits in 64 bits."""
 
 # Only escapes can bring these in: the decoder refuses raw control characters, and UTF-8 has no surrogates.
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
@@ -28,7 +29,7 @@ def read_json(raw: bytes) -> Any:
         nonlocal suspect
         # A 64-bit number has 19 digits; longer ones are never converted, as that takes quadratic time.
         value = int(text) if len(text) <= 20 else math.inf
-        suspect = suspect or value not in INTEGERS
+        suspect = suspect or not LEAST <= value <= MOST
         return value
 
     def real(text: str) -> float:
@@ -89,7 +90,7 @@ def _check_leaf(field: str, value: Any) -> None:
             raise FieldError(field, "holds half a surrogate pair, which is no character")
     elif isinstance(value, float) and not math.isfinite(value):
         raise FieldError(field, "is not a finite number of 64 bits")
-    elif isinstance(value, int) and value not in INTEGERS:
+    elif isinstance(value, int) and not LEAST <= value <= MOST:
         raise FieldError(field, f"{value} does not fit in 64 bits")
 
 

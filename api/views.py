@@ -5,6 +5,7 @@ Also here: signing in, and what kinds of work there are. Runs, nodes and tables 
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import QuerySet
 from django_filters import rest_framework as filters
+from django_filters.fields import IsoDateTimeField
 from drf_spectacular.utils import extend_schema
 from rest_framework import viewsets
 from rest_framework.filters import OrderingFilter
@@ -144,6 +146,21 @@ class WholeFilter(filters.NumberFilter):
 
     def get_max_validator(self) -> None:
         return None
+
+
+class _MomentField(IsoDateTimeField):
+    def clean(self, value: Any) -> Any:
+        moment = super().clean(value)
+        try:
+            return moment and moment.astimezone(dt.UTC)
+        except OverflowError:
+            raise forms.ValidationError("is outside the years 1 to 9999 in UTC") from None
+
+
+class Moment(filters.IsoDateTimeFilter):
+    """A moment in ISO 8601 that exists in UTC too."""
+
+    field_class = _MomentField
 
 
 def state_filter(states: type[Any]) -> filters.MultipleChoiceFilter:

@@ -12,8 +12,7 @@ from django.db import IntegrityError
 from django.db.models import Count, F, QuerySet, Sum
 from django.http.response import HttpResponseBase
 from django_filters import rest_framework as filters
-from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, serializers
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -35,11 +34,13 @@ from api.serializers import (
     TaskInList,
     TaskSerializer,
 )
-from api.views import NativeSet, Page, WholeFilter, number, only_known, state_filter
+from api.views import Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
+from api.views_tables import ROWS, STREAM, table_response
 from dispatch import lifecycle
 from dispatch.items import Frozen
 from dispatch.models import WORK_FIELDS, Allocation, Run, Shard, Task
 from dispatch.states import AllocationState, RunState, ShardState
+from nodes import executors
 from nodes.protocol import Conflict, FieldError
 from nodes.transactions import write
 
@@ -131,8 +132,8 @@ class RunFilters(filters.FilterSet):
     type = filters.CharFilter()
     task = WholeFilter(field_name="task_id", help_text="A task's id.")
     name = filters.CharFilter(lookup_expr="icontains", help_text="Part of the name.")
-    created_after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gte")
-    created_before = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="lt")
+    created_after = Moment(field_name="created_at", lookup_expr="gte")
+    created_before = Moment(field_name="created_at", lookup_expr="lt")
 
 
 @extend_schema_view(
@@ -213,17 +214,15 @@ class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
         """What each node did of the run, and why it got it."""
         return Response(shares(self.get_object()))
 
-    @extend_schema(
-        filters=False,
-        parameters=[
-            OpenApiParameter("format", str, enum=["json", "csv", "arrow", "parquet"], description="Default json.")
-        ],
-        responses={200: OpenApiResponse(OpenApiTypes.BINARY, "The rows, streamed in the format asked for.")},
-    )
+    @extend_schema(filters=False, parameters=ROWS, responses={(200, "application/octet-stream"): STREAM})
     @action(detail=True, pagination_class=None, filter_backends=())
     def results(self, request: Request, pk: str) -> HttpResponseBase:
-        """The run's rows as its nodes reported them, with lineage."""
-        raise NotImplementedError
+        """The rows this run saved, streamed."""
+        run = self.get_object()
+        if "run" in request.query_params:
+            raise FieldError("run", "is in the address already")
+        dataset = executors.get(run.type).dataset
+        return table_response(request, dataset.table, run=run.pk, dataset=dataset)
 
 
 def item_page(run: Run, shards: Sequence[Shard] | QuerySet[Shard], start: int, limit: int) -> list[dict[str, Any]]:

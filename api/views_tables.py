@@ -1,22 +1,173 @@
-"""Rows: what was imported, by table or by run, streamed in the format asked for."""
+"""Rows: what was saved, by table or by run, streamed in the format asked for."""
 
 from __future__ import annotations
 
-from drf_spectacular.utils import extend_schema
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api.serializers import Table
-from api.views import Native
+from api.serializers import Table, unknown
+from api.views import LARGEST_ID, Native, flag, number, only_known
+from dispatch.results import saver
+from dispatch.results.datasets import LINEAGE, schema
+from dispatch.results.store import FORMATS, ResultStore, stream
+from nodes.executors.base import Dataset, shown
+from nodes.protocol import FieldError, NotFound
+
+OPTIONS = ("format", "limit", "offset", "columns", "ordering", "run", "raw")
+PREFIX = "where."
+ROWS = [
+    OpenApiParameter("format", str, enum=sorted(FORMATS), description="Default json."),
+    OpenApiParameter("limit", int, description="At most so many rows; without it, all."),
+    OpenApiParameter("offset", int, description="Rows to leave out first."),
+    OpenApiParameter("columns", str, description="Names with commas. Default: all."),
+    OpenApiParameter("ordering", str, description="Columns with commas; - before one turns it round."),
+    OpenApiParameter("raw", bool, description="Every row that was saved, replaced ones too, with where it came from."),
+    OpenApiParameter("<column>", str, description="Only rows with this value; where.<column> for a name used above."),
+]
+STREAM = OpenApiResponse(OpenApiTypes.BINARY, "The rows, streamed. JSON: an array of objects, times in ISO 8601.")
+
+
+class Pieces:
+    """A body made piece by piece on a thread of its own, as a connection of DuckDB serves one thread only.
+
+    The first piece is made at once: what goes wrong up to there is answered as an error, not as half a body.
+    """
+
+    def __init__(self, make: Callable[[], tuple[str, Iterator[bytes]]]) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._pieces: Iterator[bytes] = iter(())
+        try:
+            self.content_type, self._first = self._thread.submit(self._begin, make).result()
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    def _begin(self, make: Callable[[], tuple[str, Iterator[bytes]]]) -> tuple[str, bytes | None]:
+        content_type, self._pieces = make()
+        return content_type, next(self._pieces, None)
+
+    def close(self) -> None:
+        """Also called by Django when the client has gone away."""
+        if (end := getattr(self._pieces, "close", None)) is not None:
+            self._thread.submit(end)
+        self._pieces = iter(())
+        self._thread.shutdown(wait=False)
+
+
+class Sync(Pieces):
+    def __iter__(self) -> Iterator[bytes]:
+        piece = self._first
+        while piece is not None:
+            yield piece
+            piece = self._thread.submit(next, self._pieces, None).result()
+
+
+class Async(Pieces):
+    """Under ASGI Django would otherwise read a synchronous iterator to its end before it sends anything."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        piece = self._first
+        while piece is not None:
+            yield piece
+            piece = await loop.run_in_executor(self._thread, next, self._pieces, None)
+
+
+def _names(request: Request, option: str) -> list[str] | None:
+    given = request.query_params.get(option)
+    return None if given is None else [name.strip() for name in given.split(",")]
+
+
+def _filters(request: Request, columns: list[str]) -> dict[str, str]:
+    """What the query says of columns. Raises FieldError for unknown and repeated ones."""
+    found: dict[str, str] = {}
+    for name in request.query_params:
+        if name in OPTIONS:
+            continue
+        column = name.removeprefix(PREFIX)
+        if column not in columns:
+            raise FieldError(name[:100], unknown(column, [*columns, *OPTIONS]))
+        if column in found or len(request.query_params.getlist(name)) > 1:
+            raise FieldError(name, "is given twice; a row has one value")
+        found[column] = request.query_params[name]
+    return found
+
+
+def table_response(request: Request, name: str, *, run: int | None, dataset: Dataset | None = None) -> StreamingHttpResponse:
+    """The rows of table ``name`` as the query asks. ``dataset`` stands in for a table that has no rows yet.
+
+    Raises FieldError, NotFound, and Conflict where this process has no results.
+    """
+    store = saver.results()
+    format = request.query_params.get("format", "json")
+    if format not in FORMATS:
+        raise FieldError("format", f"{shown(format)} is not one of: {', '.join(FORMATS)}")
+    raw = flag(request, "raw")
+    known = {each["name"]: [column["name"] for column in each["columns"]] for each in store.tables()}
+    if name not in known and dataset is None:
+        raise NotFound(f"there is no table {shown(name)}; there are: {', '.join(known) or 'none yet'}")
+    columns = known[name] if name in known else list(dataset.names if dataset else ())
+    where = _filters(request, [*columns, *LINEAGE] if raw else columns)
+    limit = number(request, "limit", -1, 0)
+    how = {
+        "run": run,
+        "where": where,
+        "columns": _names(request, "columns"),
+        "order": _names(request, "ordering") or (),
+        "limit": None if limit < 0 else limit,
+        "offset": number(request, "offset", 0, 0),
+        "raw": raw,
+    }
+    pieces = _pieces(request, lambda: _read(store, name, format, how, dataset if name not in known else None))
+    response = StreamingHttpResponse(pieces, content_type=pieces.content_type)  # type: ignore[arg-type]
+    if format != "json":
+        response["Content-Disposition"] = f'attachment; filename="{name}.{format}"'
+    return response
+
+
+def _pieces(request: Request, make: Callable[[], tuple[str, Iterator[bytes]]]) -> Pieces:
+    return Async(make) if isinstance(request._request, ASGIRequest) else Sync(make)
+
+
+def _read(
+    store: ResultStore, name: str, format: str, how: dict[str, Any], empty: Dataset | None
+) -> tuple[str, Iterator[bytes]]:
+    import pyarrow as pa
+
+    if empty is not None:
+        return stream(pa.RecordBatchReader.from_batches(schema(empty), []), format)
+    try:
+        return stream(store.select(name, **how), format)
+    except FieldError as error:
+        # The store's names for its arguments are not what the client wrote.
+        field = {"order": "ordering"}.get(error.field, error.field.removeprefix(PREFIX))
+        raise FieldError(field, error.message) from None
 
 
 class Tables(Native):
     @extend_schema(responses=Table(many=True))
     def get(self, request: Request) -> Response:
-        """The tables that hold rows."""
-        raise NotImplementedError
+        """The tables of results, with the number of rows saved in each."""
+        only_known(request, ())
+        return Response(saver.results().tables())
 
 
 class Rows(Native):
-    def get(self, request: Request, name: str) -> Response:
-        raise NotImplementedError
+    @extend_schema(
+        operation_id="tables_rows",
+        parameters=[*ROWS, OpenApiParameter("run", int, description="Only rows of the run with this id.")],
+        responses={(200, "application/octet-stream"): STREAM},
+    )
+    def get(self, request: Request, name: str) -> StreamingHttpResponse:
+        """The newest row of each fact (natural key), streamed."""
+        run = number(request, "run", -1, 0, LARGEST_ID)
+        return table_response(request, name, run=None if run < 0 else run)

@@ -33,8 +33,8 @@ PARENT = "parent"
 """The parent's name among the tree's processes."""
 START_SECONDS = 60.0
 """A process that has not come up by then will not; machines that run tests are slow and busy."""
-STOP_SECONDS = 15.0
-"""Grace between SIGTERM and SIGKILL."""
+STOP_SECONDS = 25.0
+"""Grace between SIGTERM and SIGKILL; an agent takes up to 20 for what it still runs."""
 
 # Told the group of every process started here, it ends those that are left when this process is gone,
 # however it went: a closed terminal or a kill -9 runs no clean-up of ours.

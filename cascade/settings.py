@@ -106,6 +106,8 @@ DATABASES = {
             "timeout": 30,
             "init_command": (
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-16000; PRAGMA temp_store=MEMORY;"
+                # A longer log between checkpoints: each one copies pages back and syncs twice.
+                "PRAGMA wal_autocheckpoint=8000;"
             ),
         },
         # A file, not shared memory: tests use the same threads and processes as production.

@@ -105,7 +105,7 @@ class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             work = {name: getattr(task, name) for name in WORK_FIELDS}
             by = request.user.get_username()
             made = lifecycle.submit(items=task.items, name=task.name, task=task, submitted_by=by, **work)
-            return f"{task.name}: submitted run {made.pk} with {made.count} items."
+            return f"Task {task.name}: submitted run {made.pk} with {made.count} items."
 
         _each(self, request, queryset, run)
 
@@ -180,7 +180,7 @@ class RunAdmin(ReadOnly):
 
         def cancel(run: Run) -> str:
             ended = lifecycle.cancel(run.pk)
-            return f"{ended} ({ended.pk}) is {ended.state}: {ended.cancelled} items cancelled, {ended.saved} saved."
+            return f"Run {ended.pk} is {ended.state}: {ended.cancelled} items cancelled, {ended.saved} saved."
 
         _each(self, request, queryset, cancel)
 
@@ -188,7 +188,7 @@ class RunAdmin(ReadOnly):
     def retry_failed(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
         from dispatch import lifecycle
 
-        _each(self, request, queryset, lambda run: f"{run} ({run.pk}): {lifecycle.retry(run.pk)} items opened again.")
+        _each(self, request, queryset, lambda run: f"Run {run.pk}: {lifecycle.retry(run.pk)} items opened again.")
 
 
 @admin.register(Shard)
@@ -337,11 +337,11 @@ def _link(model: str, text: str, query: str) -> str:
 
 
 def _each(
-    modeladmin: "admin.ModelAdmin[Any]", request: HttpRequest, objects: Iterable[Any], act: Callable[[Any], str]
+    modeladmin: admin.ModelAdmin[Any], request: HttpRequest, objects: Iterable[Any], act: Callable[[Any], str]
 ) -> None:
     """One message each, so that one which cannot be done does not hide the others."""
     for each in objects:
         try:
             modeladmin.message_user(request, act(each), messages.SUCCESS)
         except CascadeError as error:
-            modeladmin.message_user(request, f"{each} ({each.pk}): {error}", messages.ERROR)
+            modeladmin.message_user(request, f"{each._meta.verbose_name} {each.pk}: {error}", messages.ERROR)

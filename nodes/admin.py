@@ -7,7 +7,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Count, IntegerField, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -45,7 +45,7 @@ class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
-        for name, value in self.cleaned_data.items():
+        for name, value in list(self.cleaned_data.items()):
             try:
                 registry.check_fields({name: value})
             except FieldError as error:
@@ -90,8 +90,8 @@ class QuotaFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
 
     def specs(self) -> list[QuotaSpec]:
         """All that shall be the node's quotas from now on."""
-        kept = [form for form in self.forms if form not in self.deleted_forms and form.cleaned_data.get("task_type")]
-        return [form.spec() for form in kept]
+        forms: list[QuotaForm] = self.forms  # type: ignore[assignment]
+        return [form.spec() for form in forms if form not in self.deleted_forms and form.cleaned_data.get("task_type")]
 
 
 class QuotaInline(admin.TabularInline):  # type: ignore[type-arg]
@@ -204,16 +204,12 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     # Looking
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
-        live = (
-            Node.objects.filter(pk=OuterRef("pk"), allocations__state__in=registry.LIVE_ALLOCATION)
-            .order_by()
-            .values("pk")
-            .annotate(count=Count("allocations"))
-            .values("count")
-        )
-        keys = Count("keys", filter=Q(keys__revoked_at=None))
-        nodes = super().get_queryset(request).prefetch_related("quotas")
-        return nodes.annotate(live=Coalesce(Subquery(live, output_field=IntegerField()), 0), valid_keys=keys)
+        # Subqueries: joins would count a node once per key or allocation that the search box's join finds.
+        each = Node.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
+        live = each.filter(allocations__state__in=registry.LIVE_ALLOCATION).annotate(count=Count("allocations"))
+        valid = each.filter(keys__isnull=False, keys__revoked_at=None).annotate(count=Count("keys"))
+        nodes: QuerySet[Node] = super().get_queryset(request).prefetch_related("quotas")
+        return nodes.annotate(live=_counted(live), valid_keys=_counted(valid))
 
     def get_fieldsets(self, request: HttpRequest, obj: Node | None = None) -> Any:
         # A node that is being added has said nothing yet.
@@ -298,7 +294,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "heartbeats": Heartbeat.objects.filter(node__in=nodes).count(),
         }
         in_use = registry.in_use(nodes)
-        busy = [f"{node.name} holds {in_use[node.pk]} live allocations" for node in nodes if in_use[node.pk]]
+        busy = [f"node {node.name} with its live allocations: {in_use[node.pk]}" for node in nodes if in_use[node.pk]]
         missing = set() if self.has_delete_permission(request) else {"node"}
         return [node.name for node in nodes], counts, missing, busy
 
@@ -333,7 +329,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def revoke_keys(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
         for node in queryset:
             count = registry.revoke_keys(node.pk)
-            self.message_user(request, f"Revoked {count} keys of {node.name}.", messages.SUCCESS)
+            self.message_user(request, f"Keys revoked of {node.name}: {count}.", messages.SUCCESS)
 
     def _show(self, request: HttpRequest, key: IssuedKey) -> None:
         text = format_html(
@@ -365,7 +361,7 @@ class AccessKeyAdmin(ReadOnly):
     def revoke(self, request: HttpRequest, queryset: QuerySet[AccessKey]) -> None:
         for key in queryset:
             registry.revoke_key(key.access_key)
-        self.message_user(request, f"Revoked {len(queryset)} keys.", messages.SUCCESS)
+        self.message_user(request, f"Keys revoked: {len(queryset)}.", messages.SUCCESS)
 
 
 @admin.register(Heartbeat)
@@ -374,6 +370,10 @@ class HeartbeatAdmin(ReadOnly):
     list_select_related = ("node",)
     list_filter = ("at", "node")
     search_fields = ("node__name",)
+
+
+def _counted(each: QuerySet[Any, Any]) -> Coalesce:
+    return Coalesce(Subquery(each.values("count"), output_field=IntegerField()), 0)
 
 
 def _percent(value: float | None) -> str:

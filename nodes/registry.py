@@ -243,7 +243,8 @@ def remove_node(node_id: int, *, force: bool = False) -> None:
         node = _locked(node_id)
         live = in_use([node])[node_id]
         if live and not force:
-            raise Conflict(f"{node.name} holds {live} live allocations; drain it and wait, or remove it with force")
+            some = f"{live} live allocation{'' if live == 1 else 's'}"
+            raise Conflict(f"node {node.name} holds {some}; drain it and wait, or remove it with force")
         node.delete()
 
 
@@ -265,7 +266,7 @@ def issue_key(node_id: int) -> IssuedKey:
     with write():
         node = _locked(node_id)
         if len(_live_keys(node)) >= LIVE_KEYS_LIMIT:
-            raise Conflict(f"{node.name} has {LIVE_KEYS_LIMIT} live keys already; revoke one, or rotate")
+            raise Conflict(f"node {node.name} has {LIVE_KEYS_LIMIT} live keys already; revoke one, or rotate")
         return _issue(node)
 
 
@@ -280,6 +281,8 @@ def rotate_key(node_id: int) -> IssuedKey:
 
 def revoke_key(access_key: str) -> AccessKey:
     """From its commit on nothing signed with this key is accepted. Revoking twice changes nothing."""
+    # PostgreSQL cannot be asked for a NUL.
+    access_key = access_key.replace("\x00", "\ufffd")
     with write():
         AccessKey.objects.filter(access_key=access_key, revoked_at=None).update(revoked_at=timezone.now())
         key = AccessKey.objects.filter(access_key=access_key).select_related("node").first()
@@ -383,7 +386,8 @@ def _name_taken(name: str) -> Conflict:
 
 
 def _check_name_free(name: str, but: int | None) -> None:
-    if Node.objects.filter(name=name).exclude(pk=but).exists():
+    same = Node.objects.filter(name=name)
+    if (same if but is None else same.exclude(pk=but)).exists():
         raise _name_taken(name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 
@@ -21,57 +21,78 @@ from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, ShardState
 from nodes import registry
 from nodes.messages import Claim
 from nodes.registry import Caller
-from nodes.transactions import write
+from nodes.transactions import insert_rows, moment, write
 
+SHARD_COLUMNS = ("run_id", "start", "stop", "state", "attempts", "deaths", "losses", "error", "updated_at")
+ALLOCATION_COLUMNS = (
+    *("run_id", "shard_id", "node_id", "type", "item", "start", "stop", "attempt", "state", "delivered"),
+    *("deadline", "reason", "granted_at", "progress", "rows", "error", "log"),
+)
 UNDELIVERED_LIMIT = 1000
 """Allocations in one offer or claim at most; the next one brings the rest."""
 
 
-def grant(plan: Plan, now: datetime) -> list[Allocation]:
+class Parcel(NamedTuple):
+    """An allocation as it is delivered."""
+
+    pk: int
+    run_id: int
+    start: int
+    stop: int
+    attempt: int
+
+
+def grant(plan: Plan, now: datetime) -> None:
     """Writes ``plan`` down. Call it in the transaction that read what the plan was made from."""
-    settled = settings.CASCADE
-    cuts: dict[int, int] = {}
-    fresh: list[tuple[int, Shard]] = []
-    for number, made in enumerate(plan.grants):
-        piece = made.piece
+    at = moment(now)
+    cuts: dict[int, tuple[int, int]] = {}
+    fresh: list[tuple[Any, ...]] = []
+    pieces = [(made.run, made.piece, ShardState.ALLOCATED) for made in plan.grants]
+    pieces += [(run, piece, ShardState.PENDING) for run, piece in plan.aside]
+    for run, piece, state in pieces:
         if piece.shard is None:
-            shard = Shard(run_id=made.run, start=piece.start, stop=piece.stop, state=ShardState.ALLOCATED, updated_at=now)
-            fresh.append((number, shard))
-            cuts[made.run] = max(cuts.get(made.run, 0), piece.stop)
-    aside = [
-        Shard(run_id=run, start=piece.start, stop=piece.stop, state=ShardState.PENDING, updated_at=now)
-        for run, piece in plan.aside
-    ]
-    for run, piece in plan.aside:
-        cuts[run] = max(cuts.get(run, 0), piece.stop)
-    for run, cut in cuts.items():
-        Run.objects.filter(pk=run).update(cut=cut)
-    Shard.objects.bulk_create([shard for _, shard in fresh] + aside)
-    ids = {number: shard.pk for number, shard in fresh}
+            first, last = cuts.get(run, (piece.start, piece.stop))
+            cuts[run] = min(first, piece.start), max(last, piece.stop)
+            fresh.append((run, piece.start, piece.stop, str(state), 0, 0, 0, "", at))
+    insert_rows(Shard, SHARD_COLUMNS, fresh)
+    ids: dict[tuple[int, int], int] = {}
+    for run, (first, last) in cuts.items():
+        Run.objects.filter(pk=run).update(cut=last)
+        made_here = Shard.objects.filter(run=run, start__gte=first, start__lt=last).values_list("start", "pk")
+        ids.update({(run, start): pk for start, pk in made_here})
     returned = [made.piece.shard for made in plan.grants if made.piece.shard is not None]
     if returned:
         Shard.objects.filter(pk__in=returned, state__in=before(SHARD, ShardState.ALLOCATED)).update(
             state=ShardState.ALLOCATED, not_before=None, updated_at=now
         )
     types = dict(Run.objects.filter(pk__in={made.run for made in plan.grants}).values_list("pk", "type"))
-    until = now + timedelta(seconds=settled.offer_seconds)
-    return Allocation.objects.bulk_create(
+    until = moment(now + timedelta(seconds=settings.CASCADE.offer_seconds))
+    pending = str(AllocationState.PENDING)
+    insert_rows(
+        Allocation,
+        ALLOCATION_COLUMNS,
         [
-            Allocation(
-                run_id=made.run,
-                shard_id=made.piece.shard or ids[number],
-                node_id=made.node,
-                type=types[made.run],
-                item=made.piece.item,
-                start=made.piece.start,
-                stop=made.piece.stop,
-                attempt=made.piece.attempt,
-                deadline=until,
-                reason=made.reason[:300],
-                granted_at=now,
+            (
+                made.run,
+                made.piece.shard or ids[made.run, made.piece.start],
+                made.node,
+                types[made.run],
+                made.piece.item,
+                made.piece.start,
+                made.piece.stop,
+                made.piece.attempt,
+                pending,
+                False,
+                until,
+                made.reason[:300],
+                at,
+                0,
+                0,
+                "",
+                "",
             )
-            for number, made in enumerate(plan.grants)
-        ]
+            for made in plan.grants
+        ],
     )
 
 
@@ -88,7 +109,7 @@ def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
     return {**package(found), "cancel": gone, "drain": node.draining}
 
 
-def offered(node_id: int, seen: Iterable[int] = ()) -> list[Allocation]:
+def offered(node_id: int, seen: Iterable[int] = ()) -> list[Parcel]:
     """What a socket shall offer this node: granted, not delivered, not offered on this socket before (``seen``)."""
     skip = set(seen)
     return [each for each in _undelivered(node_id) if each.pk not in skip][:UNDELIVERED_LIMIT]
@@ -98,8 +119,9 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
     """The child took an offer: its lease begins. ``gone`` lists what it must not run. Repeating it changes nothing."""
     with write():
         node = registry.check_live(caller)
-        _deliver(node.pk, node.capacity, ids)
-        gone = not_live(node.pk, ids)
+        delivered = _deliver(node.pk, node.capacity, ids)
+        # Mostly all of them were waiting for this; only else it needs a look which were not.
+        gone = [] if delivered == len(ids) else not_live(node.pk, ids)
     events.changed()
     return {"gone": gone}
 
@@ -172,7 +194,7 @@ def renew(node_id: int, held: Sequence[int], now: datetime) -> None:
         )
 
 
-def package(found: Sequence[Allocation]) -> dict[str, Any]:
+def package(found: Sequence[Parcel]) -> dict[str, Any]:
     """Allocations as they travel; see ``nodes.protocol``."""
     runs = {
         run.pk: {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
@@ -195,22 +217,22 @@ def _lease_end(now: datetime) -> datetime:
     return now + timedelta(seconds=settings.CASCADE.lease_seconds)
 
 
-def _undelivered(node_id: int) -> list[Allocation]:
-    return list(
-        Allocation.objects.filter(node_id=node_id, state=AllocationState.PENDING, delivered=False)
-        .only("pk", "run_id", "start", "stop", "attempt")
-        .order_by("pk")[: 2 * UNDELIVERED_LIMIT]
-    )
+def _undelivered(node_id: int) -> list[Parcel]:
+    waiting = Allocation.objects.filter(node_id=node_id, state=AllocationState.PENDING, delivered=False).order_by("pk")
+    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[: 2 * UNDELIVERED_LIMIT]
+    return [Parcel(*row) for row in columns]
 
 
-def _deliver(node_id: int, capacity: int, ids: Sequence[int]) -> None:
-    now = timezone.now()
+def _deliver(node_id: int, capacity: int, ids: Sequence[int]) -> int:
+    """The leases of ``ids`` begin; returns how many had not begun before."""
     if not ids:
-        return
-    Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE, delivered=False).update(
-        delivered=True, deadline=_lease_end(now)
-    )
+        return 0
+    now = timezone.now()
+    delivered = Allocation.objects.filter(
+        pk__in=list(ids), node_id=node_id, state__in=LIVE, delivered=False
+    ).update(delivered=True, deadline=_lease_end(now))
     start(node_id, capacity, ids, now)
+    return delivered
 
 
 def not_live(node_id: int, ids: Sequence[int]) -> list[int]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import close_old_connections, connection
+from django.db.models import Max
 from django.utils import timezone
 
 from dispatch import events, lifecycle
@@ -59,6 +60,7 @@ class Saver:
         self._checkpointed = time.monotonic()
         self._swept = time.monotonic()
         self._dirty = False
+        self._doubtful: int | None = None
 
     def start(self) -> None:
         """Raises StoreBusy when another process owns the store."""
@@ -87,6 +89,7 @@ class Saver:
                 self._tidy()
             except Exception:
                 logger.exception("saving failed; the rows stay in the spool and are tried again")
+                self._doubtful = None
                 close_old_connections()
                 self._stopping.wait(IDLE_SECONDS)
         connection.close()
@@ -104,19 +107,30 @@ class Saver:
         if not batch:
             return False
         whole = [receipt for receipt in batch if self._readable(receipt)]
-        recorded = self.store.recorded(
-            [
-                (entry["run"], first, last)
-                for receipt in whole
-                for entry in receipt.manifest
-                for first, last, _, _ in entry["ranges"]
-            ]
-        )
+        recorded = self._recorded(whole)
         parts = [part for receipt in whole if (part := _part(receipt, recorded)) is not None]
         self.store.append(parts)
         self._dirty = True
         lifecycle.saved(whole)
         return True
+
+    def _recorded(self, receipts: Sequence[Receipt]) -> Container[tuple[int, int, int]]:
+        """Ranges that the ledger has already.
+
+        Asked only for receipts that were there when this process started or when a save failed half-way: later ones
+        cannot be in the ledger, and should they be, its primary key refuses the whole batch, which brings us here.
+        """
+        if self._doubtful is None:
+            self._doubtful = Receipt.objects.aggregate(newest=Max("pk"))["newest"] or 0
+        asked = [receipt for receipt in receipts if receipt.pk <= self._doubtful]
+        return self.store.recorded(
+            [
+                (entry["run"], first, last)
+                for receipt in asked
+                for entry in receipt.manifest
+                for first, last, _, _ in entry["ranges"]
+            ]
+        )
 
     def _readable(self, receipt: Receipt) -> bool:
         """A flipped bit or a torn file is found by the hash; its items are then done again."""

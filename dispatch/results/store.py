@@ -52,6 +52,7 @@ _SETTINGS = {
     "autoload_known_extensions": "false",
     "lock_configuration": "true",
 }
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _LEDGER = """
     CREATE TABLE IF NOT EXISTS ledger (
         run BIGINT, start BIGINT, stop BIGINT, allocation BIGINT, sha256 VARCHAR, rows BIGINT, saved_at TIMESTAMP,
@@ -248,6 +249,11 @@ class ResultStore:
         sql, values = _select(table, shape, key, run, where or {}, columns, order, limit, offset, raw)
         return self._stream(sql, values)
 
+    @property
+    def reading(self) -> int:
+        """How many readers are not at their end yet; each keeps what it may still read from being tidied away."""
+        return len(self._reading)
+
     def to_frame(self, table: str, **how: Any) -> pd.DataFrame:
         """What ``select`` reads, as a DataFrame."""
         frame: pd.DataFrame = self.select(table, **how).read_pandas()
@@ -306,12 +312,16 @@ class ResultStore:
 
         try:
             yield
-        except duckdb.FatalException as error:
-            # DuckDB refuses everything after a write that failed half-way, until the file is opened again.
-            self._disconnect()
-            raise _full(error) or error from error
         except duckdb.Error as error:
-            raise _full(error) or error from error
+            if isinstance(error, duckdb.FatalException):
+                # DuckDB refuses everything after a write that failed half-way, until the file is opened again.
+                self._disconnect()
+            first = str(error).splitlines()[0]
+            if any(text in first for text in _FULL):
+                raise StorageFull(f"no room for results on the parent's disk: {first}") from error
+            if isinstance(error, duckdb.OutOfMemoryException):
+                raise Unprocessable(f"this takes more than {self.memory} of memory: {first}") from error
+            raise
 
     def _begin_reading(self) -> duckdb.DuckDBPyConnection:
         with self._connecting, self._errors():
@@ -330,16 +340,12 @@ class ResultStore:
 
         connection = self._begin_reading()
         try:
-            # Each of the two versions reads one of these lazily and the other into memory first.
-            if duckdb.__version__.startswith("1."):
-                batches = connection.execute(sql, values).to_arrow_reader(BATCH_ROWS)
-            else:
-                batches = connection.sql(sql, params=values).to_arrow_reader(BATCH_ROWS)
-        except duckdb.OutOfMemoryException:
-            self._end_reading(connection)
-            raise Unprocessable(
-                f"this needs more than {self.memory} of memory: ask for less, or without an order"
-            ) from None
+            with self._errors():
+                # Each of the two versions reads one of these lazily and the other into memory first.
+                if duckdb.__version__.startswith("1."):
+                    batches = connection.execute(sql, values).to_arrow_reader(BATCH_ROWS)
+                else:
+                    batches = connection.sql(sql, params=values).to_arrow_reader(BATCH_ROWS)
         except BaseException:
             self._end_reading(connection)
             raise
@@ -626,7 +632,22 @@ def _own(path: Path) -> int:
         content = os.pread(lock, 1000, 0)
         os.close(lock)
         raise StoreBusy(_busy(path, _holder(content))) from None
+    if path.exists() and not _free(path):
+        os.close(lock)
+        raise StoreBusy(_busy(path, "another program has it open, such as DuckDB's command line or a notebook"))
     return lock
+
+
+def _free(path: Path) -> bool:
+    """Whether no other process has the database open: DuckDB locks it, also for reading only."""
+    database = os.open(path, os.O_RDWR)
+    try:
+        fcntl.lockf(database, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(database)
+    return True
 
 
 def _holder(content: bytes) -> str:
@@ -642,9 +663,3 @@ def _busy(path: Path, holder: str) -> str:
         f"the result database {path} belongs to one process at a time: {holder}. "
         "Stop that process, read through its API, or give this one another data_dir."
     )
-
-
-def _full(error: Exception) -> StorageFull | None:
-    if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-        return StorageFull(f"no room for results on the parent's disk: {str(error).splitlines()[0]}")
-    return None

@@ -104,7 +104,7 @@ class Files(Provider):
         self._path: str = params["path"]
         self._remote = _is_address(self._path)
         self._symbol_column: str = params.get("symbol_column", "")
-        self._limit = int(params.get("max_mb", 64.0) * MEBIBYTE)
+        self._limit = int(params["max_mb"] * MEBIBYTE)
         # What an address answers may change, so it is kept for this shard only.
         self._last: dict[tuple[Any, ...], Tables] = {} if self._remote else _LAST
         self._matched: dict[str, list[Path]] | None = None
@@ -270,7 +270,7 @@ class Files(Provider):
 
     def _check_size(self, source: str, size: int) -> None:
         if size > self._limit:
-            limit = self._limit / MEBIBYTE
+            limit = self.given["max_mb"]
             raise ItemFailed(f"{_named(source)} has more than {limit:g} MiB, or unpacks to more: see params.max_mb")
 
     # How bytes become bars
@@ -314,7 +314,7 @@ class Files(Provider):
     def _csv(self, content: bytes, source: str, freq: str) -> dict[str, pd.Series[Any]]:
         import pandas as pd
 
-        encoding = self.given.get("encoding", "utf-8")
+        encoding = self.given["encoding"]
         try:
             text = content.decode(encoding).lstrip("\ufeff\r\n")
         except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import datetime as dt
+import re
 from itertools import pairwise
 
 import pytest
@@ -117,9 +118,8 @@ def test_a_symbol_with_or_without_a_range_is_an_item(item):
     ],
 )
 def test_what_can_never_be_imported_is_refused_with_a_hint(item, message):
-    with pytest.raises(ValueError, match=".") as refusal:
+    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         DataImport.check_item(item)
-    assert message in str(refusal.value)
     assert str(refusal.value).isprintable()
 
 

@@ -119,7 +119,9 @@ print([name for name in ("bokeh_sampledata", "django", "numpy", "pandas", "pyarr
 
 
 def test_an_unknown_symbol_fails_for_good_and_the_known_ones_are_named():
-    with pytest.raises(ItemFailed, match="'NOPE' is not in the sample, which has: AAPL, FB, GOOG, IBM, MSFT") as failure:
+    with pytest.raises(
+        ItemFailed, match="'NOPE' is not in the sample, which has: AAPL, FB, GOOG, IBM, MSFT"
+    ) as failure:
         Sample({}).bars("NOPE", "D", None, None)
     assert not failure.value.retry
 

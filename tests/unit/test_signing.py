@@ -90,7 +90,8 @@ def test_the_public_key_belongs_to_the_seed_in_the_secret_key():
 
 
 @pytest.mark.parametrize(
-    "secret", ["", "CS", SECRET[2:], SECRET[:-1], f"{SECRET}A", f"cs{SECRET[2:]}", f" {SECRET}", "CS" + "é" * 43, "\udc80"]
+    "secret",
+    ["", "CS", SECRET[2:], SECRET[:-1], f"{SECRET}A", f"cs{SECRET[2:]}", f" {SECRET}", "CS" + "é" * 43, "\udc80"],
 )
 def test_a_text_that_is_no_secret_key_is_refused_without_repeating_it(secret):
     with pytest.raises(FieldError) as raised:
@@ -302,7 +303,8 @@ def test_what_the_look_up_of_the_key_raises_comes_out_as_it_is():
 @given(
     st.tuples(
         st.text(max_size=60) | st.sampled_from([value for _, value in signed()]),
-        st.text(max_size=60) | st.sampled_from(['cascade=();tag="cascade"', "cascade=1", "cascade=(1 2)", "a=(), a=()"]),
+        st.text(max_size=60)
+        | st.sampled_from(['cascade=();tag="cascade"', "cascade=1", "cascade=(1 2)", "a=(), a=()"]),
         st.text(max_size=60) | st.sampled_from(["cascade=:AAAA:", "cascade=1", "cascade=::", "cascade"]),
     ),
     st.sampled_from([URL, "", "http://", "http://[", "http://a b/", "http://parent:x/", "http://parent/%zz"]),

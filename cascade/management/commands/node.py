@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
 from django.utils import timezone
 
 from nodes import registry
@@ -73,6 +74,8 @@ class Command(BaseCommand):
             raise CommandError(f"{where}: {error.message}") from None
         except CascadeError as error:
             raise CommandError(str(error)) from None
+        except DatabaseError as error:
+            raise CommandError(f"the database: {error}; is it made? python manage.py migrate makes it") from error
 
     def _add(self, options: dict[str, Any]) -> None:
         node, key = registry.add_node(
@@ -120,7 +123,9 @@ class Command(BaseCommand):
     def _drain(self, options: dict[str, Any]) -> None:
         node = registry.drain(registry.find_node(options["name"]).pk)
         held = registry.in_use([node])[node.pk]
-        self.stdout.write(f"{node.name} is draining: it holds {held} live allocations and gets no new ones.")
+        self.stdout.write(
+            f"{node.name} is draining: it holds {held} live allocation{'' if held == 1 else 's'}, and gets no more."
+        )
 
     def _resume(self, options: dict[str, Any]) -> None:
         node = registry.resume(registry.find_node(options["name"]).pk)

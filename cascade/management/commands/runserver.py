@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -17,6 +18,10 @@ from django.db.migrations.executor import MigrationExecutor
 from cascade import roles
 from nodes.agent import config as agent_config
 from nodes.protocol import CascadeError
+
+
+SWITCH_SECONDS = 0.0005
+"""A message passes through several threads; at Python's 5 ms each of them could wait that long for a busy one."""
 
 
 class Command(DaphneCommand):
@@ -39,6 +44,7 @@ class Command(DaphneCommand):
         child = settings.CASCADE.role == "child"
         if not child:
             self._migrate()
+        sys.setswitchinterval(SWITCH_SECONDS)
         started: list[roles.Loop] = []
         try:
             for loop in roles.loops(argparse.Namespace(**options)):
