@@ -262,12 +262,13 @@ class _Pass:
             demand.run: sum(seat.offer.capacity for seat in self.seats if seat.refusal(demand) is None) or 1
             for demand in demands
         }
+        self.by_quota: Candidates = {}
         self.grants: list[Grant] = []
         self.aside: list[tuple[int, Piece]] = []
 
     def run(self) -> None:
         for phase in Phase:
-            candidates: Candidates = {}
+            candidates: Candidates = self.by_quota if phase is Phase.QUOTA else {}
             for queue in self.queues:
                 queue.restart()
             heap = [(queue.key, number) for number, queue in enumerate(self.queues)]
@@ -280,6 +281,10 @@ class _Pass:
     def _serve(self, queue: Queue, phase: Phase, candidates: Candidates) -> bool:
         """One grant for this run in this phase; False when there is none to be had."""
         while (head := queue.head()) is not None:
+            if head.item and (seat := self._pick(queue, head.item, Phase.QUOTA, self.by_quota)) is not None:
+                # Its turn may come only now, behind items that no quota names; its own quota still comes first.
+                self._grant(queue, head, Phase.QUOTA, seat)
+                return True
             if (seat := self._pick(queue, head.item, phase, candidates)) is not None:
                 self._grant(queue, head, phase, seat)
                 return True
@@ -358,8 +363,10 @@ class _Pass:
 
     def refusals(self) -> Iterator[Refusal]:
         """For each run that still has work: why each node takes no more of it."""
+        aside = dict(reversed(self.aside))
         for queue in self.queues:
-            head = queue.head()
+            queue.restart()
+            head = queue.head() or aside.get(queue.demand.run)
             if head is None:
                 continue
             for seat in self.seats:

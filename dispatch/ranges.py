@@ -28,20 +28,17 @@ MOST_ITEMS = 5000
 
 
 def covers(start: int, stop: int, done: Sequence[Range], failed: Sequence[int]) -> bool:
-    """Whether ``done`` ranges and ``failed`` indexes name each item of [start, stop) exactly once, in order."""
+    """Whether ``done`` ranges and ``failed`` indexes, each ascending, name every item of [start, stop) exactly once."""
+    if not failed and len(done) == 1:
+        return done[0] == (start, stop)
+    if list(done) != sorted(done) or list(failed) != sorted(failed):
+        return False
     at = start
-    errors = iter([*failed, stop])
-    error = next(errors)
-    for first, last in [*done, (stop, stop)]:
-        while error < first:
-            if error != at:
-                return False
-            at += 1
-            error = next(errors)
-        if first != at or last < first or last > stop:
+    for first, last in sorted([*done, *((index, index + 1) for index in failed)]):
+        if first != at or last <= first:
             return False
         at = last
-    return at == stop and error == stop
+    return at == stop
 
 
 def halves(start: int, stop: int) -> tuple[Range, Range]:

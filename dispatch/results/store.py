@@ -1,4 +1,4 @@
-"""The result store: a DuckDB file, owned by one process, with the rows of all datasets and the ledger of what was saved.
+"""The result store: a DuckDB file, owned by one process, with the rows of all datasets and the ledger of what is saved.
 
 Per dataset there is ``<table>_rows``, which only grows (the dataset's columns and LINEAGE), and the view ``<table>``
 with the newest row per natural key. ``ledger`` has one entry per range of items saved; it is written in the

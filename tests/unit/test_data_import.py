@@ -7,6 +7,8 @@ import datetime as dt
 import re
 from itertools import pairwise
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -279,6 +281,21 @@ def test_a_row_without_a_date_is_named_by_one_piece_of_a_split_history_only(tmp_
         item = {"symbol": "A", "start_date": f"{year}-01-01", "end_date": f"{year}-12-31"}
         logs.append(imported(tmp_path, text, capsys, item)[1])
     assert [year for year, log in enumerate(logs, 2018) if "no date" in log] == [2019]
+
+
+def test_where_no_row_has_a_date_every_range_fails_and_says_so(tmp_path, capsys):
+    item = {"symbol": "A", "start_date": "2020-01-01", "end_date": "2020-12-31"}
+    with pytest.raises(ItemFailed, match="A: none of 2 rows is a bar: 2 with no date"):
+        imported(tmp_path, ",10,12,9,11,1\n,10,12,9,11,1\n", capsys, item)
+
+
+def test_a_year_that_no_reader_could_show_costs_its_row_only(tmp_path, capsys):
+    far = pa.array([0, 2**60], pa.timestamp("us"))
+    prices = dict.fromkeys(("open", "high", "low", "close", "volume"), [1.0, 1.0])
+    pq.write_table(pa.table({"date": far} | prices), tmp_path / "A.parquet")
+    rows = importer(tmp_path).run("A")
+    assert to_table(DataImport.dataset, rows)["datetime"].to_pylist() == [dt.datetime(1970, 1, 1)]
+    assert "A: kept out 1 with a year outside 1 to 9999" in capsys.readouterr().out
 
 
 def test_bars_at_the_very_edge_are_bars(tmp_path, capsys):
