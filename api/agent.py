@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -98,8 +98,8 @@ async def news_for(node_id: int) -> AsyncIterator[Callable[[float], Awaitable[Bo
 
 
 def _answering(
-    view: Callable[..., Awaitable[HttpResponse]],
-) -> Callable[..., Awaitable[HttpResponse]]:
+    view: Callable[..., Coroutine[Any, Any, HttpResponse]],
+) -> Callable[..., Coroutine[Any, Any, HttpResponse]]:
     """Errors leave as JSON with their status."""
 
     async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -108,7 +108,9 @@ def _answering(
         except CascadeError as error:
             return respond(error)
         except RequestDataTooBig:
-            return json_error(413, f"is larger than the {settings.CASCADE.upload_limit} bytes this parent takes", field="body")
+            return json_error(
+                413, f"is larger than the {settings.CASCADE.upload_limit} bytes this parent takes", field="body"
+            )
         except UnreadablePostError:
             return json_error(400, "was cut off", field="body")
 

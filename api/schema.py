@@ -70,7 +70,8 @@ _RESULT = _object(
     {
         "allocation": _whole(),
         "status": _whole(
-            "200 accepted, 404 not this node's, 409 lease lost, 412 segment not here, 422 contradicts the record."
+            "200 accepted, 404 not this node's, 409 lease lost, 412 segment not here, 422 contradicts the record. "
+            "Where all are alike, it is the answer's own status too."
         ),
         "receipt": _text("The parent's durable yes; a repetition gets the same one."),
         "detail": _text(),
@@ -192,13 +193,6 @@ def _segments() -> Json:
                 "description": "Of the body, in hex.",
                 "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
             },
-            {
-                "name": "type",
-                "in": "query",
-                "required": True,
-                "description": "The task type whose dataset the rows are of.",
-                "schema": {"type": "string"},
-            },
         ],
         "requestBody": {
             "description": f"An Arrow IPC file, zstd inside, of at most {SEGMENT_BYTES_LIMIT:,} bytes.",
@@ -206,10 +200,12 @@ def _segments() -> Json:
             "required": True,
         },
         "responses": {
-            "200": {"description": "It is on disk."},
+            "201": {
+                "description": "It is on disk.",
+                "content": {"application/json": {"schema": _object({"sha256": _text(), "bytes": _whole()})}},
+            },
             **{status: _problem(detail) for status, detail in _PROBLEMS.items()},
             "413": _problem("Above a stated limit."),
-            "422": _problem("Not such a file, or its columns are not the dataset's."),
             "507": _problem("No room; nothing was kept."),
         },
     }
@@ -252,7 +248,7 @@ def problems(result: Json, generator: Any, request: Any, public: bool) -> Json:
         for method in METHODS:
             if (operation := operations.get(method)) is None:
                 continue
-            description = operation.get("description", "")
+            description = operation.get("description", "").replace("``", "")
             operation.setdefault("summary", description.partition("\n")[0])
             if operation["summary"] == description:
                 operation.pop("description", None)
@@ -265,6 +261,6 @@ def problems(result: Json, generator: Any, request: Any, public: bool) -> Json:
                 answers.setdefault("404", _problem("No such thing."))
             if "/token" in path:
                 answers.setdefault("429", _problem("Too many wrong guesses; Retry-After says when."))
-            if method != "get" and AGENT not in operation["tags"]:
+            if method != "get" and AGENT not in operation["tags"] and "/token" not in path:
                 answers.setdefault("409", _problem("Its state forbids it."))
     return result

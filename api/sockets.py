@@ -17,8 +17,10 @@ from api import authentication
 from api.agent import VERBS, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
+from nodes import registry
 from nodes.protocol import CascadeError, FieldError, Unauthenticated
 from nodes.registry import Caller
+from nodes.transactions import write
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,9 @@ class AgentSocket(AsyncWebsocketConsumer):
         try:
             method, url, headers = authentication.scope_parts(self.scope)
             client = authentication.client_address(self.scope)
-            self.caller = await in_thread(lambda: authentication.authenticate(method, url, headers, _EMPTY, client=client))
+            self.caller = await in_thread(
+                lambda: authentication.authenticate(method, url, headers, _EMPTY, client=client)
+            )
         except CascadeError as error:
             logger.warning("a child's socket is refused: %s", error)
             # Before the upgrade there is no frame to say why; the agent's next REST call learns it.
@@ -67,14 +71,23 @@ class AgentSocket(AsyncWebsocketConsumer):
             body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
             await self._say({"type": "reply", "re": number, "status": 200, "body": body})
         except (ValueError, RecursionError):
-            await self._say({"type": "reply", "re": number, "status": 400, "body": {"field": "frame", "detail": "is not JSON"}})
+            await self._say(
+                {"type": "reply", "re": number, "status": 400, "body": {"field": "frame", "detail": "is not JSON"}}
+            )
         except CascadeError as error:
             await self._say({"type": "reply", "re": number, "status": error.status, "body": error.as_dict()})
             if isinstance(error, Unauthenticated):
                 await self.close(UNAUTHENTICATED)
         except Exception:
             logger.exception("a child's message failed")
-            await self._say({"type": "reply", "re": number, "status": 500, "body": {"detail": "the parent failed; its log says how"}})
+            await self._say(
+                {
+                    "type": "reply",
+                    "re": number,
+                    "status": 500,
+                    "body": {"detail": "the parent failed; its log says how"},
+                }
+            )
 
     async def _offer(self) -> None:
         """Brings what was granted to this node, each allocation once on this socket."""
@@ -84,6 +97,9 @@ class AgentSocket(AsyncWebsocketConsumer):
             self._work.clear()
             try:
                 offer, ids = await in_thread(self._next_offer)
+            except Unauthenticated:
+                await self.close(UNAUTHENTICATED)
+                return
             except Exception:
                 logger.exception("an offer could not be made; the next wake-up tries again")
                 continue
@@ -96,6 +112,8 @@ class AgentSocket(AsyncWebsocketConsumer):
 
     def _next_offer(self) -> tuple[dict[str, Any], list[int]]:
         assert self.caller is not None
+        with write():
+            registry.check_live(self.caller)
         found = lifecycle.offered(self.caller.node_id, self._seen)
         return package(found), [each.pk for each in found]
 

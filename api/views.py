@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import QuerySet
@@ -31,6 +32,7 @@ from rest_framework.views import APIView
 from rest_framework_simplejwt.exceptions import InvalidToken
 from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
 
+from api.authentication import client_address
 from api.parsers import StrictJSON
 from api.serializers import ExecutorSerializer, ProviderSerializer, unknown
 from nodes import executors, providers
@@ -184,6 +186,11 @@ class GuessesByAddress(Guesses):
 
     def get_cache_key(self, request: Request, view: APIView) -> str:
         return f"guesses:address:{self.get_ident(request)}"
+
+    def get_ident(self, request: Request) -> str:
+        """What the client says of its own address counts for nothing; what the proxy in front of TLS adds does."""
+        forwarded = request.headers.get("X-Forwarded-For", "") if settings.CASCADE.https else ""
+        return forwarded.rpartition(",")[2].strip() or client_address(request)
 
 
 class GuessesByName(Guesses):

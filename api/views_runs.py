@@ -12,7 +12,7 @@ from django.db import IntegrityError
 from django.db.models import Count, F, QuerySet, Sum
 from django.http.response import HttpResponseBase
 from django_filters import rest_framework as filters
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, serializers
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -142,6 +142,13 @@ class RunFilters(filters.FilterSet):
     create=extend_schema(
         parameters=[IDEMPOTENCY_KEY],
         request=Submission,
+        examples=[
+            OpenApiExample(
+                "import",
+                {"type": "data_import", "items": ["AAPL", "IBM"], "params": {"source": "sample"}, "split": "year"},
+                request_only=True,
+            )
+        ],
         responses={201: RunSerializer, 200: RunSerializer},
         description="Submits a run over items: freshly described, or of a task.",
     ),

@@ -12,7 +12,6 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402  (needs the apps to be loaded)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
-
 from django.urls import path  # noqa: E402
 
 from api import live, sockets  # noqa: E402

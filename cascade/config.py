@@ -29,26 +29,41 @@ class Config(BaseSettings):
     allowed_hosts: list[str] = Field(
         ["localhost", "127.0.0.1", "[::1]"], description="Host names this server answers to."
     )
-    csrf_trusted_origins: list[str] = Field([], description="Origins, with scheme, that may post from a proxy's address.")
+    csrf_trusted_origins: list[str] = Field(
+        [], description="Origins, with scheme, that may post from a proxy's address."
+    )
     https: bool = Field(False, description="Served behind TLS: secure cookies, HSTS, redirects to https.")
     time_zone: str = Field("UTC", description="Time zone of pages and logs.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     beat_seconds: float = Field(5, ge=0.1, le=60, description="How often a child beats.")
     lease_seconds: float = Field(30, ge=0.5, le=3600, description="An allocation without a beat for so long expires.")
-    offer_seconds: float = Field(15, ge=0.5, le=300, description="Work that a node does not fetch in this time goes back.")
+    offer_seconds: float = Field(
+        15, ge=0.5, le=300, description="Work that a node does not fetch in this time goes back."
+    )
     offline_seconds: float = Field(45, ge=1, le=180, description="Without a beat for so long a node is offline.")
     long_poll_seconds: float = Field(30, ge=0, le=120, description="How long a claim may wait for work.")
-    target_seconds: float = Field(1.0, ge=0.01, le=3600, description="How long an automatically sized shard should run.")
-    lookahead_seconds: float = Field(
-        0.1, ge=0, le=10, description="Work a node may hold beyond its capacity, in seconds, while its shards are short."
+    target_seconds: float = Field(
+        1.0, ge=0.01, le=3600, description="How long an automatically sized shard should run."
     )
-    lookahead_limit: int = Field(400, ge=0, le=10_000, description="Most allocations a node may hold beyond its capacity.")
+    lookahead_seconds: float = Field(
+        0.1,
+        ge=0,
+        le=10,
+        description="Work a node may hold beyond its capacity, in seconds, while its shards are short.",
+    )
+    lookahead_limit: int = Field(
+        400, ge=0, le=10_000, description="Most allocations a node may hold beyond its capacity."
+    )
     worker_deaths: int = Field(3, ge=1, le=10, description="Workers a shard may kill before it is cut in half.")
     heartbeat_days: float = Field(7, ge=0.01, description="Heartbeat history is kept so long.")
     max_items: int = Field(1_000_000, ge=1, description="Items a run may have.")
-    upload_limit: int = Field(64 * 1024 * 1024, ge=1024, description="Largest request body of the native API, in bytes.")
-    allow_plain_keys: bool = Field(True, description="Accept 'Authorization: AK-SK ak:sk' where the node allows it, too.")
+    upload_limit: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest request body of the native API, in bytes."
+    )
+    allow_plain_keys: bool = Field(
+        True, description="Accept 'Authorization: AK-SK ak:sk' where the node allows it, too."
+    )
     signature_seconds: float = Field(300, ge=5, le=3600, description="A signature older or newer than this is refused.")
     duckdb_memory: str = Field("1GB", description="Memory limit of the result database.")
     sql_seconds: float = Field(10, ge=0.1, le=600, description="Longest a query on results may take.")

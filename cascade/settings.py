@@ -131,6 +131,7 @@ USE_TZ = True
 
 STATIC_URL = "static/"
 STATIC_ROOT = CASCADE.data_dir / "static"
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # whitenoise warns about a missing one
 STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
 # Served from where the packages have them, so that nothing has to be collected first.
 WHITENOISE_USE_FINDERS = True

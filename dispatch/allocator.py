@@ -382,7 +382,7 @@ def allocate(
     offers: Sequence[Offer],
     *,
     target_seconds: float = 1.0,
-    lookahead: Lookahead = Lookahead(),  # noqa: B008  (frozen)
+    lookahead: Lookahead = Lookahead(),
     seed: int = 0,
     explain: bool = False,
 ) -> Plan:

@@ -30,7 +30,9 @@ class Work(models.Model):
         validators=[MinValueValidator(0.1), MaxValueValidator(7 * 86_400)],
         help_text="Seconds one shard may run.",
     )
-    max_attempts = models.PositiveSmallIntegerField(default=3, validators=[MinValueValidator(1), MaxValueValidator(100)])
+    max_attempts = models.PositiveSmallIntegerField(
+        default=3, validators=[MinValueValidator(1), MaxValueValidator(100)]
+    )
     backoff = models.FloatField(
         default=1.0,
         validators=[MinValueValidator(0), MaxValueValidator(86_400)],
@@ -116,8 +118,7 @@ class Shard(models.Model):
         ordering = ["run_id", "start"]
         indexes = [
             models.Index(fields=["run", "state", "start"]),
-            # The open ones are few among many: the dispatcher asks for them at every pass.
-            models.Index(fields=["run", "id"], name="shard_pending", condition=models.Q(state="pending")),
+            models.Index(fields=["state", "run", "id"], name="shard_by_state"),
         ]
 
     def __str__(self) -> str:
@@ -187,12 +188,9 @@ class Allocation(models.Model):
         indexes = [
             models.Index(fields=["run", "-id"]),
             models.Index(fields=["shard"]),
-            models.Index(
-                fields=["node", "type"], name="allocation_live", condition=models.Q(state__in=["pending", "executing"])
-            ),
-            models.Index(
-                fields=["deadline"], name="allocation_deadline", condition=models.Q(state__in=["pending", "executing"])
-            ),
+            # Not partial ones: Django binds the states as parameters, and SQLite then does not see that they fit.
+            models.Index(fields=["state", "node", "type", "item"], name="allocation_live"),
+            models.Index(fields=["state", "deadline"], name="allocation_deadline"),
         ]
 
     def __str__(self) -> str:

@@ -35,7 +35,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A child is alive. ``hello`` opens a session: what the parent thinks it holds and it does not name is handed back."""
+    """A child is alive. ``hello`` opens a session: what it does not name as held is given to others."""
 
     boot: str
     hello: bool
@@ -97,7 +97,12 @@ def _whole(value: Any, name: str, least: int = 0, most: int = LARGEST_ID) -> int
 
 
 def _number(value: Any, name: str, most: float = 1e12) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not 0 <= value <= most
+    ):
         raise FieldError(name, f"{_short(value)} is not a number from 0 to {most:g}")
     return float(value)
 
@@ -186,7 +191,9 @@ def read_report(body: Any) -> tuple[list[Entry], tuple[int, ...]]:
     body = read_object(body)
     if "reports" not in body:
         raise FieldError("reports", "is required: a list of finished allocations")
-    entries = [_entry(each, f"reports[{at}]") for at, each in enumerate(_list(body["reports"], "reports", ENTRIES_LIMIT))]
+    entries = [
+        _entry(each, f"reports[{at}]") for at, each in enumerate(_list(body["reports"], "reports", ENTRIES_LIMIT))
+    ]
     seen: set[int] = set()
     for at, entry in enumerate(entries):
         if entry.allocation in seen:
@@ -210,8 +217,12 @@ def _entry(value: Any, name: str) -> Entry:
         message = _text(failure.get("message", ""), f"{name}.failure.message", TEXT_LIMIT)
         digest = _digest([kind, message])
         return Entry(allocation, failure=kind, message=message, seconds=seconds, log=log, digest=digest)
-    ranges = tuple(_range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT))
-    errors = tuple(_error(each, f"{name}.errors") for each in _list(body.get("errors", []), f"{name}.errors", IDS_LIMIT))
+    ranges = tuple(
+        _range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT)
+    )
+    errors = tuple(
+        _error(each, f"{name}.errors") for each in _list(body.get("errors", []), f"{name}.errors", IDS_LIMIT)
+    )
     entry = Entry(allocation, ranges, errors, seconds=seconds, log=log)
     segment = body.get("segment") or ""
     inline = body.get("rows")

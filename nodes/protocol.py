@@ -3,8 +3,8 @@
 Five verbs travel on every carrier, with the same payloads and replies (JSON):
 
 claim    {"boot", "slots", "held": [id…], "wait": s}
-         -> {"runs": {id: {type, params, timeout, priority}}, "work": [[allocation, run, start, stop, attempt, [item…]]…],
-             "cancel": [id…], "drain": bool}
+         -> {"runs": {id: {type, params, timeout, priority}},
+             "work": [[allocation, run, start, stop, attempt, [item…]]…], "cancel": [id…], "drain": bool}
 accept   {"allocations": [id…]} -> {"gone": [id…]}                       (push only: answers an offer)
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
           "executors", "carrier"} -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time"}

@@ -38,17 +38,19 @@ def insert_rows(model: type[models.Model], columns: Sequence[str], rows: Iterabl
     names = ", ".join(quote(column) for column in columns)
     marks = ", ".join(["%s"] * len(columns))
     with connection.cursor() as cursor:
-        cursor.executemany(f"INSERT INTO {quote(model._meta.db_table)} ({names}) VALUES ({marks})", list(rows))  # noqa: S608
+        cursor.executemany(f"INSERT INTO {quote(model._meta.db_table)} ({names}) VALUES ({marks})", list(rows))
 
 
-def update_rows(model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]], states: Sequence[str]) -> None:
-    """Each row's own values (its id last), where it is still in one of ``states``: a fifth of ``bulk_update``'s cost."""
+def update_rows(
+    model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]], states: Sequence[str]
+) -> None:
+    """Each row's own values (its id last) where it is still in one of ``states``; ``bulk_update`` costs five times that."""
     quote = connection.ops.quote_name
     names = ", ".join(f"{quote(column)} = %s" for column in columns)
     expected = ", ".join(["%s"] * len(states))
     with connection.cursor() as cursor:
         cursor.executemany(
-            f"UPDATE {quote(model._meta.db_table)} SET {names} WHERE id = %s AND state IN ({expected})",  # noqa: S608
+            f"UPDATE {quote(model._meta.db_table)} SET {names} WHERE id = %s AND state IN ({expected})",
             [(*row, *states) for row in rows],
         )
 

@@ -18,7 +18,7 @@ from nodes.transactions import write
 
 
 def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
-    """Renews the leases of what the node holds; see ``nodes.protocol`` for the reply. Only the parent's clock counts."""
+    """Renews the leases of what the node holds; the reply is in ``nodes.protocol``. Only the parent's clock counts."""
     now = timezone.now()
     with write():
         node = registry.check_live(caller)

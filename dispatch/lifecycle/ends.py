@@ -56,7 +56,9 @@ def limits_of(run_ids: Iterable[int]) -> dict[int, Limits]:
     deaths = settings.CASCADE.worker_deaths
     return {
         pk: Limits(attempts, backoff, deaths)
-        for pk, attempts, backoff in Run.objects.filter(pk__in=set(run_ids)).values_list("pk", "max_attempts", "backoff")
+        for pk, attempts, backoff in Run.objects.filter(pk__in=set(run_ids)).values_list(
+            "pk", "max_attempts", "backoff"
+        )
     }
 
 
@@ -84,12 +86,15 @@ def settle(shard: Shard, outcome: Outcome, detail: str) -> None:
         first, second = halves(shard.start, shard.stop)
         change["stop"] = first[1]
     changed = Shard.objects.filter(
-        pk=shard.pk, state__in=set(before(SHARD, state)) - {ShardState.SPOOLED, ShardState.FAILED, ShardState.QUARANTINED}
+        pk=shard.pk,
+        state__in=set(before(SHARD, state)) - {ShardState.SPOOLED, ShardState.FAILED, ShardState.QUARANTINED},
     ).update(state=state, **change)
     if not changed:
         return  # a cancel was first, and has counted these items
     if outcome.verdict is Verdict.SPLIT:
-        Shard.objects.create(run_id=shard.run_id, start=second[0], stop=second[1], state=state, **{**change, "stop": second[1]})
+        Shard.objects.create(
+            run_id=shard.run_id, start=second[0], stop=second[1], state=state, **{**change, "stop": second[1]}
+        )
     items = shard.stop - shard.start
     if state is ShardState.FAILED:
         Run.objects.filter(pk=shard.run_id).update(failed=F("failed") + items)
@@ -139,7 +144,13 @@ def retry(run_id: int) -> int:
         if not items or run.state not in before(RUN, RunState.RUNNING):
             raise Conflict(f"run {run_id} is {run.state}: nothing in it can be retried")
         lost.update(
-            state=ShardState.PENDING, attempts=0, deaths=0, losses=0, not_before=None, error="", updated_at=timezone.now()
+            state=ShardState.PENDING,
+            attempts=0,
+            deaths=0,
+            losses=0,
+            not_before=None,
+            error="",
+            updated_at=timezone.now(),
         )
         Run.objects.filter(pk=run_id, state=run.state).update(
             state=RunState.RUNNING, failed=0, quarantined=0, ended_at=None
@@ -157,10 +168,14 @@ def finish(run_ids: Iterable[int]) -> None:
 
 
 def progress(run: Run) -> dict[str, Any]:
-    """Numbers of items by what became of them; ``in_flight`` are with a node, ``spooled`` reported and not saved yet."""
+    """Numbers of items by what became of them: ``in_flight`` with a node, ``spooled`` reported but not saved yet."""
     by_state: Counter[str] = Counter()
     if run.state not in RUN_ENDED:
-        groups = Shard.objects.filter(run=run, state__in=SHARD_OPEN).values("state").annotate(items=Sum(F("stop") - F("start")))
+        groups = (
+            Shard.objects.filter(run=run, state__in=SHARD_OPEN)
+            .values("state")
+            .annotate(items=Sum(F("stop") - F("start")))
+        )
         by_state.update({group["state"]: group["items"] for group in groups.order_by()})
     return {
         "run": run.pk,

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
-
 from django.utils import timezone
 
 from dispatch import events
@@ -131,9 +130,13 @@ def release(caller: Caller, ids: Sequence[int], detail: str = "") -> dict[str, A
     with write():
         node = registry.check_live(caller)
         live = list(
-            Allocation.objects.select_for_update().filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE).select_related("shard")
+            Allocation.objects.select_for_update()
+            .filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE)
+            .select_related("shard")
         )
-        unsuccessful(live, AllocationState.CANCELLED, Failure.RETURNED, f"released by the node{': ' if detail else ''}{detail}")
+        unsuccessful(
+            live, AllocationState.CANCELLED, Failure.RETURNED, f"released by the node{': ' if detail else ''}{detail}"
+        )
     events.changed()
     return {"released": [each.pk for each in live]}
 
@@ -162,7 +165,9 @@ def expire(now: datetime) -> int:
         unsuccessful(leases, AllocationState.EXPIRED, Failure.LOST, "the lease expired: no beat from the node")
         unsuccessful(offers, AllocationState.EXPIRED, Failure.RETURNED, "not fetched in time")
     events.changed()
-    events.tell({each.node_id for each in leases if each.node_id}, {"type": "node.cancel", "ids": [each.pk for each in leases]})
+    events.tell(
+        {each.node_id for each in leases if each.node_id}, {"type": "node.cancel", "ids": [each.pk for each in leases]}
+    )
     return len(overdue)
 
 
@@ -228,9 +233,9 @@ def _deliver(node_id: int, capacity: int, ids: Sequence[int]) -> int:
     if not ids:
         return 0
     now = timezone.now()
-    delivered = Allocation.objects.filter(
-        pk__in=list(ids), node_id=node_id, state__in=LIVE, delivered=False
-    ).update(delivered=True, deadline=_lease_end(now))
+    delivered = Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE, delivered=False).update(
+        delivered=True, deadline=_lease_end(now)
+    )
     start(node_id, capacity, ids, now)
     return delivered
 
@@ -239,5 +244,7 @@ def not_live(node_id: int, ids: Sequence[int]) -> list[int]:
     """Those of ``ids`` that are not this node's live allocations."""
     if not ids:
         return []
-    live = set(Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE).values_list("pk", flat=True))
+    live = set(
+        Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE).values_list("pk", flat=True)
+    )
     return [pk for pk in ids if pk not in live]

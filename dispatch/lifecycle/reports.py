@@ -15,9 +15,9 @@ from django.utils import timezone
 
 from dispatch import events
 from dispatch.attempts import Failure, Limits, backoff
+from dispatch.items import item_key
 from dispatch.lifecycle.ends import finish, give_up, limits_of
 from dispatch.lifecycle.grants import frozen, start
-from dispatch.items import item_key
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.ranges import covers
 from dispatch.results import datasets, spool
@@ -142,14 +142,18 @@ def _refusal(entry: Entry, ticket: _Ticket | None, lengths: Lengths) -> dict[str
         if earlier == entry.digest:
             return {"status": 200, "receipt": earlier, "repeated": True}
         return _no(422, f"allocation {entry.allocation} was reported before with another content")
-    return _no(409, f"allocation {entry.allocation} is {ticket.state}: its lease was lost, and its items are somebody else's")
+    return _no(
+        409, f"allocation {entry.allocation} is {ticket.state}: its lease was lost, and its items are somebody else's"
+    )
 
 
 def _contradiction(entry: Entry, ticket: _Ticket, lengths: Lengths) -> dict[str, Any] | None:
     """What in the report of a live allocation cannot be."""
     done = [(first, last) for first, last, _ in entry.ranges]
     if not covers(ticket.start, ticket.stop, done, [error.index for error in entry.errors]):
-        return _no(422, f"ranges and errors must name each item of [{ticket.start}, {ticket.stop}) exactly once, in order")
+        return _no(
+            422, f"ranges and errors must name each item of [{ticket.start}, {ticket.stop}) exactly once, in order"
+        )
     if entry.inline:
         try:
             datasets.check_rows(executors.get(ticket.type).dataset, entry.inline)
@@ -251,7 +255,9 @@ def _take_apart(
             give_up(shard, Failure(entry.failure), notes[ticket.pk], limits[ticket.run])
             continue
         first = entry.errors[0]
-        notes[ticket.pk] = f"{len(entry.errors)} of {ticket.stop - ticket.start} items failed; the first: {first.message}"
+        notes[ticket.pk] = (
+            f"{len(entry.errors)} of {ticket.stop - ticket.start} items failed; the first: {first.message}"
+        )
         pieces = _pieces(shard, entry, limits[ticket.run], now)
         # The row that was the whole shard becomes its first piece, so that [0, count) stays covered throughout.
         head, *rest = pieces
@@ -282,7 +288,12 @@ def _pieces(shard: Shard, entry: Entry, limits: Limits, now: dt.datetime) -> lis
         key = item_key(keys.slice(error.index, error.index + 1)[0])
         message = error.message if key in error.message else f"{key}: {error.message}"
         piece = Shard(
-            run_id=shard.run_id, start=error.index, stop=error.index + 1, attempts=attempts, error=message, updated_at=now
+            run_id=shard.run_id,
+            start=error.index,
+            stop=error.index + 1,
+            attempts=attempts,
+            error=message,
+            updated_at=now,
         )
         if error.retry and again:
             piece.state = ShardState.PENDING

@@ -110,7 +110,7 @@ def check_work(work: Mapping[str, Any]) -> None:
         whole = field in ("priority", "max_attempts")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
             raise FieldError(field, f"{value!r} is not a {'whole ' if whole else ''}number")
-        for validator in column.validators:
+        for validator in getattr(column, "validators", ()):
             if isinstance(validator, MinValueValidator | MaxValueValidator):
                 try:
                     validator(value)
@@ -118,7 +118,9 @@ def check_work(work: Mapping[str, Any]) -> None:
                     raise FieldError(field, f"{value}: {error.messages[0]}") from None
     size = work["shard_size"]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= settings.CASCADE.max_items:
-        raise FieldError("shard_size", f"{size!r} is not a whole number from 0 (automatic) to {settings.CASCADE.max_items}")
+        raise FieldError(
+            "shard_size", f"{size!r} is not a whole number from 0 (automatic) to {settings.CASCADE.max_items}"
+        )
     balancers.get(check_text("balancer", work["balancer"], 200))
     for label, value in work["labels"].items():
         check_text("labels", label, 100)
@@ -143,7 +145,9 @@ def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") 
     if not expanded:
         raise FieldError("split", f"{split!r} leaves no item")
     if len(expanded) > most:
-        raise FieldError("split", f"{split!r} gives {len(expanded)} items; at most {most} are allowed (CASCADE_MAX_ITEMS)")
+        raise FieldError(
+            "split", f"{split!r} gives {len(expanded)} items; at most {most} are allowed (CASCADE_MAX_ITEMS)"
+        )
     return expanded
 
 

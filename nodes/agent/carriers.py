@@ -53,7 +53,7 @@ class Refused(CascadeError):
 
 def jitter(attempt: int) -> float:
     """Seconds before try number ``attempt``: anything up to a growing bound, so that a herd of agents spreads out."""
-    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 20)))  # noqa: S311
+    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 20)))
 
 
 class Rest:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nodes import executors
@@ -198,9 +199,12 @@ class Agent:
             works = self._take()
             bundle = Bundle(works, self._workers().start([work.shard() for work in works], self._patience(works)))
             self._bundles.append(bundle)
-            bundle.future.add_done_callback(
-                lambda _, bundle=bundle: self._loop.call_soon_threadsafe(self._finished, bundle)
-            )
+            bundle.future.add_done_callback(partial(self._call_finished, bundle))
+
+    def _call_finished(self, bundle: Bundle, _: Future[Entries]) -> None:
+        """From one of the pool's threads; the loop may have ended by then."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._finished, bundle)
 
     def _take(self) -> list[Work]:
         """The next bundle: one shard, or several that are known to be very short."""
@@ -248,7 +252,10 @@ class Agent:
         except Exception as error:
             logger.exception("a bundle could not be run")
             entries = [
-                {"allocation": work.allocation, "failure": {"kind": "error", "message": f"{type(error).__name__}: {error}"}}
+                {
+                    "allocation": work.allocation,
+                    "failure": {"kind": "error", "message": f"{type(error).__name__}: {error}"},
+                }
                 for work in bundle.works
                 if work.allocation not in bundle.cancelled
             ]

@@ -105,5 +105,3 @@ class Outbox:
         for file in self.folder.glob("*.arrow"):
             if file.stem not in named:
                 file.unlink()
-
-

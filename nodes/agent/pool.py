@@ -44,9 +44,7 @@ class Pool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["nodes.agent.runner"])
         self._told = context.SimpleQueue()
-        self._pool = ProcessPool(
-            max_workers=size, initializer=runner.prepare, initargs=[self._told], context=context
-        )
+        self._pool = ProcessPool(max_workers=size, initializer=runner.prepare, initargs=[self._told], context=context)
         self._listener = threading.Thread(target=self._listen, args=(progress,), name="progress", daemon=True)
         self._listener.start()
 

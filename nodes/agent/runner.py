@@ -190,7 +190,9 @@ def _write_segment(results: list[_Result], outbox: Path) -> None:
             offset += tables[-1].num_rows
     content = encode(pa.concat_tables(tables))
     if len(content) > SEGMENT_BYTES_LIMIT:
-        message = f"the shard's rows take {len(content)} bytes; at most {SEGMENT_BYTES_LIMIT} travel: use smaller shards"
+        message = (
+            f"the shard's rows take {len(content)} bytes; at most {SEGMENT_BYTES_LIMIT} travel: use smaller shards"
+        )
         for result in results:
             result.entry = {"allocation": result.entry["allocation"], "failure": {"kind": "error", "message": message}}
         return

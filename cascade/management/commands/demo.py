@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,12 @@ class Command(BaseCommand):
         symbols = Sample({}).symbols()
         began = time.monotonic()
         run = tree.submit(
-            "data_import", symbols, params={"source": "sample"}, split="year", shard_size=1, name="all sample bars by year"
+            "data_import",
+            symbols,
+            params={"source": "sample"},
+            split="year",
+            shard_size=1,
+            name="all sample bars by year",
         )
         count = tree.progress(run)["count"]
         self.stdout.write(f"Importing {len(symbols)} symbols, split by year into {count} items:")
@@ -77,7 +83,12 @@ class Command(BaseCommand):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("  items saved"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rows]} rows"))
+        columns = (
+            TextColumn("  items saved"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rows]} rows"),
+        )
         console = Console(file=sys.stdout)
         with Progress(*columns, console=console, refresh_per_second=10) as bar:
             shown = bar.add_task("", total=count, rows=0)
@@ -99,7 +110,12 @@ class Command(BaseCommand):
             rows[name] += allocation["rows"]
             reasons.setdefault(name, Counter())[_in_short(allocation["reason"])] += 1
         table = [
-            (name, str(shards[name]), str(rows[name]), ", ".join(f"{n} by {why}" for why, n in reasons[name].most_common()))
+            (
+                name,
+                str(shards[name]),
+                str(rows[name]),
+                ", ".join(f"{n} by {why}" for why, n in reasons[name].most_common()),
+            )
             for name in sorted(shards)
         ]
         self._table(("node", "shards", "rows", "why this node"), table)
@@ -112,7 +128,12 @@ class Command(BaseCommand):
         bars = pa.ipc.open_stream(io.BytesIO(content)).read_all()
         spans = bars.group_by("symbol").aggregate([("datetime", "count"), ("datetime", "min"), ("datetime", "max")])
         table = [
-            (row["symbol"], str(row["datetime_count"]), f"{row['datetime_min']:%Y-%m-%d}", f"{row['datetime_max']:%Y-%m-%d}")
+            (
+                row["symbol"],
+                str(row["datetime_count"]),
+                f"{row['datetime_min']:%Y-%m-%d}",
+                f"{row['datetime_max']:%Y-%m-%d}",
+            )
             for row in spans.sort_by("symbol").to_pylist()
         ]
         self._table(("symbol", "rows", "first", "last"), table)
@@ -127,7 +148,7 @@ class Command(BaseCommand):
             "'SELECT symbol, year(datetime) AS y, max(high) AS top FROM kline GROUP BY ALL ORDER BY ALL LIMIT 8'))\""
         )
 
-    def _table(self, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    def _table(self, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         from rich import box
         from rich.console import Console
         from rich.table import Table

@@ -19,7 +19,6 @@ from cascade import roles
 from nodes.agent import config as agent_config
 from nodes.protocol import CascadeError
 
-
 SWITCH_SECONDS = 0.0005
 """A message passes through several threads; at Python's 5 ms each of them could wait that long for a busy one."""
 
@@ -29,7 +28,9 @@ class Command(DaphneCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--role", choices=["parent", "child"], help="what this process is (CASCADE_ROLE; default parent)")
+        parser.add_argument(
+            "--role", choices=["parent", "child"], help="what this process is (CASCADE_ROLE; default parent)"
+        )
         parser.add_argument("--reload", action="store_true", help="restart when a source file changes, for development")
         agent_config.arguments(parser.add_argument_group("child"))  # type: ignore[arg-type]
 
@@ -70,7 +71,6 @@ class Command(DaphneCommand):
             raise CommandError("the database is behind this version; run: python manage.py migrate")
         self.stdout.write(f"bringing {settings.CASCADE.database} up to date")
         call_command("migrate", verbosity=0)
-
 
 
 def _second_signal_ends() -> None:

@@ -22,6 +22,6 @@ class Command(BaseCommand):
         user = get_user_model().objects.filter(username=options["username"], is_active=True, is_staff=True).first()
         if user is None:
             raise CommandError(
-                f"{options['username']!r} is not an active member of the staff; make one: python manage.py createsuperuser"
+                f"{options['username']!r} is no active member of the staff; make one: python manage.py createsuperuser"
             )
         self.stdout.write(options["url"].rstrip("/") + pages.sign_in_link(user))

@@ -25,10 +25,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("type", help=f"task type: {', '.join(executors.names())}")
-        parser.add_argument("--item", action="append", default=[], metavar="ITEM", help="a text or a JSON object; repeatable")
+        parser.add_argument(
+            "--item", action="append", default=[], metavar="ITEM", help="a text or a JSON object; repeatable"
+        )
         parser.add_argument("--items-file", metavar="FILE", help="a text or a JSON object a line")
         parser.add_argument("--all", action="store_true", help="every symbol the source can list (data_import)")
-        parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="repeatable; objects and lists as JSON")
+        parser.add_argument(
+            "--param", action="append", default=[], metavar="NAME=VALUE", help="repeatable; objects and lists as JSON"
+        )
         parser.add_argument("--split", default="", help="cut items finer, like 'year' (data_import)")
         parser.add_argument("--name", default="", help="what people call this run")
         parser.add_argument("--priority", type=int, default=5, help="1 to 10; higher goes first")
@@ -37,8 +41,12 @@ class Command(BaseCommand):
         parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the second attempt; doubles")
         parser.add_argument("--shard-size", type=int, default=0, help="items per shard; 0: sized for each node")
         parser.add_argument("--balancer", default="most_free")
-        parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="only nodes with this label")
-        parser.add_argument("--wait", action="store_true", help="wait for the end; the exit status is 0 only for 'completed'")
+        parser.add_argument(
+            "--label", action="append", default=[], metavar="NAME=VALUE", help="only nodes with this label"
+        )
+        parser.add_argument(
+            "--wait", action="store_true", help="wait for the end; the exit status is 0 only for 'completed'"
+        )
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
     def handle(self, *args: Any, **options: Any) -> None:

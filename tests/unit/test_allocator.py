@@ -1,0 +1,521 @@
+"""The allocator's promises, for any demands and offers that hypothesis can think of; and each rule by an example."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatch.allocator import Demand, Grant, Lookahead, Offer, Phase, Piece, Plan, QuotaRule, allocate
+from dispatch.balancers import BALANCERS
+
+TYPES = ("echo", "data_import")
+NAMES = ("x", "y", "z")
+PLAIN = "m"
+"""An item that no quota names."""
+ZONES = ("eu", "us")
+
+
+class Case(NamedTuple):
+    demands: list[Demand]
+    offers: list[Offer]
+    lookahead: Lookahead
+    seed: int
+
+    def plan(self, *, explain: bool = False) -> Plan:
+        return allocate(self.demands, self.offers, lookahead=self.lookahead, seed=self.seed, explain=explain)
+
+
+@st.composite
+def quota_rules(draw: st.DrawFn, capacity: int) -> QuotaRule:
+    slots = draw(st.integers(0, capacity))
+    return QuotaRule(slots, draw(st.none() | st.integers(slots, slots + 2)))
+
+
+@st.composite
+def offers(draw: st.DrawFn, node: int) -> Offer:
+    capacity = draw(st.integers(1, 4))
+    keys = st.tuples(st.sampled_from(TYPES), st.sampled_from(("", *NAMES)))
+    in_use = draw(st.dictionaries(keys, st.integers(1, 2), max_size=2))
+    quotas = {key: draw(quota_rules(capacity)) for key in draw(st.lists(keys, max_size=3, unique=True))}
+    return Offer(
+        node=node,
+        name=f"n{node % 7}-{node}",
+        capacity=capacity,
+        types=frozenset(draw(st.sampled_from((TYPES, TYPES, TYPES[:1], TYPES[1:], ())))),
+        in_use=in_use,
+        quotas=quotas,
+        labels=draw(st.sampled_from(({}, {"zone": "eu"}, {"zone": "us"}))),
+        online=draw(st.integers(0, 9)) > 0,
+        draining=draw(st.integers(0, 9)) == 0,
+        weight=draw(st.sampled_from((0.5, 1.0, 3.0))),
+        cpu=draw(st.none() | st.floats(0, 100)),
+        memory=draw(st.none() | st.floats(0, 100)),
+        speeds=draw(st.dictionaries(st.sampled_from(TYPES), st.sampled_from((0.001, 0.3, 2.0)), max_size=2)),
+        last_grant=draw(st.integers(0, 50)),
+    )
+
+
+@st.composite
+def demands(draw: st.DrawFn, run: int, named: dict[str, set[str]]) -> Demand:
+    task_type = draw(st.sampled_from(TYPES))
+    items = draw(st.lists(st.sampled_from((PLAIN, PLAIN, PLAIN, *NAMES)), min_size=1, max_size=24))
+    cut = draw(st.integers(0, len(items)))
+    edges = sorted(draw(st.sets(st.integers(0, cut), max_size=4)) | {0, cut})
+    pieces = []
+    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+        if draw(st.booleans()):
+            item = items[start] if stop - start == 1 and items[start] in named[task_type] else ""
+            pieces.append(Piece(start, stop, shard=run * 100 + number, attempt=draw(st.integers(1, 3)), item=item))
+    return Demand(
+        run=run,
+        type=task_type,
+        cut=cut,
+        count=len(items),
+        priority=draw(st.integers(1, 3)),
+        served=draw(st.integers(0, 3)),
+        age=float(draw(st.integers(0, 3))),
+        shard_size=draw(st.integers(0, 3)),
+        balancer=draw(st.sampled_from(sorted(BALANCERS))),
+        labels=draw(st.sampled_from(({}, {}, {"zone": "eu"}))),
+        returned=pieces,
+        marked=[(at, item) for at, item in enumerate(items) if at >= cut and item in named[task_type]],
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    given_offers = [draw(offers(node)) for node in range(1, draw(st.integers(0, 5)) + 1)]
+    named: dict[str, set[str]] = defaultdict(set)
+    for offer in given_offers:
+        for task_type, item in offer.quotas:
+            if item:
+                named[task_type].add(item)
+    given_demands = [draw(demands(run, named)) for run in range(1, draw(st.integers(0, 4)) + 1)]
+    rule = draw(st.sampled_from((Lookahead(), Lookahead(0.1, 3), Lookahead(10.0, 50))))
+    return Case(given_demands, given_offers, rule, draw(st.integers(0, 5)))
+
+
+class Load:
+    """What one node holds while the grants of a plan are counted again, independently of the allocator."""
+
+    def __init__(self, offer: Offer) -> None:
+        self.offer = offer
+        self.keys = Counter(offer.in_use)
+
+    @property
+    def used(self) -> int:
+        return self.keys.total()
+
+    def of_type(self, task_type: str) -> int:
+        return sum(count for (each, _), count in self.keys.items() if each == task_type)
+
+    def eligible(self, demand: Demand, item: str) -> bool:
+        offer = self.offer
+        if not offer.online or offer.draining or demand.type not in offer.types:
+            return False
+        if any(offer.labels.get(label) != value for label, value in demand.labels.items()):
+            return False
+        kept = [(offer.quotas.get((demand.type, "")), self.of_type(demand.type))]
+        if item:
+            kept.append((offer.quotas.get((demand.type, item)), self.keys[demand.type, item]))
+        return all(rule is None or rule.limit is None or used < rule.limit for rule, used in kept)
+
+    def below_quota(self, demand: Demand, item: str) -> bool:
+        own = self.offer.quotas.get((demand.type, item)) if item else None
+        general = self.offer.quotas.get((demand.type, ""))
+        return (own is not None and self.keys[demand.type, item] < own.slots) or (
+            general is not None and self.of_type(demand.type) < general.slots
+        )
+
+    @property
+    def free(self) -> bool:
+        return self.used < self.offer.capacity
+
+
+class Step(NamedTuple):
+    """One grant, with every node as it was just before it."""
+
+    demand: Demand
+    grant: Grant
+    load: Load
+    loads: dict[int, Load]
+
+
+def steps(case: Case, plan: Plan) -> list[Step]:
+    """Calls the checks as it goes: the loads are those of the moment only while the list is being made."""
+    return list(_steps(case, plan))
+
+
+def _steps(case: Case, plan: Plan):  # type: ignore[no-untyped-def]
+    loads = {offer.node: Load(offer) for offer in case.offers}
+    by_run = {demand.run: demand for demand in case.demands}
+    for made in plan.grants:
+        demand = by_run[made.run]
+        yield Step(demand, made, loads[made.node], loads)
+        loads[made.node].keys[demand.type, made.piece.item] += 1
+
+
+@given(cases())
+def test_each_item_is_given_at_most_once_and_in_order(case: Case) -> None:
+    plan = case.plan()
+    for demand in case.demands:
+        pieces = [made.piece for made in plan.grants if made.run == demand.run]
+        aside = [piece for run, piece in plan.aside if run == demand.run]
+        again = [piece for piece in pieces if piece.shard is not None]
+        assert len(set(again)) == len(again)
+        assert set(again) <= set(demand.returned)
+        granted = [piece for piece in pieces if piece.shard is None]
+        assert granted == sorted(granted, key=lambda piece: piece.start)
+        at = demand.cut
+        for piece in sorted(granted + aside, key=lambda piece: piece.start):
+            assert piece.start == at < piece.stop <= demand.count
+            at = piece.stop
+        assert all(piece.shard is None for piece in aside)
+
+
+@given(cases())
+def test_no_node_is_given_more_than_its_capacity_and_the_look_ahead(case: Case) -> None:
+    for step in _steps(case, case.plan()):
+        if step.grant.phase is Phase.LOOKAHEAD:
+            assert step.load.used < step.load.offer.capacity + case.lookahead.limit
+        else:
+            assert step.load.free
+
+
+@given(cases())
+def test_limits_hold_and_nothing_goes_to_a_node_that_may_not_have_it(case: Case) -> None:
+    for step in _steps(case, case.plan()):
+        assert step.load.eligible(step.demand, step.grant.piece.item)
+
+
+@given(cases())
+def test_no_free_capacity_is_given_while_an_eligible_node_is_below_its_quota_for_it(case: Case) -> None:
+    for step in _steps(case, case.plan()):
+        item = step.grant.piece.item
+        owed = [
+            load.offer.name
+            for load in step.loads.values()
+            if load.free and load.eligible(step.demand, item) and load.below_quota(step.demand, item)
+        ]
+        if step.grant.phase is Phase.QUOTA:
+            assert step.load.offer.name in owed
+        else:
+            assert owed == []
+
+
+@given(cases())
+def test_nothing_is_queued_ahead_while_a_node_that_may_have_it_has_a_free_slot(case: Case) -> None:
+    for step in _steps(case, case.plan()):
+        if step.grant.phase is Phase.LOOKAHEAD:
+            item = step.grant.piece.item
+            assert not any(load.free and load.eligible(step.demand, item) for load in step.loads.values())
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_the_same_inputs_in_any_order_give_the_same_plan(case: Case, shuffler: random.Random) -> None:
+    plan = case.plan(explain=True)
+    offers, demands = list(case.offers), list(case.demands)
+    shuffler.shuffle(offers)
+    shuffler.shuffle(demands)
+    other = case._replace(offers=offers, demands=demands).plan(explain=True)
+    assert other.grants == plan.grants
+    assert sorted(other.aside, key=repr) == sorted(plan.aside, key=repr)
+    assert sorted(other.refusals, key=repr) == sorted(plan.refusals, key=repr)
+    assert case.plan(explain=True) == plan
+
+
+@given(cases())
+def test_an_item_with_a_quota_of_its_own_is_a_shard_of_its_own(case: Case) -> None:
+    plan = case.plan()
+    marks = {demand.run: dict(demand.marked) for demand in case.demands}
+    for run, piece in [*((made.run, made.piece) for made in plan.grants), *plan.aside]:
+        if piece.shard is not None:
+            continue
+        inside = [item for at, item in marks[run].items() if piece.start <= at < piece.stop]
+        if inside:
+            assert (piece.stop - piece.start, inside) == (1, [piece.item])
+        else:
+            assert piece.item == ""
+
+
+@given(cases())
+def test_only_an_item_that_no_node_may_have_now_is_put_aside(case: Case) -> None:
+    plan = case.plan()
+    by_run = {demand.run: demand for demand in case.demands}
+    loads = {offer.node: Load(offer) for offer in case.offers}
+    for made in plan.grants:
+        loads[made.node].keys[by_run[made.run].type, made.piece.item] += 1
+    for run, piece in plan.aside:
+        assert piece.item
+        # Loads only grow, so who may not have it at the end is all that can be said from outside.
+        assert not any(load.free and load.eligible(by_run[run], piece.item) for load in loads.values())
+
+
+@given(cases())
+def test_every_grant_says_why(case: Case) -> None:
+    words = {Phase.QUOTA: "quota", Phase.FREE: "free capacity", Phase.LOOKAHEAD: "look-ahead"}
+    for step in _steps(case, case.plan()):
+        assert words[step.grant.phase] in step.grant.reason
+        if step.grant.phase is Phase.FREE:
+            assert step.demand.balancer in step.grant.reason
+        if step.grant.phase is Phase.QUOTA:
+            assert step.demand.type in step.grant.reason
+
+
+@given(cases())
+def test_every_run_left_with_work_is_told_by_each_node_why_not(case: Case) -> None:
+    plan = case.plan(explain=True)
+    told: dict[int, set[int]] = defaultdict(set)
+    for refusal in plan.refusals:
+        assert refusal.code
+        assert refusal.reason
+        told[refusal.run].add(refusal.node)
+    for demand in case.demands:
+        pieces = [made.piece for made in plan.grants if made.run == demand.run]
+        waiting = [piece for piece in demand.returned if piece not in pieces]
+        aside = [piece for run, piece in plan.aside if run == demand.run]
+        given_out = sum(piece.stop - piece.start for piece in [*pieces, *aside] if piece.shard is None)
+        left = demand.count - demand.cut - given_out
+        if left or waiting or aside:
+            assert told[demand.run] == {offer.node for offer in case.offers}
+        else:
+            assert demand.run not in told
+
+
+@given(cases())
+def test_refusals_are_counted_only_when_asked_for(case: Case) -> None:
+    plan = case.plan()
+    assert plan.refusals == []
+    assert plan.grants == case.plan(explain=True).grants
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[list[Demand], list[Offer]]:
+    """Runs that all nodes can take, of items one by one."""
+    runs = [
+        Demand(
+            run=run,
+            type="echo",
+            cut=0,
+            count=draw(st.integers(0, 12)),
+            priority=draw(st.sampled_from((2, 2, 5))),
+            served=draw(st.integers(0, 4)),
+            age=float(draw(st.integers(0, 2))),
+            shard_size=1,
+        )
+        for run in range(1, draw(st.integers(1, 5)) + 1)
+    ]
+    nodes = [
+        Offer(node, f"n{node}", draw(st.integers(1, 4)), frozenset({"echo"}))
+        for node in range(1, draw(st.integers(1, 4)) + 1)
+    ]
+    return runs, nodes
+
+
+@given(crowds())
+def test_slots_go_by_priority_then_to_the_least_served_then_to_the_oldest(crowd: tuple[list[Demand], list[Offer]]) -> None:
+    runs, nodes = crowd
+    left = {run.run: run.count for run in runs}
+    served = {run.run: run.served for run in runs}
+    expected = []
+    for _ in range(sum(node.capacity for node in nodes)):
+        wanting = [run for run in runs if left[run.run]]
+        if not wanting:
+            break
+        first = min(wanting, key=lambda run: (-run.priority, served[run.run], run.age, run.run)).run
+        expected.append(first)
+        left[first] -= 1
+        served[first] += 1
+    assert [made.run for made in allocate(runs, nodes).grants] == expected
+
+
+@given(st.integers(1, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.booleans())
+def test_equal_runs_share_what_is_too_little_to_within_one_slot(runs: int, capacities: list[int], quota: bool) -> None:
+    rules = {("echo", ""): QuotaRule(1)} if quota else {}
+    nodes = [Offer(node, f"n{node}", size, frozenset({"echo"}), quotas=rules) for node, size in enumerate(capacities)]
+    waiting = [Demand(run, "echo", 0, 1000, shard_size=1) for run in range(runs)]
+    shares = Counter(made.run for made in allocate(waiting, nodes).grants)
+    assert shares.total() == sum(capacities)
+    assert max(shares.values()) - min(shares[run] for run in range(runs)) <= 1
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.sampled_from([None, 0.001, 0.05, 0.4, 3.0]), st.integers(1, 5))
+def test_shards_are_no_longer_than_asked_for(count: int, size: int, seconds: float | None, capacity: int) -> None:
+    speeds = {} if seconds is None else {"echo": seconds}
+    node = Offer(1, "n", capacity, frozenset({"echo"}), speeds=speeds)
+    fixed = allocate([Demand(1, "echo", 0, count, shard_size=size)], [node]).grants
+    assert all(made.piece.stop - made.piece.start == size for made in fixed[:-1])
+    assert 1 <= fixed[-1].piece.stop - fixed[-1].piece.start <= size
+    for made in allocate([Demand(1, "echo", 0, count)], [node], target_seconds=1.0).grants:
+        length = made.piece.stop - made.piece.start
+        assert length == 1 if seconds is None else length == 1 or length * seconds <= 1.0
+
+
+def node(name: str, capacity: int = 2, *types: str, **fields: object) -> Offer:
+    number = 1 + sum(ord(letter) for letter in name)
+    return Offer(number, name, capacity, frozenset(types or ("echo",)), **fields)  # type: ignore[arg-type]
+
+
+def singles(count: int, **fields: object) -> Demand:
+    return Demand(**{"run": 1, "type": "echo", "cut": 0, "count": count, "shard_size": 1, **fields})  # type: ignore[arg-type]
+
+
+def where(plan: Plan, nodes: Sequence[Offer]) -> list[str]:
+    names = {offer.node: offer.name for offer in nodes}
+    return [f"{names[made.node]}:{made.piece.item or made.piece.start}" for made in plan.grants]
+
+
+def codes(plan: Plan, offer: Offer) -> list[str]:
+    return [refusal.code for refusal in plan.refusals if refusal.node == offer.node]
+
+
+@pytest.mark.parametrize(
+    ("offer", "code", "words"),
+    [
+        (node("a", online=False), "offline", "offline"),
+        (node("a", draining=True), "draining", "draining"),
+        (node("a", 2, "data_import"), "type", "does not offer echo"),
+        (node("a", labels={"zone": "us"}), "label", "label zone is 'us', not 'eu'"),
+        (node("a"), "label", "label zone is None, not 'eu'"),
+        (
+            node("a", labels={"zone": "eu"}, quotas={("echo", ""): QuotaRule(0, 0)}),
+            "limit",
+            "limit 0 for echo reached",
+        ),
+        (node("a", labels={"zone": "eu"}, in_use={("data_import", ""): 2}), "slots", "no free slot: 2 in use, capacity 2"),
+    ],
+)
+def test_a_node_that_gets_nothing_says_why(offer: Offer, code: str, words: str) -> None:
+    plan = allocate([singles(1, labels={"zone": "eu"})], [offer], explain=True)
+    assert plan.grants == []
+    assert [(refusal.code, refusal.reason) for refusal in plan.refusals] == [(code, words)]
+
+
+def test_an_item_whose_limit_is_reached_everywhere_says_so() -> None:
+    nodes = [node("a", quotas={("echo", "x"): QuotaRule(0, 0)})]
+    fresh = allocate([singles(1, marked=[(0, "x")])], nodes, explain=True)
+    back = Piece(0, 1, shard=7, item="x")
+    again = allocate([singles(1, cut=1, returned=[back])], nodes, explain=True)
+    for plan in (fresh, again):
+        assert plan.grants == []
+        assert [refusal.reason for refusal in plan.refusals] == ["limit 0 for echo[x] reached"]
+
+
+def test_a_low_priority_run_gets_its_quota_before_a_high_one_gets_free_capacity() -> None:
+    nodes = [node("a", 2, "echo", "data_import", quotas={("data_import", ""): QuotaRule(1)})]
+    high = singles(5, priority=9)
+    low = singles(5, run=2, type="data_import", priority=1)
+    plan = allocate([high, low], nodes)
+    assert [(made.run, made.phase) for made in plan.grants] == [(2, Phase.QUOTA), (1, Phase.FREE)]
+
+
+def test_quotas_are_served_before_free_capacity_whoever_has_more_slots_free() -> None:
+    nodes = [node("a", 9), node("b", 3, quotas={("echo", ""): QuotaRule(2)})]
+    plan = allocate([singles(3)], nodes)
+    assert where(plan, nodes) == ["b:0", "b:1", "a:2"]
+    assert [made.reason for made in plan.grants] == [
+        "quota 1 of 2 for echo",
+        "quota 2 of 2 for echo",
+        "free capacity: 9 of 9 slots free, by most_free",
+    ]
+
+
+def test_slots_in_use_count_against_the_quota() -> None:
+    nodes = [node("a", 9), node("b", 3, quotas={("echo", ""): QuotaRule(2)}, in_use={("echo", ""): 2})]
+    assert where(allocate([singles(1)], nodes), nodes) == ["a:0"]
+
+
+def test_an_items_own_quota_is_served_first_wherever_it_stands_in_the_run() -> None:
+    nodes = [node("a", 2, quotas={("echo", "x"): QuotaRule(1)}), node("b", 4)]
+    plan = allocate([singles(2, marked=[(1, "x")])], nodes)
+    assert where(plan, nodes) == ["b:0", "a:x"]
+    assert plan.grants[1].reason == "quota 1 of 1 for echo[x]"
+
+
+def test_an_items_own_quota_comes_before_its_types() -> None:
+    rules = {("echo", "x"): QuotaRule(1), ("echo", ""): QuotaRule(1)}
+    plan = allocate([singles(2, marked=[(0, "x"), (1, "x")])], [node("a", 4, quotas=rules)])
+    assert [made.reason for made in plan.grants][0] == "quota 1 of 1 for echo[x]"
+
+
+def test_an_item_at_its_own_limit_does_not_hold_up_the_others() -> None:
+    nodes = [node("a", 3, quotas={("echo", "x"): QuotaRule(1, 1)})]
+    plan = allocate([singles(5, marked=[(0, "x"), (1, "x"), (2, "x")])], nodes)
+    assert where(plan, nodes) == ["a:x", "a:3", "a:4"]
+    assert [(piece.start, piece.stop, piece.item) for _, piece in plan.aside] == [(1, 2, "x"), (2, 3, "x")]
+
+
+def test_an_item_that_came_back_and_may_run_nowhere_yet_does_not_hold_up_the_others() -> None:
+    nodes = [node("a", 3, quotas={("echo", "x"): QuotaRule(1, 1)}, in_use={("echo", "x"): 1})]
+    plan = allocate([singles(3, cut=2, returned=[Piece(0, 1, shard=4, item="x"), Piece(1, 2, shard=5)])], nodes)
+    assert [(made.piece.shard, made.piece.start) for made in plan.grants] == [(5, 1), (None, 2)]
+    assert plan.aside == []
+
+
+def test_an_item_without_room_anywhere_stays_uncut_when_nothing_else_fits_either() -> None:
+    nodes = [node("a", 1, quotas={("echo", "x"): QuotaRule(1, 1)}, in_use={("echo", "x"): 1})]
+    plan = allocate([singles(2, marked=[(0, "x")])], nodes)
+    assert (plan.grants, plan.aside) == ([], [])
+
+
+def test_what_came_back_goes_first_whole_and_with_its_attempt() -> None:
+    back = Piece(3, 7, shard=9, attempt=2)
+    plan = allocate([Demand(1, "echo", 10, 20, shard_size=2, returned=[back])], [node("a", 2)])
+    assert [made.piece for made in plan.grants] == [back, Piece(10, 12)]
+
+
+def test_short_shards_are_queued_beyond_the_capacity_and_long_ones_are_not() -> None:
+    rule = Lookahead(0.1, 400)
+    short = allocate([singles(1000)], [node("a", 2, speeds={"echo": 0.01})], lookahead=rule)
+    assert [made.phase for made in short.grants] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD] * 20
+    for speeds in ({"echo": 1.0}, {}):
+        long = allocate([singles(1000)], [node("a", 2, speeds=speeds)], lookahead=rule)
+        assert [made.phase for made in long.grants] == [Phase.FREE] * 2
+
+
+def test_the_end_of_a_run_is_not_queued_on_one_node() -> None:
+    nodes = [node(name, 1, speeds={"echo": 1e-4}) for name in "ab"]
+    shares = Counter(made.node for made in allocate([singles(100)], nodes, lookahead=Lookahead(1.0, 400)).grants)
+    assert shares.total() < 100
+    assert max(shares.values()) - min(shares.values()) <= 1
+
+
+def test_a_type_with_a_limit_is_not_queued_ahead() -> None:
+    offer = node("a", 2, speeds={"echo": 0.001}, quotas={("echo", ""): QuotaRule(1, 2)})
+    assert len(allocate([singles(1000)], [offer], lookahead=Lookahead(1.0, 400)).grants) == 2
+
+
+def test_the_balancer_of_the_run_chooses_among_the_nodes_with_room() -> None:
+    nodes = [node("a", 2, in_use={("echo", ""): 1}), node("b", 9, in_use={("echo", ""): 5})]
+    assert where(allocate([singles(1, balancer="most_free")], nodes), nodes) == ["b:0"]
+    assert where(allocate([singles(1, balancer="least_tasks")], nodes), nodes) == ["a:0"]
+
+
+def test_ties_go_by_name() -> None:
+    nodes = [node("b"), node("c"), node("a")]
+    assert where(allocate([singles(3)], nodes), nodes) == ["a:0", "b:1", "c:2"]
+
+
+def test_a_thousand_nodes_and_ten_thousand_grants_are_decided() -> None:
+    nodes = [
+        Offer(
+            number,
+            f"node-{number:04}",
+            10,
+            frozenset({"echo"}),
+            quotas={("echo", ""): QuotaRule(number % 4)} if number % 2 else {},
+        )
+        for number in range(1000)
+    ]
+    runs = [Demand(run, "echo", 0, 5000, shard_size=1, priority=5 + run % 2) for run in range(8)]
+    plan = allocate(runs, nodes)
+    assert len(plan.grants) == 10_000
+    assert set(Counter(made.node for made in plan.grants).values()) == {10}
+    # Four runs of the higher priority ask for more than there is.
+    assert Counter(made.run for made in plan.grants) == {1: 2500, 3: 2500, 5: 2500, 7: 2500}
