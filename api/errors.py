@@ -42,7 +42,7 @@ def _headers(error: CascadeError) -> dict[str, str]:
     return {}
 
 
-def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | None:
+def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's EXCEPTION_HANDLER. None for a fault of our own: Django logs it and ``handler500`` answers."""
     if isinstance(exc, ValidationError):
         response = views.exception_handler(exc, context)

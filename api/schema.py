@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from dispatch.states import AllocationState, RunState, ShardState
 from nodes.messages import ENTRIES_LIMIT, IDS_LIMIT, LOG_LIMIT, TEXT_LIMIT
 from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
 
 Json = dict[str, Any]
+
+# Three kinds of thing have a "state"; these name their sets of values (ENUM_NAME_OVERRIDES of drf-spectacular).
+RUN_STATES = [state.value for state in RunState]
+SHARD_STATES = [state.value for state in ShardState]
+ALLOCATION_STATES = [state.value for state in AllocationState]
 
 METHODS = ("get", "put", "post", "delete", "patch")
 PROBLEM = "Problem"
@@ -145,9 +151,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
     ),
     "report": (
         "Results of finished allocations. What got a receipt is durable; reporting it again changes nothing.",
-        _object(
-            {"reports": _list(_ENTRY, maxItems=ENTRIES_LIMIT), "running": _ids("What runs now.")}, ("reports",)
-        ),
+        _object({"reports": _list(_ENTRY, maxItems=ENTRIES_LIMIT), "running": _ids("What runs now.")}, ("reports",)),
         _object({"results": _list(_RESULT)}),
     ),
     "release": (
@@ -157,7 +161,12 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
     ),
 }
 
-_PROBLEMS = {"400": "A field is wrong.", "401": "No key, or a wrong one.", "403": "Not allowed.", "429": "Too many wrong keys."}
+_PROBLEMS = {
+    "400": "A field is wrong.",
+    "401": "No key, or a wrong one.",
+    "403": "Not allowed.",
+    "429": "Too many wrong keys.",
+}
 
 
 def _problem(detail: str) -> Json:
@@ -182,7 +191,7 @@ def _verb(name: str, does: str, body: Json, reply: Json) -> Json:
 def _segments() -> Json:
     return {
         "operationId": "agent_segment",
-        "summary": "Uploads rows of one or more shards, to be named by the reports that follow. Repeating it is harmless.",
+        "summary": "Uploads rows of one or more shards, for the reports that follow to name. Repeating it is harmless.",
         "tags": [AGENT],
         "security": [{"signature": []}, {"plainKey": []}],
         "parameters": [

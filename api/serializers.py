@@ -1,4 +1,4 @@
-"""What the native API reads and writes. Here only JSON types and bounds are checked; meaning is checked further down."""
+"""What the native API reads and writes. JSON types and bounds are checked here, their meaning further down."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def _labels(help_text: str) -> serializers.DictField:
 class WorkOptions(Strict):
     """What a task defines and a run may override. Defaults are the task's, or else those of the model."""
 
-    params = serializers.DictField(required=False, help_text="Parameters of the type; GET /api/v1/executors lists them.")
+    params = serializers.DictField(
+        required=False, help_text="Parameters of the type; GET /api/v1/executors lists them."
+    )
     priority = Whole(required=False, min_value=1, max_value=10, help_text="1 to 10; higher goes first. Default 5.")
     timeout = Real(
         required=False, min_value=0.1, max_value=7 * 86_400, help_text="Seconds one shard may run. Default 300."
@@ -191,7 +193,7 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
 
     class Meta:
         model = Task
-        fields = (
+        fields: tuple[str, ...] = (
             "id",
             "name",
             "type",
@@ -441,11 +443,13 @@ class NodeFields(Strict):
     description = Name(required=False, max_length=500, allow_blank=True)
     role = serializers.ChoiceField(choices=Node.Role.choices, required=False)
     carrier = serializers.ChoiceField(choices=Node.Carrier.choices, required=False, help_text="How work reaches it.")
-    api_url = Name(required=False, max_length=500, allow_blank=True, help_text="Where the parent reaches it, if it does.")
+    api_url = Name(
+        required=False, max_length=500, allow_blank=True, help_text="Where the parent reaches it, if it does."
+    )
     capacity = Whole(required=False, help_text="Slots, 1 to 10,000: shards running at once. Default 4.")
     weight = Real(required=False, help_text="For balancer 'weighted', 0.01 to 1000. Default 1.")
     labels = _labels('Texts by name, like {"region": "eu"}.')
-    quotas = NodeQuota(many=True, required=False, max_length=1000, help_text="All of its quotas.")
+    quotas = serializers.ListField(child=NodeQuota(), required=False, max_length=1000, help_text="All of its quotas.")
     active = serializers.BooleanField(required=False, help_text="Off: may not authenticate, gets no work.")
     draining = serializers.BooleanField(required=False, help_text="On: finishes what it has, gets no new work.")
     allow_plain_key = serializers.BooleanField(
@@ -501,7 +505,8 @@ class DatasetSerializer(serializers.Serializer[Any]):
 class ParamSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
     kind = serializers.CharField()
-    required = serializers.BooleanField()
+    # DRF's metaclass takes fields out of the class, so that this does not hide Field.required.
+    required = serializers.BooleanField()  # type: ignore[assignment]
     default = serializers.JSONField(allow_null=True)
     help = serializers.CharField()
     minimum = serializers.FloatField(allow_null=True)
@@ -520,11 +525,3 @@ class ProviderSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
     freqs = serializers.ListField(child=serializers.CharField(), help_text="Lengths of a bar it offers.")
     params = ParamSerializer(many=True)
-
-
-class Problem(serializers.Serializer[Any]):
-    """Every error's shape."""
-
-    detail = serializers.CharField(help_text="What was wrong, with which value, and what is allowed.")
-    field = serializers.CharField(required=False, help_text="Dotted path into what was sent; 'body' for all of it.")
-    errors = serializers.DictField(required=False, help_text="Every wrong field of the body with its messages.")

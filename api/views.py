@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +27,7 @@ from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import SimpleRateThrottle
+from rest_framework.throttling import BaseThrottle, SimpleRateThrottle
 from rest_framework.views import APIView
 from rest_framework_simplejwt.exceptions import InvalidToken
 from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
@@ -85,14 +85,15 @@ class Filters(filters.DjangoFilterBackend):
     def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: Any) -> QuerySet[Any]:
         filterset = self.get_filterset_class(view, queryset)
         only_known(request, [*(filterset.base_filters if filterset else ()), "ordering", "limit", "offset"])
-        return super().filter_queryset(request, queryset, view)
+        found: QuerySet[Any] = super().filter_queryset(request, queryset, view)
+        return found
 
 
 class Ordering(OrderingFilter):
     ordering_description = "A field, or several with commas; - before one turns it round."
 
     def remove_invalid_fields(
-        self, queryset: QuerySet[Any], fields: Sequence[str], view: Any, request: Request
+        self, queryset: QuerySet[Any], fields: Iterable[str], view: Any, request: Request
     ) -> list[str]:
         """Invalid ones are refused rather than removed. Equals are in the order of their ids, so that pages meet."""
         for name in fields:
@@ -103,16 +104,17 @@ class Ordering(OrderingFilter):
 
 
 class Json(BaseContentNegotiation):
-    """Always what the view makes, whatever the Accept header: ``?format=`` is left to views that export rows."""
+    """Always what the view makes, whatever the Accept header; ``?format=`` is left to views that export rows."""
 
-    def select_parser(self, request: Request, parsers: Sequence[BaseParser]) -> BaseParser | None:
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         media_type = (request.content_type or "").partition(";")[0].strip().lower()
-        return parsers[0] if media_type in ("", "application/json") or media_type.endswith("+json") else None
+        return next(iter(parsers)) if media_type in ("", "application/json") or media_type.endswith("+json") else None
 
     def select_renderer(
-        self, request: Request, renderers: Sequence[BaseRenderer], format_suffix: str | None = None
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        return renderers[0], renderers[0].media_type
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type
 
 
 class Native(APIView):
@@ -123,7 +125,7 @@ class Native(APIView):
 
 
 class NativeSet(Native, viewsets.GenericViewSet[Any]):
-    """A kind of thing at /api/v1/<kind>, listed with filters. ``ordering_fields`` names what lists can be ordered by."""
+    """A kind of thing at /api/v1/<kind>, listed with filters, in the order of one of ``ordering_fields``."""
 
     pagination_class = Page
     filter_backends = (Filters, Ordering)
@@ -171,14 +173,17 @@ def state_filter(states: type[Any]) -> filters.MultipleChoiceFilter:
     )
 
 
+MINUTE = 60
+
+
 class Guesses(SimpleRateThrottle):
-    """Failed sign-ins per minute. Each counts when it begins, or a burst would pass at once; a success takes it back."""
+    """Failed sign-ins per minute. Each counts when it begins, or a burst would pass; a success takes it back."""
 
     def succeeded(self) -> None:
         history = self.cache.get(self.key, [])
         if self.now in history:
             history.remove(self.now)
-            self.cache.set(self.key, history, self.duration)
+            self.cache.set(self.key, history, MINUTE)
 
 
 class GuessesByAddress(Guesses):
@@ -203,39 +208,37 @@ class GuessesByName(Guesses):
         return f"guesses:name:{hashlib.sha256(str(name).lower().encode()).hexdigest()}"
 
 
-class SignIn(Native, TokenObtainPairView):
+class Guessed(Native):
+    """A view whose POST can be used to guess."""
+
+    def get_throttles(self) -> list[BaseThrottle]:
+        self.throttles = super().get_throttles()
+        return self.throttles
+
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
+        if response.status_code == 200:
+            for throttle in self.throttles:
+                if isinstance(throttle, Guesses):
+                    throttle.succeeded()
+        return super().finalize_response(request, response, *args, **kwargs)
+
+
+class SignIn(Guessed, TokenObtainPairView):
     """A token pair for a user's name and password. The access token goes into ``Authorization: Bearer …``."""
 
     throttle_classes = (GuessesByAddress, GuessesByName)
 
-    def get_throttles(self) -> list[Guesses]:
-        self.guesses = [throttle() for throttle in self.throttle_classes]
-        return self.guesses
 
-    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        response = super().post(request, *args, **kwargs)
-        for guess in self.guesses:
-            guess.succeeded()
-        return response
-
-
-class Refresh(Native, TokenRefreshView):
+class Refresh(Guessed, TokenRefreshView):
     """A new access token for a refresh token."""
 
     throttle_classes = (GuessesByAddress,)
 
-    def get_throttles(self) -> list[Guesses]:
-        self.guesses = [throttle() for throttle in self.throttle_classes]
-        return self.guesses
-
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         try:
-            response = super().post(request, *args, **kwargs)
+            return super().post(request, *args, **kwargs)
         except ObjectDoesNotExist:
             raise InvalidToken({"detail": "the user of this token is gone"}) from None
-        for guess in self.guesses:
-            guess.succeeded()
-        return response
 
 
 def declared(params: Sequence[Param]) -> list[dict[str, Any]]:

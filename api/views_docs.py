@@ -150,7 +150,11 @@ def _example(schema: Json, root: Json) -> Any:
 
 def _arguments(method: str, operation: Json, root: Json) -> str:
     words = [] if method == "get" else ["-X", method.upper()]
-    key = '"Authorization: AK-SK $ACCESS_KEY:$SECRET_KEY"' if AGENT in operation["tags"] else '"Authorization: Bearer $TOKEN"'
+    key = (
+        '"Authorization: AK-SK $ACCESS_KEY:$SECRET_KEY"'
+        if AGENT in operation["tags"]
+        else '"Authorization: Bearer $TOKEN"'
+    )
     line = " ".join(words)
     if operation.get("security") != [{}] and "/token" not in operation["operationId"]:
         line += f" -H {key}"
@@ -170,7 +174,8 @@ def _operation(path: str, method: str, operation: Json, root: Json) -> Operation
     content: Json = next(iter(operation.get("requestBody", {}).get("content", {}).values()), {})
     answers = []
     for status, answer in sorted(operation["responses"].items()):
-        schema = next(iter(answer.get("content", {}).values()), {}).get("schema", {})
+        body: Json = next(iter(answer.get("content", {}).values()), {})
+        schema = body.get("schema", {})
         shown = list(_fields(schema, root)) if status.startswith("2") else []
         answers.append(Answer(status, answer.get("description", ""), shown))
     return Operation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 from django_filters import rest_framework as filters
 from drf_spectacular.types import OpenApiTypes
@@ -127,7 +127,7 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
         """All of the node's quotas from now on."""
         quotas = self.checked(request, many=True, max_length=1000)
         registry.set_quotas(int(pk), [registry.QuotaSpec(**quota) for quota in quotas])
-        return self.quotas(request, pk)
+        return Response(NodeQuota(self.get_object().quotas.all(), many=True).data)
 
     @extend_schema(responses=KeySerializer(many=True), filters=False)
     @action(detail=True, pagination_class=None, filter_backends=())

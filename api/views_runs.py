@@ -102,7 +102,9 @@ class Tasks(
     ordering_fields = ("id", "name", "type", "priority", "created_at")
 
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
-        return {"list": TaskInList, "run": RunOptions}.get(self.action, TaskSerializer)
+        if self.action == "run":
+            return RunOptions
+        return TaskInList if self.action == "list" else TaskSerializer
 
     def get_queryset(self) -> QuerySet[Task]:
         return Task.objects.defer("items") if self.action == "list" else Task.objects.all()
@@ -296,11 +298,14 @@ def shares(run: Run) -> list[dict[str, Any]]:
 class ShardFilters(filters.FilterSet):
     run = WholeFilter(field_name="run_id", help_text="A run's id.")
     state = state_filter(ShardState)
-    before = WholeFilter(field_name="id", lookup_expr="lt", help_text="Ids below this: pages that cost the same at any depth.")
+    before = WholeFilter(
+        field_name="id", lookup_expr="lt", help_text="Ids below this: pages that cost the same at any depth."
+    )
 
 
 @extend_schema_view(
-    list=extend_schema(description="Shards that were cut, newest first."), retrieve=extend_schema(description="One shard.")
+    list=extend_schema(description="Shards that were cut, newest first."),
+    retrieve=extend_schema(description="One shard."),
 )
 class Shards(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     queryset = Shard.objects.order_by("-id")
@@ -315,7 +320,9 @@ class AllocationFilters(filters.FilterSet):
     node = WholeFilter(field_name="node_id", help_text="A node's id.")
     state = state_filter(AllocationState)
     type = filters.CharFilter()
-    before = WholeFilter(field_name="id", lookup_expr="lt", help_text="Ids below this: pages that cost the same at any depth.")
+    before = WholeFilter(
+        field_name="id", lookup_expr="lt", help_text="Ids below this: pages that cost the same at any depth."
+    )
 
 
 @extend_schema_view(

@@ -98,11 +98,15 @@ def _filters(request: Request, columns: list[str]) -> dict[str, str]:
             raise FieldError(name[:100], unknown(column, [*columns, *OPTIONS]))
         if column in found or len(request.query_params.getlist(name)) > 1:
             raise FieldError(name, "is given twice; a row has one value")
-        found[column] = request.query_params[name]
+        if "\x00" in (value := request.query_params[name]):
+            raise FieldError(name, "holds a NUL character")
+        found[column] = value
     return found
 
 
-def table_response(request: Request, name: str, *, run: int | None, dataset: Dataset | None = None) -> StreamingHttpResponse:
+def table_response(
+    request: Request, name: str, *, run: int | None, dataset: Dataset | None = None
+) -> StreamingHttpResponse:
     """The rows of table ``name`` as the query asks. ``dataset`` stands in for a table that has no rows yet.
 
     Raises FieldError, NotFound, and Conflict where this process has no results.

@@ -18,6 +18,8 @@ PASS_SECONDS = 1.0
 """A pass begins at the latest so long after the last one, whatever was heard meanwhile: other processes write too."""
 GATHER_SECONDS = 0.001
 """After a wake-up, what arrives within so long is served by the same pass."""
+UNHURRIED_SECONDS = 0.01
+"""The same while every node has work queued beyond its slots: nobody waits, and larger batches cost less."""
 PRUNE_SECONDS = 600.0
 
 
@@ -28,6 +30,7 @@ class Dispatcher:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="dispatcher", daemon=True)
         self._pruned = 0.0
+        self._gather = GATHER_SECONDS
 
     def start(self) -> None:
         self._thread.start()
@@ -42,7 +45,7 @@ class Dispatcher:
         logger.info("dispatcher started")
         while not self._stopping.is_set():
             if events.dispatcher.wait(PASS_SECONDS):
-                time.sleep(GATHER_SECONDS)
+                time.sleep(self._gather)
             events.dispatcher.clear()
             try:
                 self.once()
@@ -56,8 +59,9 @@ class Dispatcher:
     def once(self) -> None:
         """One pass."""
         lifecycle.expire(timezone.now())
-        if granted := queue.allocate_now():
-            events.tell(granted, {"type": "node.work"})
+        passed = queue.allocate_now()
+        self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
+        events.tell(passed.nodes, {"type": "node.work"})
         if time.monotonic() - self._pruned > PRUNE_SECONDS:
             self._pruned = time.monotonic()
             registry.prune(timezone.now())

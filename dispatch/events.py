@@ -33,11 +33,12 @@ def version() -> int:
     return _version
 
 
-def changed() -> None:
-    """Something was committed that may be worth a pass of the dispatcher and a look by the pages."""
+def changed(*, allocate: bool = True) -> None:
+    """Something was committed that is worth a look by the pages and, with ``allocate``, a pass of the dispatcher."""
     global _version
     _version = next(_count)
-    dispatcher.set()
+    if allocate:
+        dispatcher.set()
 
 
 def reported() -> None:

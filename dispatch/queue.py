@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from django.conf import settings
 from django.db.models import Count, F, Max, Q
 from django.utils import timezone
 
 from dispatch import lifecycle
-from dispatch.allocator import Demand, Lookahead, Offer, Piece, Plan, QuotaRule, allocate
+from dispatch.allocator import Demand, Lookahead, Offer, Phase, Piece, Plan, QuotaRule, allocate
 from dispatch.items import item_key
 from dispatch.lifecycle.grants import frozen
 from dispatch.models import Allocation, Run, Shard
@@ -24,25 +25,37 @@ RETURNED_LIMIT = 2000
 """Pending shards looked at in one pass; the next pass sees the rest."""
 
 
-def allocate_now() -> dict[int, str]:
-    """One pass: everything that can be granted now is granted. Returns the nodes that got work, with their carriers."""
+@dataclass(frozen=True)
+class Passed:
+    """What a pass did: the nodes that got work, and whether it was all look-ahead, for nodes that are busy."""
+
+    nodes: frozenset[int] = frozenset()
+    ahead: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.nodes)
+
+
+def allocate_now() -> Passed:
+    """One pass: everything that can be granted now is granted."""
     if not _something_to_do(timezone.now()):
-        return {}
+        return Passed()
     with write():
         # The nodes' rows are the lock: capacity and quotas of a pass hold until its grants are written.
         nodes = list(Node.objects.select_for_update().filter(active=True).order_by("pk"))
         now = timezone.now()
-        plan, carriers = _plan(nodes, now)
+        plan = _plan(nodes, now)
         if not plan.grants and not plan.aside:
-            return {}
+            return Passed()
         lifecycle.grant(plan, now)
-    return {made.node: carriers[made.node] for made in plan.grants}
+    return Passed(
+        frozenset(made.node for made in plan.grants), all(made.phase is Phase.LOOKAHEAD for made in plan.grants)
+    )
 
 
 def explain(run_id: int | None = None) -> Plan:
     """What a pass would do now, with the reasons of all that would still wait. Changes nothing."""
-    plan, _ = _plan(list(Node.objects.all()), timezone.now(), run_id=run_id, explain=True)
-    return plan
+    return _plan(list(Node.objects.all()), timezone.now(), run_id=run_id, explain=True)
 
 
 def _something_to_do(now: dt.datetime) -> bool:
@@ -57,13 +70,11 @@ def _ready(now: dt.datetime) -> Q:
     return Q(not_before=None) | Q(not_before__lte=now)
 
 
-def _plan(
-    nodes: Sequence[Node], now: dt.datetime, *, run_id: int | None = None, explain: bool = False
-) -> tuple[Plan, dict[int, str]]:
+def _plan(nodes: Sequence[Node], now: dt.datetime, *, run_id: int | None = None, explain: bool = False) -> Plan:
     offers = _offers(nodes, now)
     demands = _demands(now, offers, run_id)
     settled = settings.CASCADE
-    plan = allocate(
+    return allocate(
         demands,
         offers,
         target_seconds=settled.target_seconds,
@@ -71,7 +82,6 @@ def _plan(
         seed=Allocation.objects.aggregate(last=Max("pk"))["last"] or 0,
         explain=explain,
     )
-    return plan, {node.pk: node.carrier for node in nodes}
 
 
 def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:

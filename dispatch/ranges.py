@@ -12,7 +12,7 @@ def size_for(remaining: int, slots: int, *, fixed: int, seconds_per_item: float 
 
     ``fixed`` > 0 decides alone. Otherwise target_seconds worth of items by the measured speed (one item as a probe
     while it is unknown), but never more than half of a fair part of what is left, so that the tail is fine-grained
-    (guided self-scheduling: Polychronopoulos and Kuck, 1987).
+    (guided self-scheduling: Polychronopoulos and Kuck, 1987), nor less than is worth an exchange.
     """
     if fixed:
         return min(fixed, remaining)
@@ -20,9 +20,12 @@ def size_for(remaining: int, slots: int, *, fixed: int, seconds_per_item: float 
         return min(1, remaining)
     wanted = int(target_seconds / max(seconds_per_item, 1e-7))
     guided = -(-remaining // (2 * max(slots, 1)))
-    return max(1, min(wanted, guided, remaining, MOST_ITEMS))
+    worthwhile = int(EXCHANGE_SECONDS / max(seconds_per_item, 1e-7))
+    return max(1, min(wanted, max(guided, worthwhile), remaining, MOST_ITEMS))
 
 
+EXCHANGE_SECONDS = 0.02
+"""A few exchanges between parent and child; a shard that runs shorter is mostly travel."""
 MOST_ITEMS = 5000
 """Items of one shard at most, so that an offer stays below a WebSocket message's limit."""
 

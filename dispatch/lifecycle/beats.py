@@ -43,7 +43,8 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
         for pk, done in sent.progress.items():
             Allocation.objects.filter(pk=pk, node_id=node.pk, state__in=LIVE).update(progress=done)
         cancel = not_live(node.pk, sent.held)
-    events.changed()
+    # A beat frees no slot; only a node that was not there before changes what can be granted.
+    events.changed(allocate=sent.hello or sent.leaving or not registry.is_online(node, now))
     settled = settings.CASCADE
     return {
         "node": node.name,

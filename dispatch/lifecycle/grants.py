@@ -104,7 +104,7 @@ def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
         _deliver(node.pk, node.capacity, ids)
         gone = not_live(node.pk, asked.held)
     if ids:
-        events.changed()
+        events.changed(allocate=False)
     return {**package(found), "cancel": gone, "drain": node.draining}
 
 
@@ -121,7 +121,7 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
         delivered = _deliver(node.pk, node.capacity, ids)
         # Mostly all of them were waiting for this; only else it needs a look which were not.
         gone = [] if delivered == len(ids) else not_live(node.pk, ids)
-    events.changed()
+    events.changed(allocate=False)
     return {"gone": gone}
 
 

@@ -50,7 +50,7 @@ _SETTINGS = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
-    "lock_configuration": "true", "max_temp_directory_size": "0KB",
+    "lock_configuration": "true",
 }
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _LEDGER = """

@@ -9,8 +9,8 @@ import asyncio
 import json
 import logging
 import random
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -62,7 +62,6 @@ class Rest:
     def __init__(self, config: AgentConfig, clock: ParentClock) -> None:
         self._config = config
         self._clock = clock
-        self._threads = ThreadPoolExecutor(3, thread_name_prefix="rest")
         self._idle: list[requests.Session] = []
 
     async def call(self, verb: str, body: Body, *, patience: float = REPLY_SECONDS) -> Body:
@@ -76,7 +75,29 @@ class Rest:
 
     async def _run(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._exchange, method, path, content, patience)
+        answer: asyncio.Future[Body] = loop.create_future()
+
+        def settle(body: Body | None, error: BaseException | None) -> None:
+            if answer.cancelled():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(body or {})
+
+        def exchange() -> None:
+            body: Body | None = None
+            failure: BaseException | None = None
+            try:
+                body = self._exchange(method, path, content, patience)
+            except BaseException as error:
+                failure = error
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(settle, body, failure)
+
+        # A daemon, which executors' threads are not: a stop must not wait for a claim that waits for work.
+        threading.Thread(target=exchange, name=f"rest {path}", daemon=True).start()
+        return await answer
 
     def _exchange(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
         import requests
@@ -110,18 +131,20 @@ class Rest:
             self._idle.append(session)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
         for session in self._idle:
             session.close()
 
 
 def _decoded(status: int, content: bytes, retry_after: str | None) -> Body:
-    """The body of a good answer. Raises Unreachable for what may heal, Refused for what will not."""
+    """The body of a good answer, or of one that says of each entry what became of it.
+
+    Raises Unreachable for what may heal, Refused for what will not.
+    """
     try:
         body = json.loads(content) if content else {}
     except ValueError:
         body = {}
-    if status < HTTPStatus.BAD_REQUEST and isinstance(body, dict):
+    if isinstance(body, dict) and (status < HTTPStatus.BAD_REQUEST or "results" in body):
         return body
     detail = body.get("detail") if isinstance(body, dict) else None
     message = str(detail or content[:200])
@@ -213,12 +236,18 @@ class Link:
         self._claim = claim
         self._connected = connected
         self._push: Push | None = None
-        self._lost = asyncio.Event()
         self.long_poll = 30.0
+        self.taking = True
+        """Off: no more claims."""
 
     @property
     def carrier(self) -> str:
         return "push" if self._push is not None else "pull"
+
+    @property
+    def reachable(self) -> bool:
+        """Whether new work can come to us now."""
+        return self.taking and (self._push is not None or self._config.carrier != "push")
 
     async def call(self, verb: str, body: Body) -> Body:
         """Sends a verb on whatever works now. Raises Unreachable, Refused."""
@@ -245,8 +274,10 @@ class Link:
                 await self._push_once()
             except (OSError, TimeoutError) as error:
                 logger.warning("no socket to %s: %s", self._config.parent, error)
-            except Refused as error:
-                logger.error("the parent refuses the socket: %s", error)
+            except (Unreachable, Refused) as error:
+                logger.error("%s refuses us: %s", self._config.parent, error)
+            except Exception:
+                logger.exception("the socket failed")
             attempt = 0 if loop.time() - began > LIVELY_SECONDS else attempt + 1
             await asyncio.sleep(jitter(attempt))
 
@@ -274,10 +305,9 @@ class Link:
                 proxy=None,
             )
         except InvalidStatus as error:
-            body = bytes(error.response.body or b"")
-            if self._clock.learn(body.decode(errors="replace")):
-                return
-            raise Refused(error.response.status_code, body[:200].decode(errors="replace")) from None
+            # The refusal of an upgrade says nothing; by REST the parent tells the reason, or its time.
+            await self._connected()
+            raise OSError(f"the upgrade is answered {error.response.status_code}") from None
         except InvalidHandshake as error:
             raise OSError(str(error)) from None
         push = Push(socket, self._inbound)
@@ -298,7 +328,7 @@ class Link:
     async def _keep_pulling(self) -> None:
         attempt = 0
         while True:
-            if self._push is not None:
+            if self._push is not None or not self.taking:
                 await asyncio.sleep(0.5)
                 continue
             try:
@@ -312,6 +342,10 @@ class Link:
             except Refused as error:
                 attempt += 1
                 logger.error("the parent refuses the claim: %s", error)
+                await asyncio.sleep(jitter(attempt + 4))
+            except Exception:
+                attempt += 1
+                logger.exception("a claim failed")
                 await asyncio.sleep(jitter(attempt + 4))
 
     def close(self) -> None:

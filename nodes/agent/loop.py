@@ -175,9 +175,13 @@ class Agent:
         if "drain" in message:
             self.draining = bool(message["drain"])
         runs = message.get("runs") or {}
+        late: list[int] = []
         for allocation, run, start, _stop, _attempt, items in message.get("work") or []:
-            if allocation in self._held or self.stopping:
-                continue  # an offer repeated after a reconnect; or too late, and it will be offered elsewhere
+            if allocation in self._held:
+                continue  # an offer repeated after a reconnect
+            if self.stopping:
+                late.append(allocation)
+                continue
             about = runs[str(run)]
             self._held.add(allocation)
             self._queue.append(Work(allocation, about["type"], about["params"], about["timeout"], start, items))
@@ -185,6 +189,8 @@ class Agent:
                 self._accepted.append(allocation)
         if self._accepted:
             self._to_send.set()
+        if late:
+            self._releasing = asyncio.create_task(self._release(late, "the node stops"))
         self._fill()
 
     def _claim(self) -> Body:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,7 +29,7 @@ LOG_LIMIT = 16_000
 """Characters of a shard's log that are kept: its end, where a failure shows."""
 MESSAGE_LIMIT = 2_000
 PROGRESS_SECONDS = 0.5
-INLINE_CHARACTERS = 20_000
+INLINE_CHARACTERS = 60_000
 
 Shard = dict[str, Any]
 """allocation, type, params, start, items."""
@@ -39,17 +41,19 @@ def prepare(progress: SimpleQueue[tuple[int, int]]) -> None:
     """Runs once in each new worker."""
     global _progress
     _progress = progress
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # Ctrl-C at a terminal reaches the whole group; what becomes of the shards is the agent's decision.
-    import signal
+    threading.Thread(target=_end_with_agent, daemon=True).start()
+    # Ctrl-C at a terminal and a stop by the init system reach the whole group; what becomes of the shards is the
+    # agent's decision, which kills when it means it. Not SIG_IGN: programs that an executor starts would inherit it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-
-def _end_with(parent: int) -> None:
-    """A worker whose agent was killed must not go on alone."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_agent() -> None:
+    """A worker whose agent was killed must not go on alone. (Its parent by process id is the fork server.)"""
+    agent = multiprocessing.parent_process()
+    assert agent is not None
+    agent.join()
     os._exit(1)
 
 

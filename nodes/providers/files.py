@@ -308,7 +308,7 @@ class Files(Provider):
         else:
             bars["volume"] = pd.Series(float("nan"), index=columns["close"].index)
         if self._symbol_column:
-            bars["symbol"] = columns["symbol"].astype(str).str.strip()
+            bars["symbol"] = columns["symbol"].fillna("").astype("str").str.strip()
         return pd.DataFrame(bars)
 
     def _csv(self, content: bytes, source: str, freq: str) -> dict[str, pd.Series[Any]]:

@@ -92,7 +92,11 @@ def test_a_name_in_use_conflicts(api: Api, north: Node) -> None:
 def test_patch_changes_what_is_given(api: Api, north: Node) -> None:
     answer = api.patch(f"nodes/{north.pk}", {"capacity": 5, "description": "in the cellar", "active": False})
     assert answer.status == 200
-    assert (answer.body["capacity"], answer.body["description"], answer.body["state"]) == (5, "in the cellar", "inactive")
+    assert (answer.body["capacity"], answer.body["description"], answer.body["state"]) == (
+        5,
+        "in the cellar",
+        "inactive",
+    )
     assert len(answer.body["quotas"]) == 2
 
 

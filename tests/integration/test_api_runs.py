@@ -342,7 +342,8 @@ def test_failed_items_of_many_shards_cost_a_fixed_number_of_queries(
 
 
 @pytest.mark.parametrize(
-    ("query", "field"), [("state=nonsense", "state"), ("after=x", "after"), ("limit=0", "limit"), ("sate=failed", "sate")]
+    ("query", "field"),
+    [("state=nonsense", "state"), ("after=x", "after"), ("limit=0", "limit"), ("sate=failed", "sate")],
 )
 def test_a_bad_filter_of_items_is_refused(api: Api, spoilt: Run, query: str, field: str) -> None:
     answer = api.get(f"runs/{spoilt.pk}/items?{query}")

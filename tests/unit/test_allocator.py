@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -68,7 +69,7 @@ def demands(draw: st.DrawFn, run: int, named: dict[str, set[str]]) -> Demand:
     cut = draw(st.integers(0, len(items)))
     edges = sorted(draw(st.sets(st.integers(0, cut), max_size=4)) | {0, cut})
     pieces = []
-    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (start, stop) in enumerate(pairwise(edges)):
         if draw(st.booleans()):
             item = items[start] if stop - start == 1 and items[start] in named[task_type] else ""
             pieces.append(Piece(start, stop, shard=run * 100 + number, attempt=draw(st.integers(1, 3)), item=item))
@@ -147,12 +148,8 @@ class Step(NamedTuple):
     loads: dict[int, Load]
 
 
-def steps(case: Case, plan: Plan) -> list[Step]:
-    """Calls the checks as it goes: the loads are those of the moment only while the list is being made."""
-    return list(_steps(case, plan))
-
-
-def _steps(case: Case, plan: Plan):  # type: ignore[no-untyped-def]
+def steps(case: Case, plan: Plan) -> Iterator[Step]:
+    """The grants one by one. The loads are those of the moment, so look at them before the next step."""
     loads = {offer.node: Load(offer) for offer in case.offers}
     by_run = {demand.run: demand for demand in case.demands}
     for made in plan.grants:
@@ -181,7 +178,7 @@ def test_each_item_is_given_at_most_once_and_in_order(case: Case) -> None:
 
 @given(cases())
 def test_no_node_is_given_more_than_its_capacity_and_the_look_ahead(case: Case) -> None:
-    for step in _steps(case, case.plan()):
+    for step in steps(case, case.plan()):
         if step.grant.phase is Phase.LOOKAHEAD:
             assert step.load.used < step.load.offer.capacity + case.lookahead.limit
         else:
@@ -190,13 +187,13 @@ def test_no_node_is_given_more_than_its_capacity_and_the_look_ahead(case: Case) 
 
 @given(cases())
 def test_limits_hold_and_nothing_goes_to_a_node_that_may_not_have_it(case: Case) -> None:
-    for step in _steps(case, case.plan()):
+    for step in steps(case, case.plan()):
         assert step.load.eligible(step.demand, step.grant.piece.item)
 
 
 @given(cases())
 def test_no_free_capacity_is_given_while_an_eligible_node_is_below_its_quota_for_it(case: Case) -> None:
-    for step in _steps(case, case.plan()):
+    for step in steps(case, case.plan()):
         item = step.grant.piece.item
         owed = [
             load.offer.name
@@ -211,7 +208,7 @@ def test_no_free_capacity_is_given_while_an_eligible_node_is_below_its_quota_for
 
 @given(cases())
 def test_nothing_is_queued_ahead_while_a_node_that_may_have_it_has_a_free_slot(case: Case) -> None:
-    for step in _steps(case, case.plan()):
+    for step in steps(case, case.plan()):
         if step.grant.phase is Phase.LOOKAHEAD:
             item = step.grant.piece.item
             assert not any(load.free and load.eligible(step.demand, item) for load in step.loads.values())
@@ -260,7 +257,7 @@ def test_only_an_item_that_no_node_may_have_now_is_put_aside(case: Case) -> None
 @given(cases())
 def test_every_grant_says_why(case: Case) -> None:
     words = {Phase.QUOTA: "quota", Phase.FREE: "free capacity", Phase.LOOKAHEAD: "look-ahead"}
-    for step in _steps(case, case.plan()):
+    for step in steps(case, case.plan()):
         assert words[step.grant.phase] in step.grant.reason
         if step.grant.phase is Phase.FREE:
             assert step.demand.balancer in step.grant.reason
@@ -295,8 +292,11 @@ def test_refusals_are_counted_only_when_asked_for(case: Case) -> None:
     assert plan.grants == case.plan(explain=True).grants
 
 
+Crowd = tuple[list[Demand], list[Offer]]
+
+
 @st.composite
-def crowds(draw: st.DrawFn) -> tuple[list[Demand], list[Offer]]:
+def crowds(draw: st.DrawFn) -> Crowd:
     """Runs that all nodes can take, of items one by one."""
     runs = [
         Demand(
@@ -319,7 +319,9 @@ def crowds(draw: st.DrawFn) -> tuple[list[Demand], list[Offer]]:
 
 
 @given(crowds())
-def test_slots_go_by_priority_then_to_the_least_served_then_to_the_oldest(crowd: tuple[list[Demand], list[Offer]]) -> None:
+def test_slots_go_by_priority_then_to_the_least_served_then_to_the_oldest(
+    crowd: tuple[list[Demand], list[Offer]],
+) -> None:
     runs, nodes = crowd
     left = {run.run: run.count for run in runs}
     served = {run.run: run.served for run in runs}
@@ -388,7 +390,11 @@ def codes(plan: Plan, offer: Offer) -> list[str]:
             "limit",
             "limit 0 for echo reached",
         ),
-        (node("a", labels={"zone": "eu"}, in_use={("data_import", ""): 2}), "slots", "no free slot: 2 in use, capacity 2"),
+        (
+            node("a", labels={"zone": "eu"}, in_use={("data_import", ""): 2}),
+            "slots",
+            "no free slot: 2 in use, capacity 2",
+        ),
     ],
 )
 def test_a_node_that_gets_nothing_says_why(offer: Offer, code: str, words: str) -> None:
@@ -441,7 +447,7 @@ def test_an_items_own_quota_is_served_first_wherever_it_stands_in_the_run() -> N
 def test_an_items_own_quota_comes_before_its_types() -> None:
     rules = {("echo", "x"): QuotaRule(1), ("echo", ""): QuotaRule(1)}
     plan = allocate([singles(2, marked=[(0, "x"), (1, "x")])], [node("a", 4, quotas=rules)])
-    assert [made.reason for made in plan.grants][0] == "quota 1 of 1 for echo[x]"
+    assert plan.grants[0].reason == "quota 1 of 1 for echo[x]"
 
 
 def test_an_item_at_its_own_limit_does_not_hold_up_the_others() -> None:

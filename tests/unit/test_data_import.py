@@ -139,7 +139,7 @@ def days(item):
 def test_pieces_cover_every_day_of_the_range_exactly_once(ends, split, own):
     dates = {"start_date": ends[0].isoformat(), "end_date": ends[1].isoformat()}
     item = {"symbol": "AAPL", **dates} if own else "AAPL"
-    pieces = DataImport.expand([item], SAMPLE if own else SAMPLE | dates, split)
+    pieces: list = DataImport.expand([item], SAMPLE if own else SAMPLE | dates, split)
     covered = [day for piece in pieces for day in days(piece)]
     assert covered == days(dates)
     assert {piece["symbol"] for piece in pieces} == {"AAPL"}
@@ -167,7 +167,7 @@ def test_what_the_source_knows_of_a_symbol_is_its_range():
 
 
 def test_an_item_s_own_dates_go_before_those_of_params_and_params_before_the_source_s():
-    items = ["FB", {"symbol": "FB", "start_date": "2013-02-01"}]
+    items: list = ["FB", {"symbol": "FB", "start_date": "2013-02-01"}]
     assert DataImport.expand(items, SAMPLE | {"start_date": "2013-01-15"}, "month") == [
         {"symbol": "FB", "start_date": "2013-01-15", "end_date": "2013-01-31"},
         {"symbol": "FB", "start_date": "2013-02-01", "end_date": "2013-02-28"},
@@ -291,7 +291,7 @@ def test_where_no_row_has_a_date_every_range_fails_and_says_so(tmp_path, capsys)
 
 def test_a_year_that_no_reader_could_show_costs_its_row_only(tmp_path, capsys):
     far = pa.array([0, 2**60], pa.timestamp("us"))
-    prices = dict.fromkeys(("open", "high", "low", "close", "volume"), [1.0, 1.0])
+    prices = {name: [1.0, 1.0] for name in ("open", "high", "low", "close", "volume")}
     pq.write_table(pa.table({"date": far} | prices), tmp_path / "A.parquet")
     rows = importer(tmp_path).run("A")
     assert to_table(DataImport.dataset, rows)["datetime"].to_pylist() == [dt.datetime(1970, 1, 1)]

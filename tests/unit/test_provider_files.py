@@ -53,10 +53,16 @@ def refusal(path, symbol="A", freq="D", **params):
     return failure.value
 
 
-@pytest.fixture
-def web():
+class Web(ThreadingHTTPServer):
     """A web server on loopback: ``answers`` maps a path to (status, headers, body); ``asked`` lists raw paths."""
 
+    answers: dict[str, tuple[int, dict[str, str], bytes]]
+    asked: list[str]
+    url: str
+
+
+@pytest.fixture
+def web():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             server.asked.append(self.path)
@@ -71,7 +77,7 @@ def web():
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Web(("127.0.0.1", 0), Handler)
     server.answers, server.asked = {}, []
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -102,7 +108,7 @@ def test_a_folder_has_one_file_for_each_symbol(tmp_path, suffix):
             file.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     source = provider(tmp_path)
     assert source.symbols() == ["A", "B"]
-    for symbol, close in (("A", 3.0), ("B", 4.0)):
+    for symbol, close in (("A", 3), ("B", 4)):
         frame = source.bars(symbol, "D", None, None)
         assert frame.to_dict("records") == [
             {"datetime": pd.Timestamp(2020, 1, 2), "open": 1, "high": close, "low": 1, "close": close, "volume": 5}
@@ -166,6 +172,15 @@ def test_a_column_may_name_the_symbol_in_parquet(tmp_path):
     frame = pd.read_csv(io.StringIO(text_of(3) + "2020-01-03,1,4,1,4,5\n"))
     frame.assign(code=pd.Categorical(["A", "B"])).to_parquet(tmp_path / "all.parquet")
     assert closes(tmp_path / "all.parquet", "B", symbol_column="code") == [4.0]
+    for codes, symbol in ((["A", None], "A"), ([7, None], "7")):
+        frame.assign(code=pd.array(codes, dtype="Int64" if symbol == "7" else "str")).to_parquet(
+            tmp_path / "all.parquet"
+        )
+        source = provider(tmp_path / "all.parquet", symbol_column="code")
+        assert list(source.bars(symbol, "D", None, None)["close"]) == [3.0]
+        for nobody in ("", "None", "nan", "<NA>"):
+            with pytest.raises(ItemFailed, match="is not in column 'code'"):
+                source.bars(nobody, "D", None, None)
 
 
 @pytest.mark.parametrize("symbol", ["../A", "..", ".", "a/b", "a\\b", "/etc/passwd", "A\x00", "", "a..b"])
@@ -257,7 +272,7 @@ def test_columns_maps_our_names_to_the_file_s_before_any_guess(tmp_path):
 
 
 def test_of_two_names_that_would_do_the_better_one_is_taken(tmp_path):
-    (tmp_path / "A.csv").write_text("time,datetime,c,close,o,h,l\nx,2020-01-02,9,3,1,4,1\n")
+    (tmp_path / "A.csv").write_text("time,datetime,c,Close,CLOSE,o,h,l\nx,2020-01-02,9,3,8,1,4,1\n")
     assert closes(tmp_path) == [3.0]
     assert dates(tmp_path) == ["2020-01-02 00:00:00"]
 
@@ -572,7 +587,11 @@ def test_redirects_are_followed_to_an_end_and_to_the_web_only(web):
     web.answers["/C"] = (302, {"Location": "/C"}, b"")
     web.answers["/D"] = (302, {"Location": "file:///etc/passwd"}, b"")
     assert closes(f"{web.url}/{{symbol}}") == [3.0]
-    assert "too many redirects" in str(refusal(f"{web.url}/{{symbol}}", "C"))
+    web.asked.clear()
+    failure = refusal(f"{web.url}/{{symbol}}", "C")
+    assert "too many redirects" in str(failure)
+    assert not failure.retry
+    assert len(web.asked) == 6
     failure = refusal(f"{web.url}/{{symbol}}", "D")
     assert "invalid schema" in str(failure)
     assert not failure.retry

@@ -61,7 +61,7 @@ def test_what_is_imported_equals_the_file_bar_for_bar_whole_or_split(package, sp
     params = DataImport.check({"source": "sample"})
     executor = DataImport(params)
     items = DataImport.expand(sorted(COUNTS), params, split) if split else sorted(COUNTS)
-    imported = defaultdict(list)
+    imported: dict[str, list] = defaultdict(list)
     for item in items:
         rows = executor.run(item)
         if rows is not None:
