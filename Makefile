@@ -23,7 +23,6 @@ demo: run-packages ## a parent and three children import real market data, with 
 	@$(py) manage.py demo $(ARGS)
 
 serve: run-packages ## a parent on port 8000, for real use
-	@$(py) manage.py migrate --verbosity 0
 	@$(py) manage.py runserver $(ARGS)
 
 test: dev-packages ## all tests
@@ -56,15 +55,15 @@ clean: ## remove .venv and caches; data/ stays
 
 run-packages:
 	@cat $(run_files) | cmp -s - $(venv)/run.installed && $(py) -c '' 2> /dev/null || { \
-		$(make_venv) && $(call install,$(run_files)) && cat $(run_files) > $(venv)/run.installed; }
+		$(make_venv) && $(call install,requirements-sample.txt) && cat $(run_files) > $(venv)/run.installed; }
 
 dev-packages:
 	@cat $(dev_files) | cmp -s - $(venv)/dev.installed && $(py) -c '' 2> /dev/null || { \
-		$(make_venv) && $(call install,$(dev_files)) && \
+		$(make_venv) && $(call install,requirements-dev.txt) && \
 		cat $(run_files) > $(venv)/run.installed && cat $(dev_files) > $(venv)/dev.installed; }
 
 install = echo "Installing packages into $(venv) (the first time that takes about a minute) …" && \
-	$(py) -m pip install -qq --no-input --disable-pip-version-check $(addprefix --requirement ,$(1))
+	$(py) -m pip install -qq --no-input --disable-pip-version-check -r $(1)
 
 # A .venv whose python is gone or cannot install is made anew. Debian's python3 comes without ensurepip
 # but may have a pip of its own, which serves as well.

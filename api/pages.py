@@ -11,12 +11,12 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from django.conf import settings
 from django.contrib.admin.views.decorators import staff_member_required
-from django.contrib.auth import get_user_model, login
-from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth import login
+from django.contrib.auth.models import User
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
 from django.db.models import Count, F, Max, Sum
 from django.db.models.functions import Substr
@@ -33,7 +33,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_safe
 
 from dispatch.models import Allocation, Run, Shard
-from dispatch.states import RUN_ENDED, AllocationState, RunState, ShardState
+from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardState
 from nodes.models import Node, Quota
 from nodes.transactions import write
 
@@ -107,7 +107,9 @@ def _bar(total: int, *pieces: tuple[str, int]) -> tuple[Segment, ...]:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
+    return (
+        f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
+    )
 
 
 def _lasted(seconds: float) -> str:
@@ -143,7 +145,7 @@ def _iso(at: dt.datetime | None) -> str:
 
 @dataclass(frozen=True)
 class Gauge:
-    """Slots of a type (or of all, for the node's capacity): how many run, wait on the node, are promised, are allowed."""
+    """Slots of one type on one node: how many run, wait on the node, are promised (``slots``) and are allowed."""
 
     name: str
     used: int
@@ -156,7 +158,9 @@ class Gauge:
     def of(cls, name: str, used: int, queued: int, slots: int | None, limit: int | None = None) -> Gauge:
         within = used if slots is None else min(used, slots)
         total = limit if limit is not None else max(slots or 0, used + queued)
-        return cls(name, used, queued, slots, limit, _bar(total, ("used", within), ("over", used - within), ("queued", queued)))
+        return cls(
+            name, used, queued, slots, limit, _bar(total, ("used", within), ("over", used - within), ("queued", queued))
+        )
 
     @property
     def label(self) -> str:
@@ -348,10 +352,10 @@ class Pace:
         self._buckets = {}
         newest = Allocation.objects.aggregate(newest=Max("id"))["newest"] or 0
         first = dt.datetime.fromtimestamp(now - self.BUCKET * self.BUCKETS, dt.UTC)
-        ended = Allocation.objects.filter(
-            id__gt=newest - self.SEED, state=AllocationState.COMPLETED, finished_at__gte=first
-        )
-        for at, start, stop, rows in ended.values_list("finished_at", "start", "stop", "rows").order_by():
+        latest = Allocation.objects.filter(id__gt=newest - self.SEED, state=AllocationState.COMPLETED).order_by()
+        for at, start, stop, rows in latest.values_list("finished_at", "start", "stop", "rows"):
+            if at is None or at < first:
+                continue
             bucket = self._buckets.setdefault(int(at.timestamp() // self.BUCKET), [0, 0])
             bucket[0] += stop - start
             bucket[1] += rows
@@ -388,22 +392,32 @@ def _spark(unit: str, now: float, values: Sequence[float]) -> Spark:
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
-Live = tuple[int | None, int, str, str, str, int, int, int]
-"""Live allocations summed up: node, run, type, item, state, how many, their items, their items done."""
+Held = tuple[int | None, int, str, str, str, int, int]
+"""Live allocations summed up: node, run, type, item, state, how many, their items."""
 
 _RUN_FIELDS = (
-    "id name type state count saved failed quarantined cancelled rows priority labels created_at ended_at".split()
+    "id",
+    "name",
+    "type",
+    "state",
+    "count",
+    "saved",
+    "failed",
+    "quarantined",
+    "cancelled",
+    "rows",
+    "labels",
+    "created_at",
+    "ended_at",
 )
 
 
-def live_allocations() -> list[Live]:
+def live_allocations() -> list[Held]:
     """One row per (node, run, type, item, state)."""
-    # Written out, not as parameters: SQLite takes a partial index only for the very texts it was made with.
-    where = "dispatch_allocation.state IN ('pending', 'executing')"
     return list(
-        Allocation.objects.extra(where=[where])
+        Allocation.objects.filter(state__in=LIVE)
         .values_list("node_id", "run_id", "type", "item", "state")
-        .annotate(number=Count("id"), items=Sum(F("stop") - F("start")), done=Sum("progress"))
+        .annotate(number=Count("id"), items=Sum(F("stop") - F("start")))
         .order_by()
     )
 
@@ -424,16 +438,28 @@ class _Use:
             self.items[kind, item][at] += number
 
 
-def _use(live: Iterable[Live]) -> dict[int, _Use]:
+def _use(live: Iterable[Held]) -> dict[int, _Use]:
     use: dict[int, _Use] = defaultdict(_Use)
-    for node, _run, kind, item, state, number, _items, _done in live:
+    for node, _run, kind, item, state, number, _items in live:
         if node is not None:
             use[node].add(kind, item, state, number)
     return use
 
 
 _NODE_FIELDS = (
-    "id name role carrier capacity active draining labels last_beat_at cpu memory executors version".split()
+    "id",
+    "name",
+    "role",
+    "carrier",
+    "capacity",
+    "active",
+    "draining",
+    "labels",
+    "last_beat_at",
+    "cpu",
+    "memory",
+    "executors",
+    "version",
 )
 
 
@@ -456,7 +482,8 @@ def _gauges(quotas: Sequence[Mapping[str, Any]], use: _Use) -> tuple[Gauge, ...]
     promised = {quota["task_type"] for quota in quotas if not quota["item"]}
     for kind in sorted(set(use.types) - promised):
         if any(use.types[kind]):
-            gauges.append(Gauge.of(kind, *use.types[kind], None))
+            used, queued = use.types[kind]
+            gauges.append(Gauge.of(kind, used, queued, None))
     return tuple(gauges)
 
 
@@ -482,8 +509,10 @@ def _node_view(node: Mapping[str, Any], state: str, quotas: Sequence[Mapping[str
     )
 
 
-def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Mapping[str, Any], str]], never: set[tuple[int, str]]) -> str:
-    """Why nothing of ``run`` is on a node: the first sieve that lets no node through."""
+def _obstacle(
+    run: Mapping[str, Any], nodes: Sequence[tuple[Mapping[str, Any], str]], never: set[tuple[int, str]]
+) -> str:
+    """Why no node may take ``run``: the first sieve that lets none through. Empty: some may, when they have a slot."""
     ready = [node for node, state in nodes if state == "online"]
     if not ready:
         return "no node online"
@@ -495,7 +524,7 @@ def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Mapping[str, Any], s
         return "no node online has the labels " + ", ".join(f"{key}={value}" for key, value in run["labels"].items())
     if all((node["id"], run["type"]) in never for node in ready):
         return f"every node's limit for {run['type']} is 0"
-    return "waiting for a free slot"
+    return ""
 
 
 def _run_view(run: Mapping[str, Any], in_flight: int, spooled: int, rate: float | None, obstacle: str) -> RunView:
@@ -508,9 +537,11 @@ def _run_view(run: Mapping[str, Any], in_flight: int, spooled: int, rate: float 
     if run["state"] == RunState.RUNNING:
         if not in_flight and not spooled and done < count:
             note = obstacle
-        elif done < 20 or rate is None:
+            if not obstacle:
+                words.append("waiting for a free slot")
+        elif done < 20 or not rate:
             words.append("estimating…")
-        elif rate:
+        else:
             words += [f"{_rate(rate)}/s", _left((count - done) / rate)]
     counts = {"saved": saved, "to be saved": spooled, "in flight": in_flight, "failed": failed, "cancelled": cancelled}
     ended = run["ended_at"]
@@ -544,7 +575,18 @@ def _allocation_views() -> list[AllocationView]:
         Allocation.objects.order_by("-id")
         .annotate(brief=Substr("error", 1, ERROR_SHOWN + 1))
         .values(
-            *("id run_id type start stop attempt state reason granted_at progress rows brief".split()),
+            "id",
+            "run_id",
+            "type",
+            "start",
+            "stop",
+            "attempt",
+            "state",
+            "reason",
+            "granted_at",
+            "progress",
+            "rows",
+            "brief",
             "run__name",
             "node__name",
         )[:ALLOCATIONS_SHOWN]
@@ -594,7 +636,9 @@ class Overview:
             quotas[quota["node_id"]].append(quota)
         node_views = [_node_view(node, state, quotas[node["id"]], use[node["id"]]) for node, state in nodes]
 
-        never = {(node, q["task_type"]) for node, many in quotas.items() for q in many if q["limit"] == 0 and not q["item"]}
+        never = {
+            (node, q["task_type"]) for node, many in quotas.items() for q in many if q["limit"] == 0 and not q["item"]
+        }
         running = Run.objects.filter(state=RunState.RUNNING)
         sums = running.aggregate(
             number=Count("id"),
@@ -614,7 +658,7 @@ class Overview:
         seconds = now.timestamp()
         self._pace.look(seconds, runs)
         in_flight: dict[int, int] = defaultdict(int)
-        for _node, run_id, _kind, _item, _state_, _number, items, _done in live:
+        for _node, run_id, _kind, _item, _word, _number, items in live:
             in_flight[run_id] += items
         run_views = [
             _run_view(
@@ -649,7 +693,7 @@ class Overview:
         )
 
     def _render(
-        self, single: Mapping[str, View], many: Mapping[Literal["node", "run", "allocation"], Sequence[Any]]
+        self, single: Mapping[str, View], many: Mapping[str, Sequence[NodeView | RunView | AllocationView]]
     ) -> Snapshot:
         wanted: dict[str, tuple[str, View]] = {name: (name, view) for name, view in single.items()}
         lists = {}
@@ -658,15 +702,19 @@ class Overview:
             wanted |= {f"{kind}-{view.id}": (kind, view) for view in views}
         parts = {}
         for name, (kind, view) in wanted.items():
-            was = self._last.get(name)
-            if was is None or was.view != view:
-                was = Part(view, get_template(f"partials/{kind}.html").render({kind: view}).strip())
-            parts[name] = was
+            part = self._last.get(name)
+            if part is None or part.view != view:
+                part = Part(view, get_template(f"partials/{kind}.html").render({kind: view}).strip())
+            parts[name] = part
         self._last = parts
         return Snapshot(parts, lists)
 
 
 shown = Overview()
+
+
+def _address(request: HttpRequest) -> str:
+    return request.build_absolute_uri("/").rstrip("/")
 
 
 @require_safe
@@ -683,7 +731,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "nodes": snapshot.html("nodes"),
             "runs": snapshot.html("runs"),
             "allocations": snapshot.html("allocations"),
-            "address": request.build_absolute_uri("/").rstrip("/"),
+            "address": _address(request),
             "now": int(timezone.now().timestamp() * 1000),
         },
     )
@@ -699,7 +747,7 @@ class SignInTokens(PasswordResetTokenGenerator):
 
     key_salt = "api.pages.SignInTokens"
 
-    def _make_hash_value(self, user: AbstractBaseUser, timestamp: int) -> str:
+    def _make_hash_value(self, user: User, timestamp: int) -> str:
         # Unlike a password reset's, with the microseconds: two sign-ins within a second are two.
         last = user.last_login.isoformat() if user.last_login else ""
         return f"{user.pk}|{user.password}|{last}|{timestamp}"
@@ -707,7 +755,7 @@ class SignInTokens(PasswordResetTokenGenerator):
     def _now(self) -> dt.datetime:
         return timezone.now().astimezone(dt.UTC).replace(tzinfo=None)
 
-    def check_token(self, user: AbstractBaseUser | None, token: str | None) -> bool:
+    def check_token(self, user: User | None, token: str | None) -> bool:
         if user is None or not token or not super().check_token(user, token):
             return False
         made = base36_to_int(token.partition("-")[0])
@@ -717,18 +765,18 @@ class SignInTokens(PasswordResetTokenGenerator):
 sign_in_tokens = SignInTokens()
 
 
-def sign_in_link(user: AbstractBaseUser) -> str:
+def sign_in_link(user: User) -> str:
     """The path that signs ``user`` in, once, within ten minutes. To be shown to nobody else."""
     uid = urlsafe_base64_encode(force_bytes(user.pk))
     return reverse("sign-in", args=[uid, sign_in_tokens.make_token(user)])
 
 
-def _link_holder(uidb64: str, token: str) -> AbstractBaseUser | None:
-    """The user the link is for, whose link is used up by this call; None for a link that does not (or no longer) work."""
-    users = get_user_model()._default_manager
+def _link_holder(uidb64: str, token: str) -> User | None:
+    """The user whose link this is, used up by this call; None for a link that does not, or no longer, work."""
+    users = User.objects
     try:
         user = users.get(pk=force_str(urlsafe_base64_decode(uidb64)), is_active=True)
-    except (users.model.DoesNotExist, ValueError, OverflowError):
+    except (User.DoesNotExist, ValueError, OverflowError):
         return None
     if not sign_in_tokens.check_token(user, token):
         return None
@@ -743,7 +791,9 @@ def _link_holder(uidb64: str, token: str) -> AbstractBaseUser | None:
 def sign_in(request: HttpRequest, uidb64: str, token: str) -> HttpResponse:
     user = _link_holder(uidb64, token)
     if user is None:
-        response = render(request, "sign_in.html", {"minutes": SIGN_IN_SECONDS // 60}, status=403)
+        response = render(
+            request, "sign_in.html", {"minutes": SIGN_IN_SECONDS // 60, "address": _address(request)}, status=403
+        )
     else:
         with write():
             login(request, user, backend=settings.AUTHENTICATION_BACKENDS[0])

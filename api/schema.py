@@ -243,7 +243,7 @@ def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Jso
 
 
 def problems(result: Json, generator: Any, request: Any, public: bool) -> Json:
-    """Adds the errors every operation can answer with, and a summary where a description's first line makes one."""
+    """Adds the errors each operation can answer with, a summary from its description, and that ids are numbers."""
     schemas = result.setdefault("components", {}).setdefault("schemas", {})
     schemas[PROBLEM] = _object(
         {
@@ -261,6 +261,9 @@ def problems(result: Json, generator: Any, request: Any, public: bool) -> Json:
             operation.setdefault("summary", description.partition("\n")[0])
             if operation["summary"] == description:
                 operation.pop("description", None)
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path" and parameter["name"] == "id":
+                    parameter["schema"] = {"type": "integer"}
             answers = operation.setdefault("responses", {})
             answers.setdefault("400", _problem("A field, a filter or the body is wrong."))
             answers.setdefault("401", _problem("Not signed in."))

@@ -436,10 +436,10 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
         return registry.state_of(node, timezone.now())
 
 
-class NodeFields(Strict):
+class NodeChange(Strict):
     """What an operator decides about a node. ``nodes.registry`` knows the bounds."""
 
-    name = Name(max_length=100)
+    name = Name(required=False, max_length=100)
     description = Name(required=False, max_length=500, allow_blank=True)
     role = serializers.ChoiceField(choices=Node.Role.choices, required=False)
     carrier = serializers.ChoiceField(choices=Node.Carrier.choices, required=False, help_text="How work reaches it.")
@@ -458,6 +458,10 @@ class NodeFields(Strict):
 
     def validate_quotas(self, quotas: list[dict[str, Any]]) -> list[registry.QuotaSpec]:
         return [registry.QuotaSpec(**quota) for quota in quotas]
+
+
+class NodeCreation(NodeChange):
+    name = Name(max_length=100)
 
 
 class KeySerializer(serializers.ModelSerializer[AccessKey]):

@@ -18,7 +18,8 @@ from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import QuerySet
 from django_filters import rest_framework as filters
 from django_filters.fields import IsoDateTimeField
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import viewsets
 from rest_framework.filters import OrderingFilter
 from rest_framework.negotiation import BaseContentNegotiation
@@ -140,6 +141,7 @@ class NativeSet(Native, viewsets.GenericViewSet[Any]):
         return serializer.validated_data
 
 
+@extend_schema_field(OpenApiTypes.INT)
 class WholeFilter(filters.NumberFilter):
     """django-filter's own reads decimals, which a key is not."""
 

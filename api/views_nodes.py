@@ -20,7 +20,8 @@ from api.serializers import (
     CreatedNode,
     IssuedKeySerializer,
     KeySerializer,
-    NodeFields,
+    NodeChange,
+    NodeCreation,
     NodeQuota,
     NodeSerializer,
     QuotaSerializer,
@@ -63,7 +64,7 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     ordering_fields = ("id", "name", "capacity", "weight", "created_at", "last_beat_at")
 
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
-        changes = {"create": NodeFields, "partial_update": NodeFields}
+        changes = {"create": NodeCreation, "partial_update": NodeChange}
         return {**changes, "quotas": NodeQuota, "set_quotas": NodeQuota}.get(self.action, NodeSerializer)
 
     def paginate_queryset(self, queryset: Any) -> list[Any] | None:
@@ -78,7 +79,7 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
         """The node as it is after a change."""
         return Response(NodeSerializer(self.get_object()).data)
 
-    @extend_schema(request=NodeFields, responses={201: CreatedNode})
+    @extend_schema(request=NodeCreation, responses={201: CreatedNode})
     def create(self, request: Request) -> Response:
         """Adds a node with its first key, whose secret is shown in this answer only."""
         node, key = registry.add_node(**self.checked(request))
@@ -86,10 +87,11 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
         body = {**NodeSerializer(self.get_object()).data, "access_key": key.access_key, "secret_key": key.secret_key}
         return Response(body, status=201, headers={"Location": reverse("node-detail", args=[node.pk], request=request)})
 
-    @extend_schema(request=NodeFields, responses=NodeSerializer)
+    @extend_schema(request=NodeChange, responses=NodeSerializer)
     def partial_update(self, request: Request, pk: str) -> Response:
         """Changes what is given; ``quotas`` replaces all of them."""
-        registry.update_node(int(pk), **self.checked(request, partial=True))
+        # Not "partial", which would let parts of a quota be missing too.
+        registry.update_node(int(pk), **self.checked(request))
         return self._answer()
 
     @extend_schema(
@@ -149,7 +151,7 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
 
 
 class Key(Native):
-    @extend_schema(responses=KeySerializer)
+    @extend_schema(responses={200: KeySerializer})
     def delete(self, request: Request, access_key: str) -> Response:
         """Revokes the key: nothing signed with it is accepted from now on."""
         return Response(KeySerializer(registry.revoke_key(access_key)).data)

@@ -223,7 +223,7 @@ class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
         """What each node did of the run, and why it got it."""
         return Response(shares(self.get_object()))
 
-    @extend_schema(filters=False, parameters=ROWS, responses={(200, "application/octet-stream"): STREAM})
+    @extend_schema(filters=False, parameters=ROWS, responses=STREAM)
     @action(detail=True, pagination_class=None, filter_backends=())
     def results(self, request: Request, pk: str) -> HttpResponseBase:
         """The rows this run saved, streamed."""
@@ -279,7 +279,7 @@ def tried_by(run: Run, shards: Sequence[Shard]) -> list[str | None]:
 
 
 def shares(run: Run) -> list[dict[str, Any]]:
-    """Completed shards by node, the busiest first; reasons without the count of slots at that moment."""
+    """Completed shards by node, the busiest first."""
     completed = Allocation.objects.filter(run=run, state=AllocationState.COMPLETED).order_by()
     groups = completed.values("node__name", "reason").annotate(
         shards=Count("pk"), items=Sum(F("stop") - F("start")), total=Sum("rows")
@@ -291,8 +291,15 @@ def shares(run: Run) -> list[dict[str, Any]]:
         share["shards"] += group["shards"]
         share["items"] += group["items"]
         share["rows"] += group["total"]
-        share["reasons"][re.sub(r"\b\d+ of (\d+)", r"of \1", group["reason"])] += group["shards"]
+        share["reasons"][_in_short(group["reason"])] += group["shards"]
     return sorted(by_node.values(), key=lambda share: (-share["shards"], share["node"] or ""))
+
+
+def _in_short(reason: str) -> str:
+    """A reason without what it was at that moment: how many slots, how many queued."""
+    if reason.startswith("quota"):
+        return re.sub(r"\A(quota )\d+ (of)", r"\1\2", reason)
+    return reason.partition(":")[0]
 
 
 class ShardFilters(filters.FilterSet):

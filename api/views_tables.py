@@ -33,7 +33,14 @@ ROWS = [
     OpenApiParameter("raw", bool, description="Every row that was saved, replaced ones too, with where it came from."),
     OpenApiParameter("<column>", str, description="Only rows with this value; where.<column> for a name used above."),
 ]
-STREAM = OpenApiResponse(OpenApiTypes.BINARY, "The rows, streamed. JSON: an array of objects, times in ISO 8601.")
+_OBJECTS = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
+STREAM = {
+    (200, content_type.partition(";")[0]): OpenApiResponse(
+        _OBJECTS if name == "json" else OpenApiTypes.BINARY,
+        "The rows, streamed. JSON: an array of objects, times in ISO 8601.",
+    )
+    for name, content_type in FORMATS.items()
+}
 
 
 class Pieces:
@@ -169,7 +176,7 @@ class Rows(Native):
     @extend_schema(
         operation_id="tables_rows",
         parameters=[*ROWS, OpenApiParameter("run", int, description="Only rows of the run with this id.")],
-        responses={(200, "application/octet-stream"): STREAM},
+        responses=STREAM,
     )
     def get(self, request: Request, name: str) -> StreamingHttpResponse:
         """The newest row of each fact (natural key), streamed."""

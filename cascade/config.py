@@ -55,6 +55,7 @@ class Config(BaseSettings):
     lookahead_limit: int = Field(
         400, ge=0, le=10_000, description="Most allocations a node may hold beyond its capacity."
     )
+    balancers: list[str] = Field([], description="Dotted paths of functions that runs may name as their balancer.")
     worker_deaths: int = Field(3, ge=1, le=10, description="Workers a shard may kill before it is cut in half.")
     heartbeat_days: float = Field(7, ge=0.01, description="Heartbeat history is kept so long.")
     max_items: int = Field(1_000_000, ge=1, description="Items a run may have.")

@@ -8,6 +8,7 @@ that fetching them one by one would take longer than running them).
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -334,7 +335,12 @@ class _Pass:
     def _key(self, demand: Demand, seat: Seat, phase: Phase) -> float:
         if phase is Phase.LOOKAHEAD:
             return seat.used / seat.offer.capacity
-        return balancers.get(demand.balancer)(seat, demand.type, self.seed)
+        try:
+            key = float(balancers.get(demand.balancer)(seat, demand.type, self.seed))
+        except Exception:
+            # Somebody's own balancer: a fault in it must not keep the other runs from their nodes, nor its own run.
+            return balancers.most_free(seat, demand.type, self.seed)
+        return key if math.isfinite(key) else balancers.most_free(seat, demand.type, self.seed)
 
     def _grant(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> None:
         demand, offer = queue.demand, seat.offer

@@ -21,6 +21,8 @@ GATHER_SECONDS = 0.001
 UNHURRIED_SECONDS = 0.01
 """The same while every node has work queued beyond its slots: nobody waits, and larger batches cost less."""
 PRUNE_SECONDS = 600.0
+AWAY_SECONDS = 5.0
+"""A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that."""
 
 
 class Dispatcher:
@@ -31,6 +33,7 @@ class Dispatcher:
         self._thread = threading.Thread(target=self.run, name="dispatcher", daemon=True)
         self._pruned = 0.0
         self._gather = GATHER_SECONDS
+        self._looked: tuple[float, float] | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -58,6 +61,9 @@ class Dispatcher:
 
     def once(self) -> None:
         """One pass."""
+        if self._was_away(time.time(), time.monotonic()):
+            logger.info("leases run anew: this parent was away, or its clock was moved")
+            lifecycle.forgive(timezone.now())
         lifecycle.expire(timezone.now())
         passed = queue.allocate_now()
         self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
@@ -65,3 +71,11 @@ class Dispatcher:
         if time.monotonic() - self._pruned > PRUNE_SECONDS:
             self._pruned = time.monotonic()
             registry.prune(timezone.now())
+
+    def _was_away(self, clock: float, monotonic: float) -> bool:
+        """At the start, after a pause of this process, and when the clock jumps."""
+        looked, self._looked = self._looked, (clock, monotonic)
+        if looked is None:
+            return True
+        passed = monotonic - looked[1]
+        return passed > AWAY_SECONDS or abs(clock - looked[0] - passed) > AWAY_SECONDS

@@ -12,7 +12,9 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
-from nodes.executors.base import Item
+from nodes.executors.base import Item, item_key
+
+__all__ = ["CHUNK", "Frozen", "freeze", "item_key"]
 
 CHUNK = 1000
 
@@ -53,13 +55,3 @@ class Frozen:
 
     def all(self) -> list[Item]:
         return self.slice(0, (len(self._offsets) - 1) * CHUNK)
-
-
-def item_key(item: Item) -> str:
-    """What quotas and messages call an item: its text, or its ``key`` or ``symbol``, or its first value."""
-    if isinstance(item, dict):
-        for name in ("key", "symbol"):
-            if name in item:
-                return str(item[name])
-        return str(next(iter(item.values()), ""))
-    return str(item)

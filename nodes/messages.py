@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodes.executors.base import shown
 from nodes.protocol import FieldError
 
 IDS_LIMIT = 20_000
@@ -81,42 +81,33 @@ class Entry:
 
 def read_object(value: Any, name: str = "body") -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FieldError(name, f"{_short(value)} is not an object")
+        raise FieldError(name, f"{shown(value)} is not an object")
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _whole(value: Any, name: str, least: int = 0, most: int = LARGEST_ID) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise FieldError(name, f"{_short(value)} is not a whole number from {least} to {most}")
+        raise FieldError(name, f"{shown(value)} is not a whole number from {least} to {most}")
     return value
 
 
 def _number(value: Any, name: str, most: float = 1e12) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not 0 <= value <= most
-    ):
-        raise FieldError(name, f"{_short(value)} is not a number from 0 to {most:g}")
+    # NaN fails the comparison, and a whole number too large for a float never gets to be one.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise FieldError(name, f"{shown(value)} is not a number from 0 to {most:g}")
     return float(value)
 
 
 def _text(value: Any, name: str, limit: int) -> str:
     if not isinstance(value, str):
-        raise FieldError(name, f"{_short(value)} is not a text")
+        raise FieldError(name, f"{shown(value)} is not a text")
     # Neither database nor JSON peers can carry these; what a program printed must not cost its result.
     return _UNSTORABLE.sub("\ufffd", value)[:limit]
 
 
 def _list(value: Any, name: str, limit: int) -> list[Any]:
     if not isinstance(value, list):
-        raise FieldError(name, f"{_short(value)} is not a list")
+        raise FieldError(name, f"{shown(value)} is not a list")
     if len(value) > limit:
         raise FieldError(name, f"has {len(value)} entries; at most {limit} are allowed")
     return value
@@ -164,13 +155,13 @@ def read_beat(body: Any) -> Beat:
 
 def _key(name: str) -> int:
     if not name.isascii() or not name.isdigit() or len(name) > 19:
-        raise FieldError("progress", f"{_short(name)} is not an allocation's id")
+        raise FieldError("progress", f"{shown(name)} is not an allocation's id")
     return int(name)
 
 
 def _carrier(value: Any) -> str:
     if value not in ("pull", "push", "http"):
-        raise FieldError("carrier", f"{_short(value)} is not one of: pull, push, http")
+        raise FieldError("carrier", f"{shown(value)} is not one of: pull, push, http")
     return str(value)
 
 
@@ -213,9 +204,9 @@ def _entry(value: Any, name: str) -> Entry:
         failure = read_object(failure, f"{name}.failure")
         kind = failure.get("kind")
         if kind not in ("error", "timeout", "crash"):
-            raise FieldError(f"{name}.failure.kind", f"{_short(kind)} is not one of: error, timeout, crash")
+            raise FieldError(f"{name}.failure.kind", f"{shown(kind)} is not one of: error, timeout, crash")
         message = _text(failure.get("message", ""), f"{name}.failure.message", TEXT_LIMIT)
-        digest = _digest([kind, message])
+        digest = _digest([kind, message], name)
         return Entry(allocation, failure=kind, message=message, seconds=seconds, log=log, digest=digest)
     ranges = tuple(
         _range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT)
@@ -228,7 +219,7 @@ def _entry(value: Any, name: str) -> Entry:
     inline = body.get("rows")
     if segment:
         if not isinstance(segment, str) or not _SHA256.match(segment):
-            raise FieldError(f"{name}.segment", f"{_short(segment)} is not a SHA-256 in 64 lower-case hex digits")
+            raise FieldError(f"{name}.segment", f"{shown(segment)} is not a SHA-256 in 64 lower-case hex digits")
         if inline:
             raise FieldError(f"{name}.rows", "stands beside segment; rows travel one way or the other")
     else:
@@ -236,7 +227,7 @@ def _entry(value: Any, name: str) -> Entry:
         if len(inline) != entry.rows:
             raise FieldError(f"{name}.rows", f"has {len(inline)} rows, but the ranges count {entry.rows}")
     offset = _whole(body.get("offset", 0), f"{name}.offset")
-    digest = _digest([body.get("ranges", []), body.get("errors", []), segment, offset, inline])
+    digest = _digest([body.get("ranges", []), body.get("errors", []), segment, offset, inline], name)
     return Entry(
         allocation,
         ranges,
@@ -252,7 +243,7 @@ def _entry(value: Any, name: str) -> Entry:
 
 def _range(value: Any, name: str) -> tuple[int, int, int]:
     if not isinstance(value, list) or len(value) != 3:
-        raise FieldError(name, f"{_short(value)} is not [start, stop, rows]")
+        raise FieldError(name, f"{shown(value)} is not [start, stop, rows]")
     start, stop, rows = (_whole(each, name) for each in value)
     if start >= stop:
         raise FieldError(name, f"[{start}, {stop}) is empty")
@@ -261,10 +252,13 @@ def _range(value: Any, name: str) -> tuple[int, int, int]:
 
 def _error(value: Any, name: str) -> ItemError:
     if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], bool):
-        raise FieldError(name, f"{_short(value)} is not [index, message, retry]")
+        raise FieldError(name, f"{shown(value)} is not [index, message, retry]")
     return ItemError(_whole(value[0], name), _text(value[1], name, TEXT_LIMIT), value[2])
 
 
-def _digest(content: Any) -> str:
+def _digest(content: Any, name: str) -> str:
     """What makes a report the same report: its content, not its timing or its log."""
-    return hashlib.sha256(json.dumps(content, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(content, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise FieldError(name, "is nested too deep") from None

@@ -6,7 +6,7 @@ What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispat
 
 from dispatch.lifecycle.beats import beat
 from dispatch.lifecycle.ends import cancel, progress, retry
-from dispatch.lifecycle.grants import accept, claim, expire, grant, offered, release
+from dispatch.lifecycle.grants import accept, claim, expire, forgive, grant, offered, release
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved
 from dispatch.lifecycle.submit import submit
@@ -18,6 +18,7 @@ __all__ = [
     "claim",
     "damaged",
     "expire",
+    "forgive",
     "grant",
     "offered",
     "progress",

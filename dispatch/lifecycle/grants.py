@@ -171,6 +171,15 @@ def expire(now: datetime) -> int:
     return len(overdue)
 
 
+def forgive(now: datetime) -> None:
+    """Every lease and offer runs anew: the parent was away, so silence says nothing about the children."""
+    settled = settings.CASCADE
+    with write():
+        live = Allocation.objects.filter(state__in=LIVE)
+        live.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
+        live.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
+
+
 def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:
     """Marks delivered allocations as executing, never more than the node has slots."""
     if not ids:

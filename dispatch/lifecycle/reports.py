@@ -329,4 +329,5 @@ def _measure(node: Node, pairs: Sequence[tuple[Entry, _Ticket]], now: dt.datetim
         measured = max(seconds / items, 1e-7)
         earlier = speeds.get(task_type)
         speeds[task_type] = measured if earlier is None else earlier + PACE * (measured - earlier)
-    Node.objects.filter(pk=node.pk).update(speeds=speeds, last_beat_at=now)
+    alive = {"last_beat_at": now} if registry.is_online(node, now) else {}  # one that has said good-bye stays offline
+    Node.objects.filter(pk=node.pk).update(speeds=speeds, **alive)

@@ -108,7 +108,11 @@ def check_work(work: Mapping[str, Any]) -> None:
         value = work[field]
         column = Run._meta.get_field(field)
         whole = field in ("priority", "max_attempts")
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if whole else (int, float))
+            or (isinstance(value, float) and not math.isfinite(value))
+        ):
             raise FieldError(field, f"{value!r} is not a {'whole ' if whole else ''}number")
         for validator in getattr(column, "validators", ()):
             if isinstance(validator, MinValueValidator | MaxValueValidator):
@@ -121,7 +125,11 @@ def check_work(work: Mapping[str, Any]) -> None:
         raise FieldError(
             "shard_size", f"{size!r} is not a whole number from 0 (automatic) to {settings.CASCADE.max_items}"
         )
-    balancers.get(check_text("balancer", work["balancer"], 200))
+    name = check_text("balancer", work["balancer"], 200)
+    if name not in balancers.BALANCERS and name not in settings.CASCADE.balancers:
+        known = ", ".join([*sorted(balancers.BALANCERS), *settings.CASCADE.balancers])
+        raise FieldError("balancer", f"{name!r} is not one of: {known}; dotted paths are allowed by CASCADE_BALANCERS")
+    balancers.get(name)
     for label, value in work["labels"].items():
         check_text("labels", label, 100)
         check_text(f"labels.{label}", value, 200)

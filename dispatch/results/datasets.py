@@ -193,7 +193,7 @@ def _messages(content: pa.Buffer) -> Iterator[pa.Message]:
             message = pa.ipc.read_message(reader)
         except EOFError:
             # Also raised at the end of the bytes, which a file cut between two batches has instead of the mark.
-            if bytes(content[at : at + 8]) not in (b"\xff\xff\xff\xff\0\0\0\0",):
+            if bytes(content[at : at + 8]) != b"\xff\xff\xff\xff\0\0\0\0":
                 raise EOFError("it is cut short") from None
             return
         yield message

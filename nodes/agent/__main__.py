@@ -39,6 +39,8 @@ def main() -> None:
         asyncio.run(_run(config))
     except BlockingIOError:
         sys.exit(f"error: another agent uses {config.data_dir}; give this one another --data-dir")
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        sys.exit(f"error: data_dir: {error}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import time
 
 logger = logging.getLogger(__name__)
 
+LATEST = 253_402_300_800
+"""The end of year 9999, after which no date can be written in a signature."""
+
 
 class ParentClock:
     """This machine's clock plus what a refused signature has taught about the difference."""
@@ -24,6 +27,8 @@ class ParentClock:
         try:
             parent = float(json.loads(refusal)["time"])
         except (ValueError, KeyError, TypeError):
+            return False
+        if not 0 < parent < LATEST:
             return False
         offset = parent - time.time()
         if abs(offset - self._offset) < 2:

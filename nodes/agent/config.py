@@ -19,6 +19,7 @@ from nodes.protocol import FieldError
 _ACCESS_KEY = re.compile(r"\ACN[0-9a-zA-Z]{8,38}\Z")
 _SECRET_KEY = re.compile(r"\ACS[0-9A-Za-z_-]{43}\Z")
 CARRIERS = ("auto", "push", "pull")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class AgentConfig:
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.parent)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        if not _is_address(self.parent):
             raise FieldError("parent", f"{self.parent!r} is not an address like http://parent.example:8000")
         if not _ACCESS_KEY.match(self.access_key):
             raise FieldError("access_key", f"{self.access_key!r} is not an access key, which starts with CN")
@@ -47,9 +47,21 @@ class AgentConfig:
             raise FieldError("carrier", f"{self.carrier!r} is not one of: {', '.join(CARRIERS)}")
         if not 0 <= self.drain_seconds <= 86_400:
             raise FieldError("drain_seconds", f"{self.drain_seconds} is not between 0 and 86400")
+        if self.log_level not in LEVELS:
+            raise FieldError("log_level", f"{self.log_level!r} is not one of: {', '.join(LEVELS)}")
 
     def __repr__(self) -> str:
         return f"AgentConfig(parent={self.parent!r}, access_key={self.access_key!r}, carrier={self.carrier!r})"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        # The port is read when it is asked for, and may be wrong, too.
+        good = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        return False
+    return bool(good) and "@" not in url.netloc and not url.query and not url.fragment and text.isprintable()
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

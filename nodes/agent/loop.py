@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from nodes import executors
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 BUNDLE_SECONDS = 0.02
 """Shards so short that several of them take no longer than this go to a worker in one trip."""
 REPORT_LIMIT = 1000
+MESSAGE_LIMIT = 2_000
+REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
+"""The message itself is wrong. Any other refusal is about us, or about now."""
 PACE = 0.3
 GIVE_UP_SECONDS = 10.0
 """How long a stop tries to bring the last results to a parent that does not answer; they wait in the outbox."""
@@ -82,7 +86,9 @@ class Agent:
         self._progress: dict[int, int] = {}
         self._seconds: dict[str, float] = {}
         self._accepted: list[int] = []
-        self._uploaded: set[str] = set()
+        self._uploaded: set[str | None] = set()
+        self._batch = REPORT_LIMIT
+        self._releasing: asyncio.Task[None] | None = None
         self._outbox = Outbox(config.data_dir)
         self._pool: Pool | None = None
         self._greeted = False
@@ -141,24 +147,31 @@ class Agent:
     async def _wind_down(self) -> None:
         """SIGTERM: hand back what has not begun, wait for what runs, report, say good-bye."""
         logger.info("stopping: %d running, %d to hand back", len(self._bundles), len(self._queue))
-        await self._release([work.allocation for work in self._queue], "the node stops")
+        self._link.taking = False
         deadline = self._loop.time() + self.config.drain_seconds
+        await self._release([work.allocation for work in self._queue], "the node stops")
+        await self._say_leaving()
         while self._bundles and (left := deadline - self._loop.time()) > 0:
             self._changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
         unfinished = [work.allocation for bundle in self._bundles for work in bundle.works]
+        unfinished += [work.allocation for work in self._queue]
         if unfinished:
-            self._cancel(unfinished)
+            logger.info("handing back %d that are not finished", len(unfinished))
+            self._drop(unfinished)
             await self._release(unfinished, "the node stops")
         give_up = self._loop.time() + GIVE_UP_SECONDS
         while len(self._outbox) and self._loop.time() < give_up:
             self._to_send.set()
             await asyncio.sleep(0.02)
-        with suppress(Unreachable, Refused, TimeoutError):
-            await asyncio.wait_for(self._link.call("beat", self._beat_body() | {"leaving": True}), 3)
+        await self._say_leaving()
         if len(self._outbox):
             logger.warning("%d results wait in %s for the next start", len(self._outbox), self.config.data_dir)
+
+    async def _say_leaving(self) -> None:
+        with suppress(Unreachable, Refused, TimeoutError):
+            await asyncio.wait_for(self._link.call("beat", self._beat_body()), 3)
 
     @property
     def active(self) -> int:
@@ -169,9 +182,9 @@ class Agent:
 
     def _hear(self, message: Body) -> None:
         """Offers, claimed work and orders, from either carrier."""
-        self._cancel(message.get("cancel") or [])
+        self._take_back(message.get("cancel") or [])
         if message.get("type") == "cancel":
-            self._cancel(message.get("ids") or [])
+            self._take_back(message.get("ids") or [])
         if "drain" in message:
             self.draining = bool(message["drain"])
         runs = message.get("runs") or {}
@@ -201,7 +214,8 @@ class Agent:
 
     def _fill(self) -> None:
         """Gives every free slot something to do."""
-        while self._queue and len(self._bundles) < self.capacity:
+        # Before the first word of the parent the capacity is a guess.
+        while self._greeted and self._queue and len(self._bundles) < self.capacity:
             works = self._take()
             bundle = Bundle(works, self._workers().start([work.shard() for work in works], self._patience(works)))
             self._bundles.append(bundle)
@@ -295,11 +309,15 @@ class Agent:
         earlier = self._seconds.get(task_type)
         self._seconds[task_type] = measured if earlier is None else earlier + PACE * (measured - earlier)
 
-    def _cancel(self, ids: Iterable[int]) -> None:
+    def _take_back(self, ids: Iterable[int]) -> None:
+        """The parent does not want these of us any more."""
+        if wanted := set(ids) & self._held:
+            self._drop(wanted)
+            logger.info("dropped %d allocations that the parent took back", len(wanted))
+
+    def _drop(self, ids: Iterable[int]) -> None:
         """Drops these allocations, whatever they are at; a running one's worker is killed."""
-        wanted = set(ids) & self._held
-        if not wanted:
-            return
+        wanted = set(ids)
         self._held -= wanted
         self._queue = deque(work for work in self._queue if work.allocation not in wanted)
         self._outbox.drop(wanted)
@@ -308,7 +326,6 @@ class Agent:
             if hit:
                 bundle.cancelled |= hit
                 bundle.future.cancel()
-        logger.info("dropped %d allocations that the parent took back", len(wanted))
 
     # Results go out
 
@@ -333,36 +350,87 @@ class Agent:
                 logger.error("the parent refuses our reports: %s", error)
                 await asyncio.sleep(jitter(attempt + 4))
                 self._to_send.set()
+            except Exception:
+                attempt += 1
+                logger.exception("a report failed")
+                await asyncio.sleep(jitter(attempt + 4))
+                self._to_send.set()
 
     async def _send_accepts(self) -> None:
         if not self._accepted:
             return
         ids, self._accepted = self._accepted, []
         try:
-            self._cancel((await self._link.call("accept", {"allocations": ids})).get("gone", []))
+            self._take_back((await self._link.call("accept", {"allocations": ids})).get("gone", []))
         except Unreachable:
             self._accepted = ids + self._accepted
             raise
 
     async def _send_reports(self) -> None:
-        entries = _fitting(self._outbox.waiting(REPORT_LIMIT))
+        entries = _fitting(self._outbox.waiting(self._batch))
         if not entries:
             return
-        for segment in {entry["segment"] for entry in entries if entry.get("segment")} - self._uploaded:
-            await self._link.rest.upload(segment, self._outbox.segment(segment))
-            self._uploaded.add(segment)
-        reply = await self._link.call("report", {"reports": entries, "running": self._running()})
+        for segment in sorted({entry["segment"] for entry in entries if entry.get("segment")} - self._uploaded):
+            if not await self._upload(segment):
+                return
+        try:
+            reply = await self._link.call("report", {"reports": entries, "running": self._running()})
+        except Refused as error:
+            if error.status not in REJECTED:
+                raise
+            # One of them makes the whole message wrong: it is found by halving, so that the others get through.
+            if len(entries) > 1:
+                self._batch = len(entries) // 2
+            else:
+                self._replace(entries, str(error))
+            return
+        self._batch = min(2 * self._batch, REPORT_LIMIT)
+        sent = {entry["allocation"]: entry for entry in entries}
         settled = []
         for result in reply.get("results", []):
-            if result["status"] == 412:
-                self._uploaded -= {entry.get("segment") for entry in entries}
+            if (entry := sent.get(result["allocation"])) is None:
                 continue
-            if result["status"] != 200:
+            if result["status"] == HTTPStatus.PRECONDITION_FAILED:
+                self._uploaded.discard(entry.get("segment"))
+                continue
+            if result["status"] != HTTPStatus.OK:
                 logger.warning("allocation %s: %s", result["allocation"], result.get("detail"))
+            if result["status"] == HTTPStatus.UNPROCESSABLE_ENTITY and "failure" not in entry:
+                self._replace([entry], str(result.get("detail")))
+                continue
             settled.append(result["allocation"])
         self._uploaded -= {entry.get("segment") for entry in entries if entry["allocation"] in settled}
         self._outbox.drop(settled)
         self._held -= set(settled)
+
+    async def _upload(self, segment: str) -> bool:
+        """Brings a segment to the parent; False where it cannot be, and its entries are failures now."""
+        try:
+            await self._link.rest.upload(segment, self._outbox.segment(segment))
+        except OSError as error:
+            problem = f"its rows cannot be read any more: {error.strerror}"
+        except Refused as error:
+            if error.status not in REJECTED:
+                raise
+            problem = str(error)
+        else:
+            self._uploaded.add(segment)
+            return True
+        self._replace([entry for entry in self._outbox.waiting(None) if entry.get("segment") == segment], problem)
+        return False
+
+    def _replace(self, entries: list[dict[str, Any]], problem: str) -> None:
+        """The parent will never take these results: it is told so, because a silent agent would keep the lease."""
+        if not entries:
+            return  # taken back meanwhile
+        logger.error("%d results cannot be reported: %s", len(entries), problem)
+        ids = [entry["allocation"] for entry in entries]
+        self._outbox.drop(ids)
+        failure = {"kind": "error", "message": f"the result could not be reported: {problem}"[:MESSAGE_LIMIT]}
+        again = [pk for pk, entry in zip(ids, entries, strict=True) if "failure" not in entry]
+        if again:
+            self._outbox.put([{"allocation": pk, "failure": failure} for pk in again])
+        self._held -= set(ids) - set(again)
 
     def _running(self) -> list[int]:
         return [bundle.works[0].allocation for bundle in self._bundles]
@@ -383,6 +451,7 @@ class Agent:
             logger.info("we are %r with %d slots, by %s", self.node, self.capacity, self._link.carrier)
         self._greeted = True
         self._to_send.set()
+        self._fill()
 
     async def _beat(self) -> None:
         while True:
@@ -393,6 +462,8 @@ class Agent:
                 self._heard(await self._link.call("beat", self._beat_body()))
             except (Unreachable, Refused) as error:
                 logger.warning("beat: %s", error)
+            except Exception:
+                logger.exception("a beat failed")
 
     def _beat_body(self) -> Body:
         return {
@@ -403,6 +474,8 @@ class Agent:
             "version": self.version,
             "executors": executors.names(),
             "carrier": self._link.carrier,
+            # What runs is still ours, but send no more.
+            "leaving": not self._link.reachable,
             **self._vitals.now(),
         }
 

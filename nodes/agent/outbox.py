@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ class Outbox:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = open(self.folder / "lock", "w")  # noqa: SIM115  (held as long as the agent lives)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for file in sorted(self.folder.glob("*.json"), key=lambda file: int(file.stem)):
+        batches = [file for file in self.folder.glob("*.json") if file.stem.isdecimal()]
+        for file in sorted(batches, key=lambda file: int(file.stem)):
             number = int(file.stem)
             self._next = max(self._next, number + 1)
-            try:
-                entries = json.loads(file.read_bytes())
-            except ValueError:
+            entries = _read(file)
+            if not entries:
                 # A torn file: its work was never acknowledged, so the lease brings it back.
                 logger.warning("%s is torn; dropped", file.name)
                 file.unlink()
@@ -65,9 +66,9 @@ class Outbox:
         os.replace(temp, self.folder / f"{number}.json")
         self._remember(number, entries)
 
-    def waiting(self, limit: int) -> list[Entry]:
+    def waiting(self, limit: int | None) -> list[Entry]:
         """The oldest entries without a receipt, at most ``limit``."""
-        return [entry for entry, _ in zip(self._pending.values(), range(limit), strict=False)]
+        return list(islice(self._pending.values(), limit))
 
     def allocations(self) -> list[int]:
         return list(self._pending)
@@ -105,3 +106,15 @@ class Outbox:
         for file in self.folder.glob("*.arrow"):
             if file.stem not in named:
                 file.unlink()
+
+
+def _read(file: Path) -> list[Entry]:
+    """The entries of a batch; none where the file is not a whole one."""
+    try:
+        entries = json.loads(file.read_bytes())
+    except ValueError:
+        return []
+    if not isinstance(entries, list):
+        return []
+    good = all(isinstance(entry, dict) and isinstance(entry.get("allocation"), int) for entry in entries)
+    return entries if good else []

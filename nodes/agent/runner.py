@@ -16,13 +16,13 @@ import threading
 import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
-from datetime import date, datetime
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 from nodes import executors
-from nodes.executors.base import Executor, ItemFailed
+from nodes.executors.base import Dataset, ItemFailed, Rows
+from nodes.executors.rows import encode, inline, to_table
 from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
 
 LOG_LIMIT = 16_000
@@ -90,13 +90,30 @@ def run(bundle: list[Shard], outbox: str) -> list[dict[str, Any]]:
 
 
 class _Result:
-    """One shard's entry, and its rows until they are placed."""
+    """One shard's entry, and its rows until they are placed: per item a list for JSON or an Arrow table."""
 
     def __init__(self, shard: Shard) -> None:
-        self.executor: type[Executor] | None = None
+        self.dataset: Dataset | None = None
         self.entry: dict[str, Any] = {"allocation": shard["allocation"]}
         self.rows: list[Any] = []
         self.inline = True
+        self._count = self._characters = 0
+
+    def keep(self, produced: Rows) -> int:
+        """Checks what one item brought and keeps it; how many rows. Raises ItemFailed for rows that do not fit."""
+        assert self.dataset is not None
+        rows = inline(self.dataset, produced, INLINE_ROWS - self._count) if self.inline else None
+        if rows is None:
+            self.inline = False
+            rows = to_table(self.dataset, produced)
+        else:
+            self._characters += sum(len(value) for row in rows for value in row if isinstance(value, str))
+            self.inline = self._characters <= INLINE_CHARACTERS
+        count = len(rows)
+        if count:
+            self.rows.append(rows)
+            self._count += count
+        return count
 
 
 def _run_shard(shard: Shard) -> _Result:
@@ -125,23 +142,15 @@ def _run_shard(shard: Shard) -> _Result:
 
 
 def _run_items(shard: Shard, result: _Result) -> None:
-    result.executor = executor_class = executors.get(shard["type"])
+    executor_class = executors.get(shard["type"])
+    result.dataset = executor_class.dataset
     executor = executor_class(shard["params"])
     ranges: list[list[int]] = []
     errors: list[list[Any]] = []
     told = time.monotonic()
-    total = size = 0
     for index, item in enumerate(shard["items"], shard["start"]):
         try:
-            rows = executor.run(item)
-            count = 0 if rows is None else len(rows)
-            if count and result.inline:
-                if isinstance(rows, list) and total + count <= INLINE_ROWS:
-                    rows = [[_plain(value) for value in row] for row in rows]
-                    size += sum(len(value) for row in rows for value in row if isinstance(value, str))
-                    result.inline = size <= INLINE_CHARACTERS
-                else:
-                    result.inline = False
+            count = result.keep(executor.run(item))
         except ItemFailed as error:
             errors.append([index, str(error)[:MESSAGE_LIMIT], error.retry])
             continue
@@ -149,9 +158,6 @@ def _run_items(shard: Shard, result: _Result) -> None:
             traceback.print_exc(file=sys.stderr)
             errors.append([index, _describe(error), True])
             continue
-        if count:
-            result.rows.append(rows)
-            total += count
         if ranges and ranges[-1][1] == index:
             ranges[-1][1:] = [index + 1, ranges[-1][2] + count]
         else:
@@ -169,28 +175,17 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON carries it."""
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    return value
-
-
 def _write_segment(results: list[_Result], outbox: Path) -> None:
     """The rows of ``results`` as one Arrow IPC file in the outbox, named by its hash; each entry learns its offset."""
     import pyarrow as pa
 
-    from nodes.executors.rows import encode, to_table
-
     tables = []
     offset = 0
     for result in results:
-        assert result.executor is not None
+        assert result.dataset is not None
         result.entry["offset"] = offset
         for rows in result.rows:
-            tables.append(to_table(result.executor.dataset, rows))
+            tables.append(to_table(result.dataset, rows))
             offset += tables[-1].num_rows
     content = encode(pa.concat_tables(tables))
     if len(content) > SEGMENT_BYTES_LIMIT:

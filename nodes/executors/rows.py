@@ -22,6 +22,8 @@ from nodes.protocol import FieldError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_LISTS = (list, tuple)
+
 _EPOCH = dt.datetime(1970, 1, 1)
 _FIRST = (dt.datetime.min - _EPOCH) // dt.timedelta(microseconds=1)
 _LAST = (dt.datetime.max - _EPOCH) // dt.timedelta(microseconds=1)
@@ -51,11 +53,11 @@ def columns(dataset: Dataset, rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     Aware times become naive UTC. Raises FieldError on ``rows``, ``rows.<number>`` or ``rows.<number>.<column>``,
     naming the value and what is allowed.
     """
-    if not isinstance(rows, list | tuple):
+    if not isinstance(rows, _LISTS):
         raise FieldError("rows", f"{shown(rows)} is not a list of rows")
     width = len(dataset.columns)
     for number, row in enumerate(rows):
-        if not isinstance(row, list | tuple):
+        if not isinstance(row, _LISTS):
             raise FieldError(f"rows.{number}", f"{shown(row)} is not a row: a list of {width} values")
         if len(row) != width:
             names = ", ".join(dataset.names)

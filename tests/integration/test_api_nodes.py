@@ -100,6 +100,11 @@ def test_patch_changes_what_is_given(api: Api, north: Node) -> None:
     assert len(answer.body["quotas"]) == 2
 
 
+def test_a_patch_needs_its_quotas_whole(api: Api, north: Node) -> None:
+    answer = api.patch(f"nodes/{north.pk}", {"quotas": [{"slots": 1}]})
+    assert (answer.status, answer.body["field"]) == (400, "quotas.0.task_type")
+
+
 def test_a_capacity_below_a_quota_is_refused_unless_the_quota_goes_down_with_it(api: Api, north: Node) -> None:
     refused = api.patch(f"nodes/{north.pk}", {"capacity": 2})
     assert (refused.status, refused.body["field"]) == (400, "capacity")

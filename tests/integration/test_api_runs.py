@@ -299,6 +299,7 @@ def spoilt() -> Run:
     tried(poison, south, AllocationState.FAILED, error="crash")
     rest = cut(run, 7, 10, ShardState.SAVED)
     tried(rest, north, AllocationState.COMPLETED, rows=3, reason="quota 2 of 4 for echo")
+    tried(rest, south, AllocationState.COMPLETED, rows=3, reason="free capacity: 3 of 4 slots free, by most_free")
     tried(rest, None, AllocationState.SUPERSEDED)
     return run
 
@@ -355,6 +356,7 @@ def test_shares_say_what_each_node_did_and_why(api: Api, spoilt: Run) -> None:
     assert answer.status == 200
     assert answer.body == [
         {"node": "north", "shards": 2, "items": 9, "rows": 33, "reasons": {"quota of 4 for echo": 2}},
+        {"node": "south", "shards": 1, "items": 3, "rows": 3, "reasons": {"free capacity": 1}},
     ]
 
 

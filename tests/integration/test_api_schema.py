@@ -51,6 +51,7 @@ def test_the_schema_is_valid_openapi_without_a_warning(schema: dict[str, Any], t
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_each_operation_is_described(schema: dict[str, Any], method: str, path: str) -> None:
     operation = schema["paths"][path][method]
+    assert operation["tags"] == [path.split("/")[3]]
     assert operation["summary"]
     assert "400" in operation["responses"]
 

@@ -323,6 +323,20 @@ def test_a_torn_segment_is_never_silently_short() -> None:
                 datasets.decode(content[:cut][: len(content) // 2] + content[-6:], PLAIN)
 
 
+def test_a_block_of_zeros_is_not_taken_for_the_end() -> None:
+    """What a file system may leave of a block that was not written; an old form of the end mark looks the same."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, datasets.schema(PLAIN)) as writer:
+        writer.write_table(bars(20))
+        second = sink.tell()
+        writer.write_table(bars(20))
+    content = bytearray(bytes(sink.getvalue()))
+    assert datasets.decode(bytes(content), PLAIN).num_rows == 40
+    content[second : second + 64] = bytes(64)
+    with pytest.raises(Unprocessable):
+        datasets.decode(bytes(content), PLAIN)
+
+
 def test_a_segment_of_dictionaries_in_the_stream_is_refused() -> None:
     encoded = pa.table({"symbol": pa.array(["A", "B"]).dictionary_encode(), "price": [1.0, 2.0]})
     plain, trick = ipc(bars(2)), ipc(encoded)
@@ -330,6 +344,16 @@ def test_a_segment_of_dictionaries_in_the_stream_is_refused() -> None:
     other = struct.unpack_from("<i", trick, 12)[0]
     with pytest.raises(Unprocessable):
         datasets.decode(plain[: 16 + length] + trick[16 + other :], PLAIN)
+
+
+def test_the_format_before_1_0_is_refused_because_its_compression_hides() -> None:
+    with pytest.raises(Unprocessable, match=r"before 1\.0"):
+        datasets.decode(ipc(bars(1), metadata_version=pa.ipc.MetadataVersion.V4), PLAIN)
+
+
+def test_a_huge_schema_is_refused() -> None:
+    with pytest.raises(Unprocessable, match="schema takes"):
+        datasets.decode(ipc(bars(1).replace_schema_metadata({"x": "x" * 2_000_000})), PLAIN)
 
 
 def test_rows_are_limited() -> None:

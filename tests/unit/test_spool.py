@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -189,6 +190,23 @@ def test_a_segment_sent_again_is_young_again(folder: Path) -> None:
     os.utime(spool.path(folder, SHA256), (now - 7200, now - 7200))
     spool.receive(chunks(), folder, limit=100_000)
     assert spool.sweep(folder, set(), 3600, now=now) == 0
+    assert spool.verify(folder, SHA256)
+
+
+def test_a_sweep_waits_for_an_upload_that_is_being_named(folder: Path) -> None:
+    """It looks at the date and removes in one go, or the same segment received in between would be gone."""
+    spool.receive(chunks(), folder, limit=100_000)
+    now = time.time()
+    os.utime(spool.path(folder, SHA256), (now - 7200, now - 7200))
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    sweep = threading.Thread(target=spool.sweep, args=(folder, set(), 3600))
+    sweep.start()
+    sweep.join(timeout=0.3)
+    assert sweep.is_alive()
+    os.utime(spool.path(folder, SHA256))
+    os.close(handle)
+    sweep.join()
     assert spool.verify(folder, SHA256)
 
 

@@ -2,16 +2,18 @@
 //
 // The server sends {seq, at, full, parts: {id: html}, lists: {id: [part id…]}}: everything first, then what changed, and
 // waits for {seen: seq} before the next. Each part's newest HTML is kept here; the document follows unless it is paused,
-// the pointer or the focus is on a list (its rows then stay where they are), or a row's text is being selected.
+// a list is being pointed or tabbed through (its rows then stay where they are), or a row's text is being selected.
 
 import {setClock} from "./times.js";
 
 const SILENCE = 8000; // the server speaks every 2 s; after so long the connection is dead without knowing it
 const HIDDEN_RETRY = 60000;
+const HOLD = 5000; // rows stay where they are for so long after the last sign of a pointer or a key among them
 
 const html = new Map(); // part id -> newest HTML
 const lists = new Map(); // list id -> part ids, newest order
 const stale = new Set(); // part ids the document shows an older HTML of
+const touched = new Map(); // list -> when a pointer or a key was last at work in it
 let url = "";
 let socket = null;
 let heard = 0; // when the server last spoke
@@ -45,7 +47,7 @@ function replace(old, source) {
 }
 
 function busy(list) {
-  return list.matches(":hover") || list.contains(document.activeElement);
+  return Date.now() - (touched.get(list) ?? 0) < HOLD;
 }
 
 function arrange(list, ids) {
@@ -213,9 +215,15 @@ export function followLive(path, after) {
   button.hidden = false;
   button.addEventListener("click", togglePause);
   for (const list of document.querySelectorAll("[data-list] tbody")) {
-    // What was held back for the pointer's or the focus's sake is shown when they leave.
-    list.addEventListener("mouseleave", () => setTimeout(show));
-    list.addEventListener("focusout", () => setTimeout(show));
+    for (const sign of ["pointermove", "pointerdown", "keydown", "focusin"]) {
+      list.addEventListener(sign, () => touched.set(list, Date.now()));
+    }
+    for (const sign of ["pointerleave", "focusout"]) {
+      list.addEventListener(sign, () => {
+        touched.delete(list);
+        setTimeout(show);
+      });
+    }
   }
   document.addEventListener("visibilitychange", () => { if (!document.hidden) wake(); });
   addEventListener("online", wake);

@@ -1,0 +1,336 @@
+"""The live page's socket, through the application as it is served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from asgiref.sync import sync_to_async
+from channels.testing import WebsocketCommunicator
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from api import live, pages
+from cascade.asgi import application
+from dispatch import events
+from dispatch.items import freeze
+from dispatch.models import Allocation, Run, Shard
+from nodes.models import Node
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Frame = dict[str, Any]
+PATIENCE = 10
+"""Seconds that a frame may take on a slow machine."""
+
+
+class Page:
+    """A browser's page: opens the socket with a session, acknowledges what it gets."""
+
+    def __init__(self, client: Client, origin: str = "http://testserver") -> None:
+        cookie = "; ".join(f"{name}={morsel.value}" for name, morsel in client.cookies.items())
+        headers = [(b"host", b"testserver"), (b"origin", origin.encode()), (b"cookie", cookie.encode())]
+        self.socket = WebsocketCommunicator(application, "/ws/live", headers=headers)
+
+    async def open(self) -> tuple[bool, int | None]:
+        return await self.socket.connect(timeout=PATIENCE)
+
+    async def frame(self, seen: bool = True) -> Frame:
+        frame = json.loads(await self.socket.receive_from(timeout=PATIENCE))
+        if seen:
+            await self.seen(frame)
+        return frame
+
+    async def seen(self, frame: Frame) -> None:
+        await self.socket.send_to(text_data=json.dumps({"seen": frame["seq"]}))
+
+    async def frame_with(self, part: str) -> Frame:
+        """The next frame that brings ``part``."""
+        return await self.until(lambda frame: part in frame["parts"])
+
+    async def until(self, wanted: Callable[[Frame], bool]) -> Frame:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            frame = await self.frame()
+            if wanted(frame):
+                return frame
+        raise AssertionError("no such frame")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When the database was read, by a renderer that remembers nothing of other tests."""
+    fresh, times = pages.Overview(), []
+    look = fresh.look
+
+    def counted(*args: Any) -> pages.Snapshot:
+        times.append(time.monotonic())
+        return look(*args)
+
+    monkeypatch.setattr(fresh, "look", counted)
+    monkeypatch.setattr(pages, "shown", fresh)
+    monkeypatch.setattr(live, "shared", live.Renderer())
+    return times
+
+
+@pytest.fixture
+def staff() -> User:
+    return User.objects.create_user("anna", is_staff=True)
+
+
+@pytest.fixture
+def client_of_staff(client: Client, staff: User) -> Client:
+    client.force_login(staff)
+    return client
+
+
+@pytest_asyncio.fixture
+async def page(looks: list[float], client_of_staff: Client) -> AsyncIterator[Page]:
+    one = Page(client_of_staff)
+    assert await one.open() == (True, None)
+    yield one
+    await one.socket.disconnect()
+
+
+def add_node(name: str = "frankfurt-1") -> Node:
+    return Node.objects.create(name=name, capacity=8, last_beat_at=timezone.now(), executors=["echo"])
+
+
+def add_run(**fields: Any) -> Run:
+    return Run.objects.create(type="echo", items=freeze(list(range(100))), count=100, **fields)
+
+
+def allocate(run: Run, node: Node) -> Allocation:
+    shard = Shard.objects.create(run=run, start=0, stop=10)
+    return Allocation.objects.create(
+        run=run, shard=shard, node=node, type="echo", start=0, stop=10, deadline=timezone.now(), reason="quota"
+    )
+
+
+# ---- who may connect ----
+
+
+async def _refused(client: Client, origin: str = "http://testserver") -> int | None:
+    connected, code = await Page(client, origin).open()
+    assert not connected
+    return code
+
+
+async def test_a_stranger_is_refused(looks: list[float], client: Client) -> None:
+    assert await _refused(client) == live.FORBIDDEN
+    assert not looks
+
+
+async def test_somebody_who_is_not_staff_is_refused(looks: list[float], client: Client) -> None:
+    user = await sync_to_async(User.objects.create_user)("bert")
+    await sync_to_async(client.force_login)(user)
+    assert await _refused(client) == live.FORBIDDEN
+
+
+async def test_an_inactive_member_of_staff_is_refused(looks: list[float], client_of_staff: Client, staff: User) -> None:
+    await User.objects.filter(pk=staff.pk).aupdate(is_active=False)
+    assert await _refused(client_of_staff) == live.FORBIDDEN
+
+
+async def test_another_sites_page_is_refused(looks: list[float], client_of_staff: Client) -> None:
+    await _refused(client_of_staff, "https://evil.example")
+    assert not looks
+
+
+async def test_signing_out_closes_the_page(
+    looks: list[float], client_of_staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "RECHECK_SECONDS", 0)
+    one = Page(client_of_staff)
+    await one.open()
+    await one.frame()
+    await one.frame()  # still signed in: the check before it let the page stay
+    await sync_to_async(client_of_staff.logout)()
+    assert await _closed(one) == live.FORBIDDEN
+
+
+async def test_losing_the_staff_flag_closes_the_page(
+    looks: list[float], client_of_staff: Client, staff: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "RECHECK_SECONDS", 0)
+    one = Page(client_of_staff)
+    await one.open()
+    await one.frame()
+    await User.objects.filter(pk=staff.pk).aupdate(is_staff=False)
+    assert await _closed(one) == live.FORBIDDEN
+
+
+async def _closed(page: Page) -> int:
+    while True:
+        message = await page.socket.receive_output(timeout=PATIENCE)
+        if message["type"] == "websocket.close":
+            code: int = message["code"]
+            return code
+        await page.seen(json.loads(message["text"]))
+
+
+# ---- what it sends ----
+
+
+async def test_everything_comes_first(looks: list[float], client_of_staff: Client) -> None:
+    node, run = await sync_to_async(add_node)(), await sync_to_async(add_run)()
+    allocation = await sync_to_async(allocate)(run, node)
+    one = Page(client_of_staff)
+    await one.open()
+    frame = await one.frame()
+    await one.socket.disconnect()
+    assert frame["full"]
+    assert frame["lists"] == {
+        "nodes": [f"node-{node.id}"],
+        "runs": [f"run-{run.id}"],
+        "allocations": [f"allocation-{allocation.id}"],
+    }
+    assert set(frame["parts"]) == {"totals", "throughput", *(ids[0] for ids in frame["lists"].values())}
+    for name, html in frame["parts"].items():
+        assert f'id="{name}"' in html.split(">")[0]
+
+
+async def test_then_only_what_changed(page: Page) -> None:
+    node, other = await sync_to_async(add_node)(), await sync_to_async(add_node)("helsinki-2")
+    events.changed()
+    await page.frame_with(f"node-{other.id}")
+    await Node.objects.filter(pk=node.pk).aupdate(cpu=93)
+    events.changed()
+    frame = await page.frame_with(f"node-{node.id}")
+    assert not frame["full"]
+    assert "93 %" in frame["parts"][f"node-{node.id}"]
+    assert f"node-{other.id}" not in frame["parts"]
+    assert frame["lists"] == {}
+
+
+async def test_what_is_gone_leaves_its_list(page: Page) -> None:
+    node = await sync_to_async(add_node)()
+    await page.frame_with(f"node-{node.id}")
+    await sync_to_async(node.delete)()
+    frame = await page.until(lambda frame: "nodes" in frame["lists"])
+    assert frame["lists"]["nodes"] == []
+
+
+async def test_a_write_of_another_process_is_seen_without_a_wake_up(page: Page) -> None:
+    await page.frame()
+    before = events.version()
+    node = await sync_to_async(add_node)()
+    began = time.monotonic()
+    await page.frame_with(f"node-{node.id}")
+    assert events.version() == before
+    assert time.monotonic() - began < live.REREAD_SECONDS + 2
+
+
+async def test_a_quiet_page_still_hears_that_it_is_current(page: Page) -> None:
+    await page.frame()
+    frame = await page.until(lambda frame: not frame["parts"])
+    assert not frame["lists"]
+    assert abs(frame["at"] / 1000 - time.time()) < 60
+
+
+async def test_markup_in_names_stays_text(page: Page) -> None:
+    run = await sync_to_async(add_run)(name="<script>alert(1)</script>")
+    html = (await page.frame_with(f"run-{run.id}"))["parts"][f"run-{run.id}"]
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+# ---- what it costs ----
+
+
+async def test_a_thousand_changes_a_second_make_at_most_four_frames_a_second(page: Page, looks: list[float]) -> None:
+    node = await sync_to_async(add_node)()
+    await page.frame_with(f"node-{node.id}")
+    frames, began = 0, time.monotonic()
+
+    async def change() -> None:
+        while True:
+            events.changed()
+            await asyncio.sleep(0.001)
+
+    changing = asyncio.create_task(change())
+    del looks[:]
+    while time.monotonic() - began < 2:
+        await page.frame()
+        frames += 1
+    changing.cancel()
+    assert 2 <= frames <= 9
+    assert all(later - sooner >= live.LOOK_SECONDS * 0.9 for sooner, later in pairwise(looks))
+
+
+async def test_pages_share_one_reader_which_ends_with_the_last(looks: list[float], client_of_staff: Client) -> None:
+    first, second = Page(client_of_staff), Page(client_of_staff)
+    for page in (first, second):
+        await page.open()
+        assert (await page.frame())["full"]
+    del looks[:]
+    began = time.monotonic()
+    node = await sync_to_async(add_node)()
+    await asyncio.gather(first.frame_with(f"node-{node.id}"), second.frame_with(f"node-{node.id}"))
+    assert len(looks) <= (time.monotonic() - began) / live.LOOK_SECONDS + 1
+    await first.socket.disconnect()
+    assert live.shared.running
+    await second.socket.disconnect()
+    assert not live.shared.running
+
+
+async def test_a_page_that_comes_back_gets_everything_again(looks: list[float], client_of_staff: Client) -> None:
+    for _ in range(2):
+        page = Page(client_of_staff)
+        await page.open()
+        assert (await page.frame())["full"]
+        await page.socket.disconnect()
+
+
+async def test_a_page_that_does_not_keep_up_gets_the_newest_state_only(page: Page) -> None:
+    node = await sync_to_async(add_node)()
+    await page.until(lambda frame: f"node-{node.id}" in frame["parts"])
+    unread = await page.frame(seen=False)
+    for cpu in (11, 22, 33):
+        await Node.objects.filter(pk=node.pk).aupdate(cpu=cpu)
+        looked = live.shared._snapshot
+        events.changed()
+        async with asyncio.timeout(PATIENCE):
+            while live.shared._snapshot is looked:
+                await asyncio.sleep(0.02)
+    assert await page.socket.receive_nothing(timeout=0.1)
+    await page.seen(unread)
+    frame = await page.frame()
+    assert "33 %" in frame["parts"][f"node-{node.id}"]
+    assert frame["seq"] == unread["seq"] + 1
+
+
+@pytest.mark.parametrize("nonsense", ["", "{", "[]", "7", '{"seen": "x"}', '{"seen": 99}', "[" * 5000, '"\\ud800"'])
+async def test_nonsense_from_a_page_is_ignored(page: Page, nonsense: str) -> None:
+    first = await page.frame(seen=False)
+    await page.socket.send_to(text_data=nonsense)
+    await page.socket.send_to(bytes_data=b"\x00")
+    await page.seen(first)
+    assert (await page.frame())["seq"] == first["seq"] + 1
+
+
+async def test_a_failing_read_is_got_over(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await page.frame()
+    with monkeypatch.context() as patch:
+        failed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def fail() -> None:
+            loop.call_soon_threadsafe(failed.set)
+            raise RuntimeError("locked")
+
+        patch.setattr(pages, "_allocation_views", fail)
+        async with asyncio.timeout(PATIENCE):
+            await failed.wait()
+    node = await sync_to_async(add_node)()
+    await page.frame_with(f"node-{node.id}")
+    assert "could not be read" in caplog.text
