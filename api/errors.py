@@ -13,7 +13,7 @@ from typing import Any
 
 from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
 from django.db import OperationalError
-from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.views import defaults
 from rest_framework import views
 from rest_framework.exceptions import APIException, ValidationError
@@ -61,6 +61,9 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
         # Out of the busy time-out: nothing was changed, so the same request may be sent again.
         logger.warning("the control database was locked for longer than its time-out")
         return Response({"detail": "the database is busy; try again"}, status=503, headers={"Retry-After": "1"})
+    if isinstance(exc, Http404):
+        # Django's own words name a model and a query, which is not what was asked.
+        return Response({"detail": f"{context['request'].path} does not exist"}, status=404)
     response = views.exception_handler(exc, context)
     if response is not None and isinstance(exc, APIException) and not isinstance(response.data, dict):
         response.data = {"detail": str(response.data)}

@@ -224,6 +224,11 @@ def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Jso
     """Adds the agent's verbs and how their requests are authenticated (a POSTPROCESSING_HOOK of drf-spectacular)."""
     for name, (does, body, reply) in VERBS.items():
         result["paths"][f"/api/v1/agent/{name}"] = {"post": _verb(name, does, body, reply)}
+    alike = {status: _problem("So for every entry.") for status in ("404", "409", "412", "422")}
+    result["paths"]["/api/v1/agent/report"]["post"]["responses"] |= {
+        status: answer | {"content": {"application/json": {"schema": VERBS["report"][2]}}}
+        for status, answer in alike.items()
+    }
     result["paths"]["/api/v1/agent/segments/{sha256}"] = {"put": _segments()}
     schemes = result.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["signature"] = {

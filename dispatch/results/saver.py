@@ -23,9 +23,9 @@ from django.utils import timezone
 from dispatch import events, lifecycle
 from dispatch.models import Receipt
 from dispatch.results import datasets, spool
-from dispatch.results.store import Part, ResultStore
+from dispatch.results.store import Part, ResultStore, StoreBusy
 from nodes import executors
-from nodes.protocol import Conflict
+from nodes.protocol import CascadeError, Conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,6 +63,7 @@ class Saver:
         self._swept = time.monotonic()
         self._dirty = False
         self._doubtful: int | None = None
+        self._blocked: set[str] = set()
 
     def start(self) -> None:
         """Raises StoreBusy when another process owns the store."""
@@ -98,22 +99,53 @@ class Saver:
 
     def once(self) -> bool:
         """Saves one batch; False when nothing waited."""
+        batch = self._next_batch()
+        recorded = self._recorded(batch)
+        whole: list[Receipt] = []
+        parts: list[Part] = []
+        for receipt in batch:
+            if not self._readable(receipt) or not self._has_table(receipt):
+                continue
+            try:
+                part = _part(receipt, recorded)
+            except CascadeError as error:
+                # Accepted by another version of the dataset than the one that runs now.
+                logger.error("receipt %s cannot be read any more, its items are run again: %s", receipt.pk, error)
+                lifecycle.damaged(receipt, f"the result does not fit its table any more: {error}")
+                continue
+            whole.append(receipt)
+            parts += [part] if part is not None else []
+        if not whole:
+            return False
+        self.store.append(parts)
+        self._dirty = True
+        lifecycle.saved(whole)
+        return True
+
+    def _next_batch(self) -> list[Receipt]:
         batch: list[Receipt] = []
         entries = rows = 0
-        for receipt in Receipt.objects.filter(saved_at=None).order_by("pk")[:500]:
+        waiting = Receipt.objects.filter(saved_at=None).exclude(type__in=self._blocked).order_by("pk")
+        for receipt in waiting.iterator(chunk_size=20):
             batch.append(receipt)
             entries += len(receipt.manifest)
             rows += receipt.rows
             if entries >= BATCH_ENTRIES or rows >= BATCH_ROWS:
                 break
-        if not batch:
+        return batch
+
+    def _has_table(self, receipt: Receipt) -> bool:
+        """False, until the next checkpoint, for a type whose table cannot be: the others are saved meanwhile."""
+        if receipt.type in self._blocked:
             return False
-        whole = [receipt for receipt in batch if self._readable(receipt)]
-        recorded = self._recorded(whole)
-        parts = [part for receipt in whole if (part := _part(receipt, recorded)) is not None]
-        self.store.append(parts)
-        self._dirty = True
-        lifecycle.saved(whole)
+        try:
+            self.store.ensure(executors.get(receipt.type).dataset)
+        except StoreBusy:
+            raise
+        except CascadeError as error:
+            logger.error("results of %s wait in the spool: %s", receipt.type, error)
+            self._blocked.add(receipt.type)
+            return False
         return True
 
     def _recorded(self, receipts: Sequence[Receipt]) -> Container[tuple[int, int, int]]:
@@ -147,6 +179,8 @@ class Saver:
     def _tidy(self) -> None:
         """The spool is kept until a checkpoint: a torn write-ahead log of DuckDB opens without an error, but short."""
         now = time.monotonic()
+        if now - self._checkpointed > CHECKPOINT_SECONDS:
+            self._blocked.clear()
         if self._dirty and now - self._checkpointed > CHECKPOINT_SECONDS:
             self._checkpointed = now
             self._dirty = False

@@ -104,8 +104,8 @@ class _Result:
         assert self.dataset is not None
         rows = inline(self.dataset, produced, INLINE_ROWS - self._count) if self.inline else None
         if rows is None:
-            self.inline = False
             rows = to_table(self.dataset, produced)
+            self.inline = False
         else:
             self._characters += sum(len(value) for row in rows for value in row if isinstance(value, str))
             self.inline = self._characters <= INLINE_CHARACTERS

@@ -28,6 +28,8 @@ from nodes.models import Node
 from nodes.registry import Caller
 
 SEGMENT_LIMIT = 1024 * 1024
+SLOW = 2.0
+"""Seconds per item that reports tell, so that nothing is queued ahead unless a test is about that."""
 
 
 class Work(NamedTuple):
@@ -83,7 +85,7 @@ class Child:
 
     def works(self, slots: int = 100) -> list[Work]:
         """What it is given when the dispatcher has made its pass."""
-        queue.allocate_now()
+        dispatch()
         return self.claim(slots)
 
     def live(self) -> int:
@@ -113,6 +115,11 @@ def submit(items: int | Sequence[Any] = 4, **fields: Any) -> Run:
     return lifecycle.submit(**{"type": "echo", "items": named, "shard_size": 1, "backoff": 0.0, **fields})
 
 
+def dispatch() -> set[int]:
+    """One pass; the ids of the nodes that got work."""
+    return set(queue.allocate_now().nodes)
+
+
 # What a child reports
 
 
@@ -130,7 +137,7 @@ def done(work: Work, count: int = 1) -> dict[str, Any]:
         "allocation": work.allocation,
         "ranges": [[work.start, work.stop, count * length]],
         "rows": rows_of(work, count),
-        "seconds": 0.01 * length,
+        "seconds": SLOW * length,
     }
 
 
@@ -148,7 +155,7 @@ def partly(work: Work, *failed: int, retry: bool = False, count: int = 1) -> dic
         "ranges": ranges,
         "errors": [[index, f"no luck with {work.items[index - work.start]}", retry] for index in failed],
         "rows": rows_of(work, count, good),
-        "seconds": 0.1,
+        "seconds": SLOW * (work.stop - work.start),
     }
 
 

@@ -74,9 +74,7 @@ def test_what_it_learns_is_what_the_parent_tells_about_a_late_signature(clock):
     def verified() -> signing.Verified:
         url = "http://127.0.0.1:8000/api/v1/agent/beat"
         headers = list(signing.sign("POST", url, b"{}", created=clock.now(), **keys).items())
-        return signing.verify(
-            "POST", url, headers, find_public_key=lambda _: public_key, now=parent_now, max_age=300
-        )
+        return signing.verify("POST", url, headers, find_public_key=lambda _: public_key, now=parent_now, max_age=300)
 
     with pytest.raises(Unauthenticated) as refused:
         verified()
