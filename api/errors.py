@@ -89,7 +89,7 @@ def _flat(detail: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
 
 
 def _wants_json(request: HttpRequest) -> bool:
-    return request.path.startswith("/api/")
+    return f"{request.path}/".startswith("/api/")
 
 
 def handler400(request: HttpRequest, exception: Exception) -> HttpResponse:

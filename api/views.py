@@ -21,10 +21,11 @@ from django_filters.fields import IsoDateTimeField
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import viewsets
+from rest_framework.exceptions import APIException
 from rest_framework.filters import OrderingFilter
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.pagination import LimitOffsetPagination
-from rest_framework.parsers import BaseParser
+from rest_framework.parsers import BaseParser, FormParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -109,7 +110,9 @@ class Json(BaseContentNegotiation):
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         media_type = (request.content_type or "").partition(";")[0].strip().lower()
-        return next(iter(parsers)) if media_type in ("", "application/json") or media_type.endswith("+json") else None
+        if media_type == "" or media_type.endswith("+json"):
+            media_type = StrictJSON.media_type
+        return next((parser for parser in parsers if parser.media_type == media_type), None)
 
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
@@ -118,11 +121,21 @@ class Json(BaseContentNegotiation):
         return renderer, renderer.media_type
 
 
+class LengthRequired(APIException):
+    status_code = 411
+
+
 class Native(APIView):
     """Every view of the native API."""
 
     parser_classes = (StrictJSON,)
     content_negotiation_class = Json
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        # Neither Django nor DRF looks at such a body: its size is unknown, so that upload_limit would not hold.
+        if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
+            raise LengthRequired("send the body with a Content-Length, not in chunks")
 
 
 class NativeSet(Native, viewsets.GenericViewSet[Any]):
@@ -211,7 +224,9 @@ class GuessesByName(Guesses):
 
 
 class Guessed(Native):
-    """A view whose POST can be used to guess."""
+    """A view whose POST can be used to guess. It also takes forms, which is what one types for curl."""
+
+    parser_classes = (StrictJSON, FormParser)
 
     def get_throttles(self) -> list[BaseThrottle]:
         self.throttles = super().get_throttles()

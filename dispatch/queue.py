@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
-from django.db.models import Count, F, Max, Q
+from django.db.models import Count, F, Max, Q, Window
+from django.db.models.functions import RowNumber
 from django.utils import timezone
 
 from dispatch import lifecycle
@@ -21,8 +22,8 @@ from nodes import registry
 from nodes.models import Node, Quota
 from nodes.transactions import write
 
-RETURNED_LIMIT = 2000
-"""Pending shards looked at in one pass; the next pass sees the rest."""
+RETURNED_LIMIT = 1000
+"""Pending shards of each run looked at in one pass; the next pass sees the rest."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ def _demands(now: dt.datetime, offers: Sequence[Offer], run_id: int | None) -> l
     )
     marks = _marks(offers)
     returned: dict[int, list[Piece]] = defaultdict(list)
-    pending = Shard.objects.filter(_ready(now), state=ShardState.PENDING, run__in=runs.values("pk")).order_by("pk")
-    for shard in pending.select_related(None)[:RETURNED_LIMIT]:
+    pending = Shard.objects.filter(_ready(now), state=ShardState.PENDING, run__in=runs.values("pk")).annotate(
+        place=Window(RowNumber(), partition_by="run", order_by="pk")
+    )
+    for shard in pending.filter(place__lte=RETURNED_LIMIT).order_by("pk"):
         returned[shard.run_id].append(
             Piece(shard.start, shard.stop, shard=shard.pk, attempt=shard.attempts + shard.deaths + shard.losses + 1)
         )

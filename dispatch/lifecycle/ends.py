@@ -110,7 +110,7 @@ def cancel(run_id: int) -> Run:
             raise Conflict(f"run {run_id} has ended already: {run.state}")
         now = timezone.now()
         live = list(Allocation.objects.select_for_update().filter(run=run, state__in=LIVE).values_list("pk", "node_id"))
-        Allocation.objects.filter(pk__in=[pk for pk, _ in live], state__in=LIVE).update(
+        Allocation.objects.filter(run=run, state__in=LIVE).update(
             state=AllocationState.CANCELLED, finished_at=now, error="the run was cancelled"
         )
         stopped = Shard.objects.filter(run=run, state__in=before(SHARD, ShardState.CANCELLED))

@@ -16,7 +16,7 @@ from dispatch.attempts import Failure
 from dispatch.items import Frozen
 from dispatch.lifecycle.ends import unsuccessful
 from dispatch.models import Allocation, Run, Shard
-from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, ShardState, before
+from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, RunState, ShardState, before
 from nodes import registry
 from nodes.messages import Claim
 from nodes.registry import Caller
@@ -42,29 +42,29 @@ class Parcel(NamedTuple):
 
 
 def grant(plan: Plan, now: datetime) -> None:
-    """Writes ``plan`` down. Call it in the transaction that read what the plan was made from."""
+    """Writes ``plan`` down. Call it in the transaction that read what the plan was made from.
+
+    On PostgreSQL a cancel may have come in between: what it has ended is left out.
+    """
     at = moment(now)
-    cuts: dict[int, tuple[int, int]] = {}
-    fresh: list[tuple[Any, ...]] = []
-    pieces = [(made.run, made.piece, ShardState.ALLOCATED) for made in plan.grants]
-    pieces += [(run, piece, ShardState.PENDING) for run, piece in plan.aside]
-    for run, piece, state in pieces:
-        if piece.shard is None:
-            first, last = cuts.get(run, (piece.start, piece.stop))
-            cuts[run] = min(first, piece.start), max(last, piece.stop)
-            fresh.append((run, piece.start, piece.stop, str(state), 0, 0, 0, "", at))
-    insert_rows(Shard, SHARD_COLUMNS, fresh)
+    cuts = _cut(plan)
+    kept = _kept(plan)
+    grants = [
+        made for made in plan.grants if (made.run in cuts if made.piece.shard is None else made.piece.shard in kept)
+    ]
+    fresh = [(made.run, made.piece, ShardState.ALLOCATED) for made in grants if made.piece.shard is None]
+    fresh += [(run, piece, ShardState.PENDING) for run, piece in plan.aside if run in cuts]
+    insert_rows(
+        Shard,
+        SHARD_COLUMNS,
+        [(run, piece.start, piece.stop, str(state), 0, 0, 0, "", at) for run, piece, state in fresh],
+    )
+    Shard.objects.filter(pk__in=kept).update(state=ShardState.ALLOCATED, not_before=None, updated_at=now)
     ids: dict[tuple[int, int], int] = {}
     for run, (first, last) in cuts.items():
-        Run.objects.filter(pk=run).update(cut=last)
         made_here = Shard.objects.filter(run=run, start__gte=first, start__lt=last).values_list("start", "pk")
         ids.update({(run, start): pk for start, pk in made_here})
-    returned = [made.piece.shard for made in plan.grants if made.piece.shard is not None]
-    if returned:
-        Shard.objects.filter(pk__in=returned, state__in=before(SHARD, ShardState.ALLOCATED)).update(
-            state=ShardState.ALLOCATED, not_before=None, updated_at=now
-        )
-    types = dict(Run.objects.filter(pk__in={made.run for made in plan.grants}).values_list("pk", "type"))
+    types = dict(Run.objects.filter(pk__in={made.run for made in grants}).values_list("pk", "type"))
     until = moment(now + timedelta(seconds=settings.CASCADE.offer_seconds))
     pending = str(AllocationState.PENDING)
     insert_rows(
@@ -72,27 +72,38 @@ def grant(plan: Plan, now: datetime) -> None:
         ALLOCATION_COLUMNS,
         [
             (
-                made.run,
-                made.piece.shard or ids[made.run, made.piece.start],
-                made.node,
-                types[made.run],
-                made.piece.item,
-                made.piece.start,
-                made.piece.stop,
-                made.piece.attempt,
-                pending,
-                False,
-                until,
-                made.reason[:300],
-                at,
-                0,
-                0,
-                "",
-                "",
+                *(made.run, made.piece.shard or ids[made.run, made.piece.start], made.node, types[made.run]),
+                *(made.piece.item, made.piece.start, made.piece.stop, made.piece.attempt, pending, False),
+                *(until, made.reason[:300], at, 0, 0, "", ""),
             )
-            for made in plan.grants
+            for made in grants
         ],
     )
+
+
+def _cut(plan: Plan) -> dict[int, tuple[int, int]]:
+    """Moves the runs' cuts; run -> [first, last) of what was cut, without the runs that ended in between."""
+    cuts: dict[int, tuple[int, int]] = {}
+    for run, piece in [*((made.run, made.piece) for made in plan.grants), *plan.aside]:
+        if piece.shard is None:
+            first, last = cuts.get(run, (piece.start, piece.stop))
+            cuts[run] = min(first, piece.start), max(last, piece.stop)
+    return {
+        run: (first, last)
+        for run, (first, last) in cuts.items()
+        if Run.objects.filter(pk=run, cut=first, state=RunState.RUNNING).update(cut=last)
+    }
+
+
+def _kept(plan: Plan) -> set[int]:
+    """The shards cut before that are still there to be allocated."""
+    returned = [made.piece.shard for made in plan.grants if made.piece.shard is not None]
+    if not returned:
+        return set()
+    pending = Shard.objects.select_for_update().filter(
+        pk__in=returned, state=ShardState.PENDING, run__state=RunState.RUNNING
+    )
+    return set(pending.values_list("pk", flat=True))
 
 
 def claim(caller: Caller, asked: Claim) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from django.db.models import F
 from django.utils import timezone
@@ -13,6 +13,8 @@ from dispatch.lifecycle.ends import finish
 from dispatch.models import Receipt, Run, Shard
 from dispatch.states import SHARD, ShardState, before
 from nodes.transactions import write
+
+SLICE = 5000
 
 
 def saved(receipts: Sequence[Receipt]) -> None:
@@ -36,9 +38,10 @@ def saved(receipts: Sequence[Receipt]) -> None:
                     shards.append(shard)
                     items[entry["run"]] += last - first
                     rows[entry["run"]] += count
-        Shard.objects.filter(pk__in=shards, state__in=before(SHARD, ShardState.SAVED)).update(
-            state=ShardState.SAVED, updated_at=now
-        )
+        for some in _slices(shards):
+            Shard.objects.filter(pk__in=some, state__in=before(SHARD, ShardState.SAVED)).update(
+                state=ShardState.SAVED, updated_at=now
+            )
         Receipt.objects.filter(pk__in=fresh).update(saved_at=now)
         for run, count in items.items():
             Run.objects.filter(pk=run).update(saved=F("saved") + count, rows=F("rows") + rows[run])
@@ -53,7 +56,14 @@ def damaged(receipt: Receipt, detail: str) -> None:
         if not Receipt.objects.filter(pk=receipt.pk, saved_at=None).update(saved_at=now, purged_at=now, rows=0):
             return
         shards = [shard for entry in receipt.manifest for _, _, _, shard in entry["ranges"]]
-        Shard.objects.filter(pk__in=shards, state=ShardState.SPOOLED).update(
-            state=ShardState.PENDING, error=detail, updated_at=now
-        )
+        for some in _slices(shards):
+            Shard.objects.filter(pk__in=some, state=ShardState.SPOOLED).update(
+                state=ShardState.PENDING, error=detail, updated_at=now
+            )
     events.changed()
+
+
+def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """A statement can name some tens of thousands of ids; a shard that failed in many places has as many pieces."""
+    for at in range(0, len(ids), SLICE):
+        yield ids[at : at + SLICE]

@@ -16,8 +16,9 @@ from django.db import IntegrityError
 from dispatch import balancers, events
 from dispatch.items import freeze, item_key
 from dispatch.models import Run, Task
+from dispatch.ranges import MOST_ITEMS
 from nodes import executors
-from nodes.executors.base import Item
+from nodes.executors.base import Item, shown
 from nodes.protocol import FieldError, Unprocessable
 from nodes.transactions import write
 
@@ -61,7 +62,7 @@ def submit(
         "backoff": backoff,
         "shard_size": shard_size,
         "balancer": balancer,
-        "labels": dict(labels or {}),
+        "labels": {} if labels is None else labels,
     }
     check_work(work)
     blob = freeze(frozen)
@@ -121,15 +122,15 @@ def check_work(work: Mapping[str, Any]) -> None:
                 except ValidationError as error:
                     raise FieldError(field, f"{value}: {error.messages[0]}") from None
     size = work["shard_size"]
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= settings.CASCADE.max_items:
-        raise FieldError(
-            "shard_size", f"{size!r} is not a whole number from 0 (automatic) to {settings.CASCADE.max_items}"
-        )
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_ITEMS:
+        raise FieldError("shard_size", f"{size!r} is not a whole number from 0 (automatic) to {MOST_ITEMS}")
     name = check_text("balancer", work["balancer"], 200)
     if name not in balancers.BALANCERS and name not in settings.CASCADE.balancers:
         known = ", ".join([*sorted(balancers.BALANCERS), *settings.CASCADE.balancers])
         raise FieldError("balancer", f"{name!r} is not one of: {known}; dotted paths are allowed by CASCADE_BALANCERS")
     balancers.get(name)
+    if not isinstance(work["labels"], Mapping):
+        raise FieldError("labels", f"{shown(work['labels'])} is not an object of texts")
     for label, value in work["labels"].items():
         check_text("labels", label, 100)
         check_text(f"labels.{label}", value, 200)
@@ -138,7 +139,7 @@ def check_work(work: Mapping[str, Any]) -> None:
 def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") -> list[Item]:
     """``items`` after ``split``, each one checked by its executor. Raises FieldError naming the first bad one."""
     if not isinstance(items, list | tuple):
-        raise FieldError("items", f"{items!r:.80} is not a list")
+        raise FieldError("items", f"{shown(items)} is not a list")
     if not items:
         raise FieldError("items", "is empty; a run needs at least one item")
     executor = executors.get(type)
@@ -162,7 +163,7 @@ def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") 
 def _check_item(executor: type[executors.Executor], item: Any, at: int) -> None:
     name = f"items[{at}]"
     if isinstance(item, bool) or not isinstance(item, str | int | float | dict):
-        raise FieldError(name, f"{item!r:.80} is not a text, a number or an object")
+        raise FieldError(name, f"{shown(item)} is not a text, a number or an object")
     if isinstance(item, float) and not math.isfinite(item):
         raise FieldError(name, f"{item!r} is not a finite number")
     try:
@@ -175,7 +176,7 @@ def _check_item(executor: type[executors.Executor], item: Any, at: int) -> None:
     check_text(name, text.replace("\\u0000", "\x00"), 10_000)
     key = item_key(item)
     if not key or len(key) > KEY_LIMIT:
-        raise FieldError(name, f"its key {key!r:.80} must have 1 to {KEY_LIMIT} characters")
+        raise FieldError(name, f"its key {shown(key)} must have 1 to {KEY_LIMIT} characters")
     check_text(name, key, KEY_LIMIT)
     try:
         executor.check_item(item)
@@ -186,9 +187,9 @@ def _check_item(executor: type[executors.Executor], item: Any, at: int) -> None:
 def check_text(field: str, value: Any, limit: int) -> str:
     """``value`` as a storable text of at most ``limit`` characters. Raises FieldError."""
     if not isinstance(value, str):
-        raise FieldError(field, f"{value!r:.80} is not a text")
+        raise FieldError(field, f"{shown(value)} is not a text")
     if len(value) > limit:
         raise FieldError(field, f"has {len(value)} characters; at most {limit} are allowed")
     if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise FieldError(field, f"{value!r:.80} has characters that cannot be stored (NUL or half a surrogate pair)")
+        raise FieldError(field, f"{shown(value)} has characters that cannot be stored (NUL or half a surrogate pair)")
     return value

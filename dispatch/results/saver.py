@@ -104,17 +104,21 @@ class Saver:
         whole: list[Receipt] = []
         parts: list[Part] = []
         for receipt in batch:
+            entries = _unsaved(receipt, recorded)
+            if not entries:
+                whole.append(receipt)  # a crash came between the two commits
+                continue
             if not self._readable(receipt) or not self._has_table(receipt):
                 continue
             try:
-                part = _part(receipt, recorded)
+                part = _part(receipt, entries)
             except CascadeError as error:
                 # Accepted by another version of the dataset than the one that runs now.
                 logger.error("receipt %s cannot be read any more, its items are run again: %s", receipt.pk, error)
                 lifecycle.damaged(receipt, f"the result does not fit its table any more: {error}")
                 continue
             whole.append(receipt)
-            parts += [part] if part is not None else []
+            parts.append(part)
         if not whole:
             return False
         self.store.append(parts)
@@ -197,16 +201,18 @@ class Saver:
             spool.sweep(settings.CASCADE.spool, keep, SWEEP_SECONDS)
 
 
-def _part(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> Part | None:
-    """The rows of a receipt with their lineage and ledger entries, but for what the ledger has already."""
-    dataset = executors.get(receipt.type).dataset
-    entries = [
+def _unsaved(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """The entries that the ledger does not have; one entry's ranges are saved together or not at all."""
+    return [
         entry
         for entry in receipt.manifest
         if entry["ranges"] and (entry["run"], *entry["ranges"][0][:2]) not in recorded
     ]
-    if not entries:
-        return None
+
+
+def _part(receipt: Receipt, entries: Sequence[dict[str, Any]]) -> Part:
+    """The rows of these entries of a receipt, with their lineage and what the ledger shall say."""
+    dataset = executors.get(receipt.type).dataset
     if receipt.segment:
         table = datasets.decode(spool.path(settings.CASCADE.spool, receipt.segment), dataset)
     else:

@@ -383,6 +383,13 @@ def test_other_bodies_than_json_are_refused(api: Api) -> None:
     assert response.json()["detail"]
 
 
+def test_a_body_of_unknown_length_is_refused(api: Api) -> None:
+    answer = api.post("runs", ECHO, HTTP_TRANSFER_ENCODING="chunked")
+    assert answer.status == 411
+    assert "Content-Length" in answer.body["detail"]
+    assert not Run.objects.exists()
+
+
 def test_a_body_above_the_limit_is_refused_before_it_is_read(api: Api, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
     answer = api.post("runs", {**ECHO, "items": ["x" * 100] * 100})

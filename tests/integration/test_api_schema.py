@@ -146,7 +146,7 @@ def test_a_browser_that_is_not_signed_in_is_sent_to_do_so(client: Client) -> Non
 
 
 def test_an_unknown_address_below_api_is_answered_in_json(client: Client) -> None:
-    for path in ("/api/nothing", "/api/v1/nothing", "/api/v1/runs/"):
+    for path in ("/api", "/api/nothing", "/api/v1/nothing", "/api/v1/runs/"):
         for method in ("GET", "POST"):
             response = client.generic(method, path)
             assert response.status_code == 404

@@ -47,6 +47,18 @@ def test_a_token_opens_the_api_and_refreshes(api: Api, operator: User) -> None:
     assert api.get("runs", HTTP_AUTHORIZATION=f"Bearer {fresh.body['access']}").status == 200
 
 
+def test_signing_in_works_with_a_form_too(client: Client, operator: User) -> None:
+    body = f"username=operator&password={WORD}"
+    response = client.post("/api/v1/token", body, content_type="application/x-www-form-urlencoded")
+    assert response.status_code == 200
+    guess = body.replace(WORD, "nonsense")
+    statuses = [
+        client.post("/api/v1/token", guess, content_type="application/x-www-form-urlencoded").status_code
+        for _ in range(11)
+    ]
+    assert statuses == [401] * 10 + [429]
+
+
 def test_a_token_needs_no_csrf_token(operator: User) -> None:
     api = Api(Client(enforce_csrf_checks=True))
     access = sign_in(api).body["access"]

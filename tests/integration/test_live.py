@@ -296,22 +296,28 @@ async def test_a_page_that_comes_back_gets_everything_again(looks: list[float], 
         await page.socket.disconnect()
 
 
-async def test_a_page_that_does_not_keep_up_gets_the_newest_state_only(page: Page) -> None:
+async def test_a_page_that_does_not_keep_up_gets_the_newest_state_only(page: Page, looks: list[float]) -> None:
     node = await sync_to_async(add_node)()
-    await page.until(lambda frame: f"node-{node.id}" in frame["parts"])
+    await page.frame_with(f"node-{node.id}")
     unread = await page.frame(seen=False)
     for cpu in (11, 22, 33):
         await Node.objects.filter(pk=node.pk).aupdate(cpu=cpu)
-        looked = live.shared._snapshot
         events.changed()
+        # The second look from here has begun after the write.
+        enough = len(looks) + 2
         async with asyncio.timeout(PATIENCE):
-            while live.shared._snapshot is looked:
+            while len(looks) < enough:
+                events.changed()
                 await asyncio.sleep(0.02)
     assert await page.socket.receive_nothing(timeout=0.1)
     await page.seen(unread)
-    frame = await page.frame()
-    assert "33 %" in frame["parts"][f"node-{node.id}"]
-    assert frame["seq"] == unread["seq"] + 1
+    html, frames = "", 0
+    while "33 %" not in html:
+        frame = await page.frame()
+        html = frame["parts"].get(f"node-{node.id}", "")
+        frames += 1
+        assert "11 %" not in html
+    assert frames <= 2
 
 
 @pytest.mark.parametrize("nonsense", ["{", "[]", "7", '{"seen": "x"}', '{"seen": 99}', "[" * 5000, '"\\ud800"'])
