@@ -24,7 +24,6 @@ from nodes.transactions import write
 
 logger = logging.getLogger(__name__)
 
-SEEN_LIMIT = 20_000
 UNAUTHENTICATED, REPLACED = 4401, 4409
 
 
@@ -46,7 +45,7 @@ class AgentSocket(AsyncWebsocketConsumer):
             await self.close()
             return
         events.bind(asyncio.get_running_loop())
-        self._seen: set[int] = set()
+        self._offered = 0
         self._work = asyncio.Event()
         self._group = events.group(self.caller.node_id)
         await self.channel_layer.group_add(self._group, self.channel_name)
@@ -96,26 +95,25 @@ class AgentSocket(AsyncWebsocketConsumer):
             await self._work.wait()
             self._work.clear()
             try:
-                offer, ids = await in_thread(self._next_offer)
+                offer = await in_thread(self._next_offer)
             except Unauthenticated:
                 await self.close(UNAUTHENTICATED)
                 return
             except Exception:
                 logger.exception("an offer could not be made; the next wake-up tries again")
                 continue
-            if ids:
-                self._seen.update(ids)
-                if len(self._seen) > SEEN_LIMIT:
-                    # Ids grow: the older half is long delivered or taken back.
-                    self._seen = set(sorted(self._seen)[SEEN_LIMIT // 2 :])
+            if offer["work"]:
+                # Ids grow with the grants, so the last one offered tells what is new. The first of a new socket
+                # brings everything again that was not accepted on the one before.
+                self._offered = offer["work"][-1][0]
+                self._work.set()  # there may be more than one offer holds
                 await self._say({"type": "offer", **offer})
 
-    def _next_offer(self) -> tuple[dict[str, Any], list[int]]:
+    def _next_offer(self) -> dict[str, Any]:
         assert self.caller is not None
         with write():
             registry.check_live(self.caller)
-        found = lifecycle.offered(self.caller.node_id, self._seen)
-        return package(found), [each.pk for each in found]
+        return package(lifecycle.offered(self.caller.node_id, self._offered))
 
     async def node_work(self, message: dict[str, Any]) -> None:
         """Something was granted to this node."""

@@ -128,7 +128,7 @@ class LengthRequired(APIException):
 class Native(APIView):
     """Every view of the native API."""
 
-    parser_classes = (StrictJSON,)
+    parser_classes: Sequence[type[BaseParser]] = (StrictJSON,)
     content_negotiation_class = Json
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:

@@ -166,6 +166,18 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Runs, shards and nodes of a Cascade parent, and the verbs its children speak.",
     "VERSION": __version__,
     "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_NAME_OVERRIDES": {
+        "RunState": "api.schema.RUN_STATES",
+        "ShardState": "api.schema.SHARD_STATES",
+        "AllocationState": "api.schema.ALLOCATION_STATES",
+    },
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "api.schema.agent_verbs",
+        "api.schema.problems",
+    ],
 }
 
 LOGGING = {

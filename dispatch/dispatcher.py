@@ -18,7 +18,7 @@ PASS_SECONDS = 1.0
 """A pass begins at the latest so long after the last one, whatever was heard meanwhile: other processes write too."""
 GATHER_SECONDS = 0.001
 """After a wake-up, what arrives within so long is served by the same pass."""
-UNHURRIED_SECONDS = 0.01
+UNHURRIED_SECONDS = 0.02
 """The same while every node has work queued beyond its slots: nobody waits, and larger batches cost less."""
 PRUNE_SECONDS = 600.0
 AWAY_SECONDS = 5.0

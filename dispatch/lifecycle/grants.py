@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -119,10 +119,9 @@ def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
     return {**package(found), "cancel": gone, "drain": node.draining}
 
 
-def offered(node_id: int, seen: Iterable[int] = ()) -> list[Parcel]:
-    """What a socket shall offer this node: granted, not delivered, not offered on this socket before (``seen``)."""
-    skip = set(seen)
-    return [each for each in _undelivered(node_id) if each.pk not in skip][:UNDELIVERED_LIMIT]
+def offered(node_id: int, after: int = 0) -> list[Parcel]:
+    """What a socket shall offer this node: granted, not delivered, newer than allocation ``after``."""
+    return _undelivered(node_id, after)
 
 
 def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
@@ -242,9 +241,11 @@ def _lease_end(now: datetime) -> datetime:
     return now + timedelta(seconds=settings.CASCADE.lease_seconds)
 
 
-def _undelivered(node_id: int) -> list[Parcel]:
-    waiting = Allocation.objects.filter(node_id=node_id, state=AllocationState.PENDING, delivered=False).order_by("pk")
-    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[: 2 * UNDELIVERED_LIMIT]
+def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
+    waiting = Allocation.objects.filter(
+        node_id=node_id, state=AllocationState.PENDING, delivered=False, pk__gt=after
+    ).order_by("pk")
+    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[:UNDELIVERED_LIMIT]
     return [Parcel(*row) for row in columns]
 
 

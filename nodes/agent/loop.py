@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 BUNDLE_SECONDS = 0.02
 """Shards so short that several of them take no longer than this go to a worker in one trip."""
 REPORT_LIMIT = 1000
+GATHER_SECONDS = 0.01
+ACCEPT_SECONDS = 0.03
+"""An accept may wait so long: what is finished by then is reported instead, which says the same."""
 MESSAGE_LIMIT = 2_000
 REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """The message itself is wrong. Any other refusal is about us, or about now."""
@@ -85,7 +88,7 @@ class Agent:
         self._held: set[int] = set()
         self._progress: dict[int, int] = {}
         self._seconds: dict[str, float] = {}
-        self._accepted: list[int] = []
+        self._accepted: deque[tuple[float, int]] = deque()
         self._uploaded: set[str | None] = set()
         self._batch = REPORT_LIMIT
         self._releasing: asyncio.Task[None] | None = None
@@ -199,9 +202,9 @@ class Agent:
             self._held.add(allocation)
             self._queue.append(Work(allocation, about["type"], about["params"], about["timeout"], start, items))
             if message.get("type") == "offer":
-                self._accepted.append(allocation)
+                self._accepted.append((self._loop.time() + ACCEPT_SECONDS, allocation))
         if self._accepted:
-            self._to_send.set()
+            self._loop.call_later(ACCEPT_SECONDS, self._to_send.set)
         if late:
             self._releasing = asyncio.create_task(self._release(late, "the node stops"))
         self._fill()
@@ -336,10 +339,13 @@ class Agent:
             await self._to_send.wait()
             self._to_send.clear()
             try:
-                while self._accepted or len(self._outbox):
-                    await self._send_accepts()
+                await self._send_accepts()
+                while len(self._outbox):
+                    if self._queue and len(self._outbox) < REPORT_LIMIT // 4:
+                        await asyncio.sleep(GATHER_SECONDS)  # the slots have work; more results will share this report
                     await self._send_reports()
-                    attempt = 0
+                    await self._send_accepts()
+                attempt = 0
             except Unreachable as error:
                 attempt += 1
                 logger.warning("%d results wait: %s", len(self._outbox), error)
@@ -357,13 +363,17 @@ class Agent:
                 self._to_send.set()
 
     async def _send_accepts(self) -> None:
-        if not self._accepted:
+        due: list[int] = []
+        while self._accepted and self._accepted[0][0] <= self._loop.time():
+            due.append(self._accepted.popleft()[1])
+        # What is reported already, or in the outbox, needs no accept any more.
+        ids = [allocation for allocation in due if allocation in self._held and allocation not in self._outbox]
+        if not ids:
             return
-        ids, self._accepted = self._accepted, []
         try:
             self._take_back((await self._link.call("accept", {"allocations": ids})).get("gone", []))
         except Unreachable:
-            self._accepted = ids + self._accepted
+            self._accepted.extendleft((0.0, allocation) for allocation in reversed(ids))
             raise
 
     async def _send_reports(self) -> None:

@@ -1,4 +1,4 @@
-"""A real parent process, and nodes whose agent is the test itself: signed or plain requests, sockets, work of their own."""
+"""A real parent process, and nodes whose agent is the test itself: its requests, its sockets, work of its own."""
 
 from __future__ import annotations
 

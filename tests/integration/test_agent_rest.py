@@ -22,7 +22,7 @@ VERBS = ["accept", "beat", "claim", "release", "report"]
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
-    with agents.parent(tmp_path_factory.mktemp("parent"), LONG_POLL_SECONDS="8") as tree:
+    with agents.parent(tmp_path_factory.mktemp("parent"), LONG_POLL_SECONDS="3") as tree:
         yield tree
 
 
@@ -79,7 +79,7 @@ def test_a_beat_tells_what_the_parent_shows(agent):
     assert (node["carrier"], node["version"], node["state"]) == ("push", "9.9", "online")
     assert reply["capacity"] == node["capacity"]
     assert reply["lease_seconds"] == 60
-    assert reply["long_poll_seconds"] == 8
+    assert reply["long_poll_seconds"] == 3
     assert before - 1 <= reply["time"] <= time.time() + 1
     assert reply["drain"] is False
 
@@ -204,14 +204,14 @@ def test_a_claim_waits_no_longer_than_the_parent_allows(agent):
     agent.beat(hello=True)
     began = time.monotonic()
     assert agent.ask("claim", {"slots": 1, "wait": 1e9})["work"] == []
-    assert 8 <= time.monotonic() - began < 14
+    assert 3 <= time.monotonic() - began < 10
 
 
 # Accept
 
 
 def test_accepting_starts_the_lease_and_names_what_is_gone(agent):
-    run, (parcel, gone) = agent.work("a", "b")
+    _, (parcel, gone) = agent.work("a", "b")
     agent.ask("release", {"allocations": [gone[0]]})
     before = agent.allocation(parcel[0])["deadline"]
     assert agent.ask("accept", {"allocations": [parcel[0], gone[0], 10**12]}) == {"gone": [gone[0], 10**12]}
@@ -544,9 +544,9 @@ def test_a_signature_is_for_one_address_method_and_body(agent):
 
 
 def test_a_wrong_clock_is_told_the_time(agent):
-    headers = agent.headers("POST", "/api/v1/agent/beat", b"{}", created=int(time.time()) - 3600)
+    headers = agent.headers("POST", "/api/v1/agent/beat", b"{}", created=int(time.time()) - 600)
     answer = agent.send("POST", "beat", b"{}", headers)
-    assert "3600 s behind" in problem(answer, 401)
+    assert "s behind the server's time" in problem(answer, 401)
     assert abs(float(answer.json()["time"]) - time.time()) < 5
 
 

@@ -1,4 +1,4 @@
-"""Beat: renews what it names, starts what runs, hands back at a hello what is not held; only the parent's clock counts."""
+"""Beat: renews what it names, starts what runs, and at a hello hands back what is not held."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_nobody_renews_or_starts_another_childs_work(clock: factory.Clock) -> No
     (other,) = b.claim()
     before = deadline(other.allocation)
     clock.forward(10)
-    reply = a.beat(held=[mine.allocation, other.allocation], running=[other.allocation], progress={other.allocation: 5})
+    both = [mine.allocation, other.allocation]
+    reply = a.beat(held=both, running=[other.allocation], progress={str(other.allocation): 5})
     assert reply["cancel"] == [other.allocation]
     assert deadline(other.allocation) == before
     assert Allocation.objects.get(pk=other.allocation).progress == 0

@@ -201,6 +201,7 @@ def test_the_last_shards_on_two_nodes_do_not_overfill_the_bar() -> None:
     view = pages.Overview().look().parts[f"run-{of.id}"].view
     assert isinstance(view, pages.RunView)
     assert sum(float(piece.width) for piece in view.bar) == pytest.approx(100)
+    assert view.label == "90 of 100 items: 90 saved, 10 in flight"
 
 
 @pytest.mark.parametrize(

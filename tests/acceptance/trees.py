@@ -1,0 +1,89 @@
+"""What the acceptance tests share: quick settings, waiting, processes, and the account of a run's rows."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from cascade.local import LocalTree
+
+QUICK = {
+    "CASCADE_BEAT_SECONDS": "0.3",
+    "CASCADE_LEASE_SECONDS": "2",
+    "CASCADE_OFFER_SECONDS": "2",
+    "CASCADE_OFFLINE_SECONDS": "2",
+}
+SOON = 30.0
+"""Seconds after which what should have happened will not; machines that run tests are slow at times."""
+
+
+def until(condition: Callable[[], Any], seconds: float = SOON, what: str = "it") -> Any:
+    """What ``condition`` gives once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} has not come about in {seconds:g} s"
+        time.sleep(0.02)
+    return found
+
+
+@dataclass(frozen=True)
+class Account:
+    """Items of ``echo`` by what became of their rows; all of them empty when each was saved exactly once."""
+
+    lost: set[str]
+    duplicated: set[str]
+    strange: set[str]
+
+
+EVEN = Account(set(), set(), set())
+
+
+def rows(tree: LocalTree, run: int) -> list[dict[str, Any]]:
+    """Every row that was saved of a run, with lineage."""
+    found: list[dict[str, Any]] = tree.json("GET", f"/api/v1/runs/{run}/results", params={"raw": "true"})
+    return found
+
+
+def account(tree: LocalTree, run: int, items: Iterable[str], rows_each: int = 1) -> Account:
+    """What was submitted against what is in the result database."""
+    saved = Counter(row["value"] for row in rows(tree, run))
+    wanted = {f"{item}:{number}" for item in items for number in range(rows_each)}
+    return Account(wanted - set(saved), {value for value, count in saved.items() if count > 1}, set(saved) - wanted)
+
+
+def numbered(count: int, prefix: str = "i") -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def allocations(tree: LocalTree, run: int, **filters: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = tree.json(
+        "GET", "/api/v1/allocations", params={"run": run, "limit": 1000, **filters}
+    )["results"]
+    return found
+
+
+def executing(tree: LocalTree, run: int, node: str | None = None) -> list[int]:
+    """Allocations of a run that are running now, on ``node``."""
+    found = allocations(tree, run, state="executing")
+    return [each["id"] for each in found if node in (None, each["node_name"])]
+
+
+def family(tree: LocalTree, name: str) -> list[psutil.Process]:
+    """A process with all below it."""
+    root = psutil.Process(tree.pid(name))
+    return [root, *root.children(recursive=True)]
+
+
+def workers(tree: LocalTree, name: str) -> list[psutil.Process]:
+    """The worker processes of a child: its grandchildren, which the fork server has forked."""
+    root = tree.pid(name)
+    return [process for process in family(tree, name)[1:] if process.ppid() != root]
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
