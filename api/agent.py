@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from channels.layers import get_channel_layer
 from django.conf import settings
-from django.core.exceptions import RequestDataTooBig
 from django.db import DatabaseError, close_old_connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.urls import path
@@ -27,7 +26,7 @@ from api.errors import json_error, respond
 from dispatch import events, lifecycle
 from dispatch.results import spool
 from nodes import messages
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError
+from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, TooLarge
 from nodes.registry import Caller
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "beat": lambda caller, body: lifecycle.beat(caller, messages.read_beat(body)),
     "claim": lambda caller, body: lifecycle.claim(caller, messages.read_claim(body)),
     "release": lambda caller, body: lifecycle.release(caller, *messages.read_release(body)),
-    "report": lambda caller, body: lifecycle.report(caller, *messages.read_report(body)),
+    "report": lambda caller, body: lifecycle.report(caller, messages.read_report(body)),
 }
 
 
@@ -107,14 +106,19 @@ def _answering(
             return await view(request, *args, **kwargs)
         except CascadeError as error:
             return respond(error)
-        except RequestDataTooBig:
-            return json_error(
-                413, f"is larger than the {settings.CASCADE.upload_limit} bytes this parent takes", field="body"
-            )
         except UnreadablePostError:
             return json_error(400, "was cut off", field="body")
 
     return csrf_exempt(answer)
+
+
+def _body(request: HttpRequest) -> bytes:
+    """The whole body. Django's own limit looks at the Content-Length only, which a chunked body does not have."""
+    limit = settings.CASCADE.upload_limit
+    content = request.read(limit + 1)
+    if len(content) > limit:
+        raise TooLarge(f"body: is larger than the {limit} bytes this parent takes (CASCADE_UPLOAD_LIMIT)")
+    return bytes(content)
 
 
 def _authenticate(request: HttpRequest, body_sha256: bytes | None) -> Caller:
@@ -124,7 +128,7 @@ def _authenticate(request: HttpRequest, body_sha256: bytes | None) -> Caller:
 
 
 def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
-    content = request.body
+    content = _body(request)
     caller = _authenticate(request, hashlib.sha256(content).digest())
     body = read_json(content)
     return caller, body, perform(caller, verb, body)

@@ -14,9 +14,6 @@ STRICT = f"default-src 'self'; {_ALWAYS}"
 LOOSER = {
     # The admin's widgets bring inline styles and data: icons.
     "/admin/": f"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; {_ALWAYS}",
-    # The viewer of the API's schema starts with an inline script, and styles itself.
-    "/api/docs": "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    f"img-src 'self' data:; worker-src 'self' blob:; {_ALWAYS}",
 }
 
 

@@ -628,7 +628,8 @@ class Overview:
             return self._look(now or timezone.now())
 
     def _look(self, now: dt.datetime) -> Snapshot:
-        live = live_allocations()
+        # One right after the other: what one counts, the other lists.
+        live, allocation_views = live_allocations(), _allocation_views()
         use = _use(live)
         nodes = [(node, _node_state(node, now)) for node in Node.objects.values(*_NODE_FIELDS)[:NODES_SHOWN]]
         quotas: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
@@ -689,7 +690,7 @@ class Overview:
         )
         return self._render(
             {"totals": totals, "throughput": PaceView(self._pace.curves(seconds))},
-            {"node": node_views, "run": run_views, "allocation": _allocation_views()},
+            {"node": node_views, "run": run_views, "allocation": allocation_views},
         )
 
     def _render(

@@ -12,15 +12,16 @@ from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.urls import path
+from django.utils import timezone
 
 from api import authentication
 from api.agent import VERBS, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
 from nodes import registry
+from nodes.executors.base import shown
 from nodes.protocol import CascadeError, FieldError, Unauthenticated
 from nodes.registry import Caller
-from nodes.transactions import write
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,17 @@ class AgentSocket(AsyncWebsocketConsumer):
             return
         self._offering.cancel()
         await self.channel_layer.group_discard(self._group, self.channel_name)
+        await in_thread(lifecycle.disconnected, self.caller.node_id, timezone.now())
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         number: Any = None
         try:
             frame = json.loads(text_data or "")
-            if not isinstance(frame, dict) or frame.get("type") not in VERBS or frame["type"] == "claim":
-                raise FieldError("type", "a frame is an object whose type is one of: accept, beat, release, report")
+            if not isinstance(frame, dict):
+                raise FieldError("frame", "is not an object")
             number = frame.get("id")
+            if not isinstance(frame.get("type"), str) or frame["type"] not in VERBS or frame["type"] == "claim":
+                raise FieldError("type", f"{shown(frame.get('type'))} is not one of: accept, beat, release, report")
             assert self.caller is not None
             body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
             await self._say({"type": "reply", "re": number, "status": 200, "body": body})
@@ -111,8 +115,9 @@ class AgentSocket(AsyncWebsocketConsumer):
 
     def _next_offer(self) -> dict[str, Any]:
         assert self.caller is not None
-        with write():
-            registry.check_live(self.caller)
+        # A look without a lock: every verb that follows from the offer asks again inside its transaction.
+        if not registry.is_live(self.caller):
+            raise Unauthenticated("the key was revoked")
         return package(lifecycle.offered(self.caller.node_id, self._offered))
 
     async def node_work(self, message: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from rest_framework.utils.urls import replace_query_param
 from api.serializers import (
     AllocationInList,
     AllocationSerializer,
+    Explanation,
     FailedItems,
     NodeShare,
     Progress,
@@ -36,11 +37,12 @@ from api.serializers import (
 )
 from api.views import Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
 from api.views_tables import ROWS, STREAM, table_response
-from dispatch import lifecycle
+from dispatch import lifecycle, queue
 from dispatch.items import Frozen
 from dispatch.models import WORK_FIELDS, Allocation, Run, Shard, Task
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
+from nodes.models import Node
 from nodes.protocol import Conflict, FieldError
 from nodes.transactions import write
 
@@ -64,7 +66,7 @@ def submitted(request: Request, options: Mapping[str, Any], task: Task | None = 
     if key is not None and not key.strip():
         raise FieldError("Idempotency-Key", "is empty")
     # The record keeps the key with a fingerprint of the submission behind a colon.
-    keyed = Run.objects.filter(idempotency_key__startswith=f"{key}:") if key else Run.objects.none()
+    keyed = Run.objects.filter(idempotency_key=key) if key else Run.objects.none()
     earlier = set(keyed.values_list("pk", flat=True))
     run = lifecycle.submit(**given, task=task, submitted_by=request.user.get_username(), idempotency_key=key)
     return Response(
@@ -216,6 +218,33 @@ class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
             following = replace_query_param(request.build_absolute_uri(), "after", page[-1]["index"])
         count = shards.aggregate(items=Sum(F("stop") - F("start")))["items"] or 0
         return Response({"count": count, "next": following, "results": page})
+
+    @extend_schema(responses=Explanation)
+    @action(detail=True)
+    def explain(self, request: Request, pk: str) -> Response:
+        """What the next pass would grant of this run, and for each node why it takes no more. Changes nothing."""
+        run = self.get_object()
+        names = dict(Node.objects.values_list("pk", "name"))
+        plan = queue.explain(run.pk)
+        return Response(
+            {
+                "state": run.state,
+                "grants": [
+                    {
+                        "node": names[made.node],
+                        "start": made.piece.start,
+                        "stop": made.piece.stop,
+                        "reason": made.reason,
+                    }
+                    for made in plan.grants
+                ],
+                "refusals": [
+                    {"node": names[refusal.node], "code": refusal.code, "reason": refusal.reason}
+                    for refusal in plan.refusals
+                ],
+                "counts": Counter(refusal.code for refusal in plan.refusals),
+            }
+        )
 
     @extend_schema(responses=NodeShare(many=True), filters=False)
     @action(detail=True, pagination_class=None, filter_backends=())

@@ -12,7 +12,7 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402  (needs the apps to be loaded)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
-from django.urls import path  # noqa: E402
+from django.urls import re_path  # noqa: E402
 
 from api import live, sockets  # noqa: E402
 
@@ -21,6 +21,6 @@ application = ProtocolTypeRouter(
     {
         "http": http,
         # An agent is no browser: it has no cookie that another site could use, and every upgrade is authenticated.
-        "websocket": URLRouter([*sockets.websocket_urlpatterns, path("", browser)]),
+        "websocket": URLRouter([*sockets.websocket_urlpatterns, re_path(r"", browser)]),
     }
 )

@@ -99,9 +99,10 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Piece ``piece`` of ``run`` goes to ``node``, because of ``reason``."""
+    """Piece ``piece`` of ``run``, which is of ``type``, goes to ``node``, because of ``reason``."""
 
     run: int
+    type: str
     node: int
     piece: Piece
     phase: Phase
@@ -365,7 +366,7 @@ class _Pass:
         seat.take(demand.type, head.item, self.sequence)
         queue.take(piece)
         queue.served += 1
-        self.grants.append(Grant(demand.run, offer.node, piece, phase, reason))
+        self.grants.append(Grant(demand.run, demand.type, offer.node, piece, phase, reason))
 
     def refusals(self) -> Iterator[Refusal]:
         """For each run that still has work: why each node takes no more of it."""

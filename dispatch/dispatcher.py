@@ -21,6 +21,7 @@ GATHER_SECONDS = 0.001
 UNHURRIED_SECONDS = 0.02
 """The same while every node has work queued beyond its slots: nobody waits, and larger batches cost less."""
 PRUNE_SECONDS = 600.0
+EXPIRE_SECONDS = 0.5
 AWAY_SECONDS = 5.0
 """A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that."""
 
@@ -33,6 +34,7 @@ class Dispatcher:
         self._thread = threading.Thread(target=self.run, name="dispatcher", daemon=True)
         self._pruned = 0.0
         self._gather = GATHER_SECONDS
+        self._expired = 0.0
         self._looked: tuple[float, float] | None = None
 
     def start(self) -> None:
@@ -64,7 +66,9 @@ class Dispatcher:
         if self._was_away(time.time(), time.monotonic()):
             logger.info("leases run anew: this parent was away, or its clock was moved")
             lifecycle.forgive(timezone.now())
-        lifecycle.expire(timezone.now())
+        if time.monotonic() - self._expired > EXPIRE_SECONDS:
+            self._expired = time.monotonic()
+            lifecycle.expire(timezone.now())
         passed = queue.allocate_now()
         self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
         events.tell(passed.nodes, {"type": "node.work"})

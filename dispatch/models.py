@@ -86,6 +86,9 @@ class Run(Work):
     ended_at = models.DateTimeField(null=True)
     submitted_by = models.CharField(max_length=150, blank=True)
     idempotency_key = models.CharField(max_length=200, null=True, unique=True)
+    fingerprint = models.CharField(
+        max_length=64, blank=True, help_text="What the key stood for: sha256 of the submission."
+    )
 
     class Meta:
         ordering = ["-id"]

@@ -80,7 +80,7 @@ def _plan(nodes: Sequence[Node], now: dt.datetime, *, run_id: int | None = None,
         offers,
         target_seconds=settled.target_seconds,
         lookahead=Lookahead(settled.lookahead_seconds, settled.lookahead_limit),
-        seed=Allocation.objects.aggregate(last=Max("pk"))["last"] or 0,
+        seed=max((offer.last_grant for offer in offers), default=0),
         explain=explain,
     )
 
@@ -106,7 +106,7 @@ def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
             in_use=in_use[node.pk],
             quotas=quotas[node.pk],
             labels=node.labels,
-            online=registry.is_online(node, now),
+            online=registry.is_fresh(node, now),
             draining=node.draining,
             weight=node.weight,
             cpu=node.cpu,

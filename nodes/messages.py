@@ -75,6 +75,11 @@ class Entry:
     digest: str = field(default="", compare=False)
 
     @property
+    def unsaved(self) -> bool:
+        """Some of its items are not done."""
+        return bool(self.failure or self.errors)
+
+    @property
     def rows(self) -> int:
         return sum(count for _, _, count in self.ranges)
 
@@ -177,8 +182,8 @@ def read_accept(body: Any) -> tuple[int, ...]:
     return read_release(body)[0]
 
 
-def read_report(body: Any) -> tuple[list[Entry], tuple[int, ...]]:
-    """The entries, and what runs now. Two entries for one allocation are refused."""
+def read_report(body: Any) -> list[Entry]:
+    """The entries. Two for one allocation are refused."""
     body = read_object(body)
     if "reports" not in body:
         raise FieldError("reports", "is required: a list of finished allocations")
@@ -190,7 +195,7 @@ def read_report(body: Any) -> tuple[list[Entry], tuple[int, ...]]:
         if entry.allocation in seen:
             raise FieldError(f"reports[{at}].allocation", f"{entry.allocation} stands in this message twice")
         seen.add(entry.allocation)
-    return entries, read_ids(body.get("running", []), "running")
+    return entries
 
 
 def _entry(value: Any, name: str) -> Entry:

@@ -8,7 +8,7 @@ claim    {"boot", "slots", "held": [id…], "wait": s}
 accept   {"allocations": [id…]} -> {"gone": [id…]}                       (push only: answers an offer)
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
           "executors", "carrier"} -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time"}
-report   {"reports": [entry…], "running": [id…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
+report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
 cancel   parent to child: a frame on the socket, or in the reply to claim and beat.
 

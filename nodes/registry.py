@@ -95,6 +95,23 @@ def online_filter(now: dt.datetime) -> Q:
     return Q(active=True, last_beat_at__gte=now - dt.timedelta(seconds=settings.CASCADE.offline_seconds))
 
 
+def is_fresh(node: Node, now: dt.datetime) -> bool:
+    """Online, and heard from within a lease: a node silent for longer loses what it has, so it gets nothing new."""
+    if not is_online(node, now) or node.last_beat_at is None:
+        return False
+    return node.last_beat_at >= now - dt.timedelta(seconds=settings.CASCADE.lease_seconds)
+
+
+def doubt(node_id: int, now: dt.datetime) -> None:
+    """The node's socket closed: unless it beats again within two beats, it gets no new work and its leases run out."""
+    settled = settings.CASCADE
+    grace = min(settled.lease_seconds, settled.offline_seconds) - 2 * settled.beat_seconds
+    with write():
+        Node.objects.filter(pk=node_id, last_beat_at__gt=now - dt.timedelta(seconds=max(grace, 0))).update(
+            last_beat_at=now - dt.timedelta(seconds=max(grace, 0))
+        )
+
+
 def is_online(node: Node, now: dt.datetime) -> bool:
     """As ``online_filter``, for a node at hand."""
     if not node.active or node.last_beat_at is None:
@@ -295,6 +312,11 @@ def revoke_keys(node_id: int) -> int:
     """Revokes all live keys of a node; how many there were."""
     with write():
         return _locked(node_id).keys.filter(revoked_at=None).update(revoked_at=timezone.now())
+
+
+def is_live(caller: Caller) -> bool:
+    """Whether the key is unrevoked and its node active, as of now: for reading, where ``check_live`` is for changes."""
+    return AccessKey.objects.filter(pk=caller.key_id, revoked_at=None, node__active=True).exists()
 
 
 def check_live(caller: Caller) -> Node:

@@ -44,7 +44,7 @@ def insert_rows(model: type[models.Model], columns: Sequence[str], rows: Iterabl
 def update_rows(
     model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]], states: Sequence[str]
 ) -> None:
-    """Each row's own values (its id last) where it is still in one of ``states``; ``bulk_update`` costs five times that."""
+    """Each row's own values, its id last, where it is still in one of ``states``. ``bulk_update`` costs five times."""
     quote = connection.ops.quote_name
     names = ", ".join(f"{quote(column)} = %s" for column in columns)
     expected = ", ".join(["%s"] * len(states))

@@ -6,7 +6,7 @@ What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispat
 
 from dispatch.lifecycle.beats import beat
 from dispatch.lifecycle.ends import cancel, progress, retry
-from dispatch.lifecycle.grants import accept, claim, expire, forgive, grant, offered, release
+from dispatch.lifecycle.grants import accept, claim, disconnected, expire, forgive, grant, offered, release
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved
 from dispatch.lifecycle.submit import submit
@@ -17,6 +17,7 @@ __all__ = [
     "cancel",
     "claim",
     "damaged",
+    "disconnected",
     "expire",
     "forgive",
     "grant",

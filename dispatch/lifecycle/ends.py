@@ -161,7 +161,9 @@ def retry(run_id: int) -> int:
 
 def finish(run_ids: Iterable[int]) -> None:
     """Ends those of the runs whose every item has ended. Runs inside the caller's transaction."""
-    open_runs = Run.objects.filter(pk__in=set(run_ids), state=RunState.RUNNING)
+    if not (run_ids := set(run_ids)):
+        return
+    open_runs = Run.objects.filter(pk__in=run_ids, state=RunState.RUNNING)
     for pk, *counts in open_runs.values_list("pk", "count", "saved", "failed", "quarantined", "cancelled"):
         if (end := run_end(*counts)) is not None:
             Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=timezone.now())

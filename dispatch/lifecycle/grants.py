@@ -64,7 +64,6 @@ def grant(plan: Plan, now: datetime) -> None:
     for run, (first, last) in cuts.items():
         made_here = Shard.objects.filter(run=run, start__gte=first, start__lt=last).values_list("start", "pk")
         ids.update({(run, start): pk for start, pk in made_here})
-    types = dict(Run.objects.filter(pk__in={made.run for made in grants}).values_list("pk", "type"))
     until = moment(now + timedelta(seconds=settings.CASCADE.offer_seconds))
     pending = str(AllocationState.PENDING)
     insert_rows(
@@ -72,7 +71,7 @@ def grant(plan: Plan, now: datetime) -> None:
         ALLOCATION_COLUMNS,
         [
             (
-                *(made.run, made.piece.shard or ids[made.run, made.piece.start], made.node, types[made.run]),
+                *(made.run, made.piece.shard or ids[made.run, made.piece.start], made.node, made.type),
                 *(made.piece.item, made.piece.start, made.piece.stop, made.piece.attempt, pending, False),
                 *(until, made.reason[:300], at, 0, 0, "", ""),
             )
@@ -179,6 +178,16 @@ def expire(now: datetime) -> int:
         {each.node_id for each in leases if each.node_id}, {"type": "node.cancel", "ids": [each.pk for each in leases]}
     )
     return len(overdue)
+
+
+def disconnected(node_id: int, now: datetime) -> None:
+    """A node's socket closed: unless it is heard from again within two beats, its offers go to others."""
+    soon = now + timedelta(seconds=2 * settings.CASCADE.beat_seconds)
+    with write():
+        registry.doubt(node_id, now)
+        Allocation.objects.filter(node_id=node_id, state__in=LIVE, delivered=False, deadline__gt=soon).update(
+            deadline=soon
+        )
 
 
 def forgive(now: datetime) -> None:

@@ -17,7 +17,7 @@ from dispatch import events
 from dispatch.attempts import Failure, Limits, backoff
 from dispatch.items import item_key
 from dispatch.lifecycle.ends import finish, give_up, limits_of
-from dispatch.lifecycle.grants import frozen, start
+from dispatch.lifecycle.grants import frozen
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.ranges import covers
 from dispatch.results import datasets, spool
@@ -57,7 +57,7 @@ class _Accepted:
     entries: list[tuple[Entry, _Ticket]] = field(default_factory=list)
 
 
-def report(caller: Caller, entries: Sequence[Entry], running: Sequence[int] = ()) -> dict[str, Any]:
+def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
     """Takes the results of finished allocations; answers each with its receipt or with why not.
 
     Per entry a ``status``: 200 accepted (also for a repetition, with the same receipt), 404 not this node's,
@@ -83,8 +83,8 @@ def report(caller: Caller, entries: Sequence[Entry], running: Sequence[int] = ()
         for batch in batches.values():
             _accept(node, batch, now)
         _measure(node, [pair for batch in batches.values() for pair in batch.entries], now)
-        start(node.pk, node.capacity, running, now)
-        finish({ticket.run for batch in batches.values() for _, ticket in batch.entries})
+        # Only what failed can end a run here; what is done ends it when it is saved.
+        finish({ticket.run for batch in batches.values() for entry, ticket in batch.entries if entry.unsaved})
     if batches:
         events.changed()
         events.reported()

@@ -66,10 +66,6 @@ def submit(
     }
     check_work(work)
     blob = freeze(frozen)
-    if idempotency_key is not None:
-        # The key remembers what it stood for, so that a reuse by mistake does not pass for a repetition.
-        print_of = hashlib.sha256(blob + json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
-        idempotency_key = f"{check_text('Idempotency-Key', idempotency_key, 160)}:{print_of}"
     run = Run(
         **work,
         items=blob,
@@ -77,30 +73,33 @@ def submit(
         name=check_text("name", name, 200),
         task=task,
         submitted_by=submitted_by[:150],
-        idempotency_key=idempotency_key,
     )
-    if idempotency_key is not None and (earlier := _submitted_before(idempotency_key)):
-        return earlier
+    if idempotency_key is not None:
+        run.idempotency_key = check_text("Idempotency-Key", idempotency_key, 160)
+        # The key remembers what it stood for, so that a reuse by mistake does not pass for a repetition.
+        run.fingerprint = hashlib.sha256(blob + json.dumps(work, sort_keys=True).encode()).hexdigest()
+        if (earlier := _submitted_before(run)) is not None:
+            return earlier
     try:
         with write():
             run.save(force_insert=True)
     except IntegrityError:
         # Two submissions raced with one key: the other one's run is the run.
-        if idempotency_key is None or (earlier := _submitted_before(idempotency_key)) is None:
+        if idempotency_key is None or (earlier := _submitted_before(run)) is None:
             raise
         return earlier
     events.changed()
     return run
 
 
-def _submitted_before(key: str) -> Run | None:
-    stem, _, _ = key.rpartition(":")
-    for run in Run.objects.filter(idempotency_key__startswith=f"{stem}:").defer("items"):
-        if run.idempotency_key == key:
-            return run
-        if run.idempotency_key and run.idempotency_key.rpartition(":")[0] == stem:
-            raise Unprocessable(f"Idempotency-Key {stem!r} was used for another submission, run {run.pk}")
-    return None
+def _submitted_before(run: Run) -> Run | None:
+    """The run that has this one's key already. Raises Unprocessable where that one is another submission."""
+    earlier = Run.objects.filter(idempotency_key=run.idempotency_key).defer("items").first()
+    if earlier is not None and earlier.fingerprint != run.fingerprint:
+        raise Unprocessable(
+            f"Idempotency-Key {run.idempotency_key!r} was used for another submission, run {earlier.pk}"
+        )
+    return earlier
 
 
 def check_work(work: Mapping[str, Any]) -> None:

@@ -37,8 +37,9 @@ BATCH_ENTRIES = 4000
 BATCH_ROWS = 2_000_000
 CHECKPOINT_SECONDS = 20.0
 IDLE_SECONDS = 1.0
-GATHER_SECONDS = 0.02
-"""Between two batches, while results keep coming: a commit costs the same for one shard as for thousands."""
+GATHER_SECONDS = 0.05
+"""From one batch's start to the next one's, while results keep coming: a commit costs the same for one shard as for
+thousands."""
 SWEEP_SECONDS = 3600.0
 """An uploaded segment that no report named for so long is removed."""
 
@@ -87,8 +88,10 @@ class Saver:
             events.saver.wait(IDLE_SECONDS)
             events.saver.clear()
             try:
+                began = time.monotonic()
                 while self.once():
-                    self._stopping.wait(GATHER_SECONDS)
+                    self._stopping.wait(max(GATHER_SECONDS - (time.monotonic() - began), 0))
+                    began = time.monotonic()
                 self._tidy()
             except Exception:
                 logger.exception("saving failed; the rows stay in the spool and are tried again")

@@ -137,10 +137,10 @@ class ResultStore:
 
     def recorded(self, ranges: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int, int], int]:
         """Those (run, start, stop) of ``ranges`` that the ledger has, each with the allocation that was saved."""
+        if not ranges:
+            return {}  # before the import: an idle parent need not have it
         import pyarrow as pa
 
-        if not ranges:
-            return {}
         asked = pa.table(
             [pa.array(values, pa.int64()) for values in zip(*ranges, strict=True)], ["run", "start", "stop"]
         )

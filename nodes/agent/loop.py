@@ -30,7 +30,8 @@ BUNDLE_SECONDS = 0.02
 """Shards so short that several of them take no longer than this go to a worker in one trip."""
 REPORT_LIMIT = 1000
 GATHER_SECONDS = 0.01
-ACCEPT_SECONDS = 0.03
+MOMENT_SECONDS = 0.002
+ACCEPT_SECONDS = 0.25
 """An accept may wait so long: what is finished by then is reported instead, which says the same."""
 MESSAGE_LIMIT = 2_000
 REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -256,12 +257,12 @@ class Agent:
         self._progress[allocation] = done
 
     def _finished(self, bundle: Bundle) -> None:
-        from nodes.agent.pool import Cancelled, Crashed, TimedOut, outcome
+        from nodes.agent.pool import Cancelled, Crashed, TimedOut
 
         self._bundles.remove(bundle)
         entries: Entries = []
         try:
-            entries = [entry for entry in outcome(bundle.future) if entry["allocation"] not in bundle.cancelled]
+            entries = [entry for entry in bundle.future.result() if entry["allocation"] not in bundle.cancelled]
             self._learn(bundle, entries)
         except Cancelled:
             # Only the cancelled one is meant; what shared its bundle starts again.
@@ -341,8 +342,9 @@ class Agent:
             try:
                 await self._send_accepts()
                 while len(self._outbox):
-                    if self._queue and len(self._outbox) < REPORT_LIMIT // 4:
-                        await asyncio.sleep(GATHER_SECONDS)  # the slots have work; more results will share this report
+                    # What ends together is reported together; with work queued for the slots, nobody waits for it.
+                    if len(self._outbox) < REPORT_LIMIT // 4:
+                        await asyncio.sleep(GATHER_SECONDS if self._queue else MOMENT_SECONDS)
                     await self._send_reports()
                     await self._send_accepts()
                 attempt = 0
@@ -384,7 +386,7 @@ class Agent:
             if not await self._upload(segment):
                 return
         try:
-            reply = await self._link.call("report", {"reports": entries, "running": self._running()})
+            reply = await self._link.call("report", {"reports": entries})
         except Refused as error:
             if error.status not in REJECTED:
                 raise

@@ -1,4 +1,7 @@
-"""Worker processes: a bundle in, a future out. A crash, a time-out or a cancel costs one worker and one bundle."""
+"""Worker processes: a bundle in, a future out. A crash, a time-out or a cancel costs one worker and one bundle.
+
+Our own and not a library's, because the one that fits (time-outs and kills per task) has a licence that does not.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import logging
 import multiprocessing
 import signal
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
 from typing import Any
-
-from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from nodes.agent import runner
 
@@ -21,8 +24,7 @@ logger = logging.getLogger(__name__)
 
 Entries = list[dict[str, Any]]
 
-# Workers do not end by SIGTERM (see runner.prepare), so waiting for it to act would only delay a cancel.
-CONSTS.term_timeout = 0
+END_SECONDS = 5.0
 
 
 class Crashed(Exception):
@@ -37,59 +39,196 @@ class Cancelled(Exception):
     """The bundle was cancelled; its worker was killed."""
 
 
+class Task(Future[Entries]):
+    """A bundle on its way through the pool. Unlike other futures, a running one can be cancelled: that kills."""
+
+    def __init__(self, pool: Pool, bundle: list[runner.Shard], timeout: float) -> None:
+        super().__init__()
+        self.bundle = bundle
+        self.timeout = timeout
+        self._pool = pool
+
+    def cancel(self) -> bool:
+        return self._pool.kill(self)
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    process: Any
+    pipe: connection.Connection
+    task: Task | None = None
+    deadline: float = 0.0
+    verdict: Exception | None = None
+    """Why it was killed; None for one that dies by itself."""
+
+
 class Pool:
-    """``size`` workers, started with the first bundle. ``progress`` is called from a thread: (allocation, items done).
+    """``size`` workers, started with the first bundles. ``progress`` is called from a thread: (allocation, items done).
 
     Workers come from a fork server, which is small and has no threads: forking the agent itself, with its threads
-    and sockets, could copy a held lock.
+    and sockets, could copy a held lock. One thread waits for all of them.
     """
 
     def __init__(self, size: int, outbox: str, progress: Callable[[int, int], None]) -> None:
         self.size = size
         self._outbox = outbox
+        self._progress = progress
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["nodes.agent.runner"])
         _start_fork_server()
-        self._told = self._context.SimpleQueue()
-        self._pool = self._workers()
-        threading.Thread(target=self._listen, args=(progress,), name="progress", daemon=True).start()
+        self._turn = threading.Lock()
+        self._waiting: deque[Task] = deque()
+        self._workers: list[_Worker] = []
+        self._closed = False
+        self._heard, self._wake = self._context.Pipe(duplex=False)
+        self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
+        self._keeper.start()
 
-    def start(self, bundle: list[runner.Shard], timeout: float) -> Future[Entries]:
+    def start(self, bundle: list[runner.Shard], timeout: float) -> Task:
         """Runs ``bundle`` for at most ``timeout`` seconds. The future ends in entries, Crashed, TimedOut or Cancelled.
 
         Cancelling the future kills the worker.
         """
-        try:
-            return self._schedule(bundle, timeout)
-        except RuntimeError:
-            # A worker that died while it had nothing to do (out of memory, say) breaks the whole of pebble's pool.
-            logger.warning("the workers are started anew: one of them died while it was idle")
-            _end(self._pool.stop, self._pool)
-            self._pool = self._workers()
-            return self._schedule(bundle, timeout)
+        task = Task(self, bundle, timeout)
+        with self._turn:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            idle = next((worker for worker in self._workers if worker.task is None and worker.verdict is None), None)
+            # Straight to a worker that waits: a trip through the keeper would cost a thread's switch.
+            if idle is None or self._waiting or not self._give(idle, task):
+                self._waiting.append(task)
+        self._nudge()
+        return task
+
+    def kill(self, task: Task) -> bool:
+        """Ends ``task``, wherever it is, as Cancelled; False when it has ended."""
+        with self._turn:
+            if task in self._waiting:
+                self._waiting.remove(task)
+                task.set_exception(Cancelled())
+                return True
+            for worker in self._workers:
+                if worker.task is task:
+                    _kill(worker, Cancelled())
+                    return True
+        return False
 
     def close(self) -> None:
-        """Takes no more work; what runs is finished, then the workers end. Returns at once."""
-        _end(self._pool.close, self._pool, lambda: self._told.put(None))
+        """Takes no more work; what was given is finished, then the workers end. Returns at once."""
+        with self._turn:
+            self._closed = True
+        self._nudge()
 
     def stop(self) -> None:
         """Ends all workers now."""
-        self._pool.stop()
-        self._pool.join()
-        self._told.put(None)
+        with self._turn:
+            self._closed = True
+            while self._waiting:
+                self._waiting.popleft().set_exception(Cancelled())
+            for worker in self._workers:
+                _kill(worker, Cancelled())
+        self._nudge()
+        self._keeper.join(END_SECONDS)
 
-    def _workers(self) -> ProcessPool:
-        return ProcessPool(
-            max_workers=self.size, initializer=runner.prepare, initargs=[self._told], context=self._context
-        )
+    def _nudge(self) -> None:
+        with suppress(OSError):  # the keeper has ended
+            self._wake.send_bytes(b".")
 
-    def _schedule(self, bundle: list[runner.Shard], timeout: float) -> Future[Entries]:
-        running: Future[Entries] = self._pool.schedule(runner.run, args=[bundle, self._outbox], timeout=timeout)
-        return running
+    def _keep(self) -> None:
+        """Until closed and empty: start workers, hand out, hear results, find the dead, enforce time-outs."""
+        while True:
+            with self._turn:
+                self._hand_out()
+                if self._closed and not any(worker.task for worker in self._workers):
+                    break
+                deadlines = [worker.deadline for worker in self._workers if worker.task]
+                pipes = {worker.pipe: worker for worker in self._workers}
+            left = max(min(deadlines) - time.monotonic(), 0) if deadlines else None
+            for ready in connection.wait([self._heard, *pipes], left):
+                if ready is self._heard:
+                    while self._heard.poll():
+                        self._heard.recv_bytes()
+                else:
+                    self._hear(pipes[ready])  # type: ignore[index]
+            with self._turn:
+                now = time.monotonic()
+                for worker in self._workers:
+                    if worker.task and worker.verdict is None and now >= worker.deadline:
+                        _kill(worker, TimedOut())
+        for worker in self._workers:
+            _kill(worker, Cancelled())
+            worker.process.join(END_SECONDS)
+            worker.pipe.close()
+        self._heard.close()
+        self._wake.close()
 
-    def _listen(self, progress: Callable[[int, int], None]) -> None:
-        while (told := self._told.get()) is not None:
-            progress(*told)
+    def _hand_out(self) -> None:
+        while self._waiting:
+            idle = next((worker for worker in self._workers if worker.task is None and worker.verdict is None), None)
+            if idle is None:
+                if len(self._workers) >= self.size:
+                    return
+                idle = self._hire()
+            if self._give(idle, self._waiting[0]):
+                self._waiting.popleft()
+
+    def _hire(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=runner.serve, args=(theirs, self._outbox), daemon=True)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def _give(self, worker: _Worker, task: Task) -> bool:
+        try:
+            worker.pipe.send(task.bundle)
+        except OSError:
+            # It died while it had nothing to do; the keeper hears of it, and another one gets the bundle.
+            worker.verdict = Crashed()
+            return False
+        worker.task = task
+        worker.deadline = time.monotonic() + task.timeout
+        return True
+
+    def _hear(self, worker: _Worker) -> None:
+        """A result, a progress, or the end of a worker."""
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        if isinstance(message, tuple):
+            self._progress(*message)
+            return
+        with self._turn:
+            task, worker.task = worker.task, None
+            self._hand_out()
+        if task is not None:
+            _end(task, message)
+
+    def _bury(self, worker: _Worker) -> None:
+        worker.process.join(END_SECONDS)
+        with self._turn:
+            self._workers.remove(worker)
+            task = worker.task
+        worker.pipe.close()
+        if task is not None:
+            _end(task, worker.verdict or Crashed(f"the worker process died ({_how(worker.process.exitcode)})"))
+
+
+def _kill(worker: _Worker, verdict: Exception) -> None:
+    """SIGKILL, since workers do not end by SIGTERM (see ``runner.serve``). The keeper hears of the death."""
+    worker.verdict = worker.verdict or verdict
+    worker.process.kill()
+
+
+def _end(task: Task, outcome: Entries | Exception) -> None:
+    if isinstance(outcome, Exception):
+        task.set_exception(outcome)
+    else:
+        task.set_result(outcome)
 
 
 def _start_fork_server() -> None:
@@ -99,32 +238,6 @@ def _start_fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end(ending: Callable[[], None], pool: ProcessPool, afterwards: Callable[[], None] = lambda: None) -> None:
-    """``ending`` (close or stop), then the wait for the workers, in a thread of its own."""
-
-    def wait() -> None:
-        pool.join()
-        afterwards()
-
-    ending()
-    threading.Thread(target=wait, name="workers end", daemon=True).start()
-
-
-def outcome(future: Future[Entries]) -> Entries:
-    """The entries of a finished future. Raises Crashed, TimedOut or Cancelled."""
-    try:
-        return future.result()
-    except CancelledError:
-        raise Cancelled from None
-    except FutureTimeout:
-        raise TimedOut from None
-    except ProcessExpired as error:
-        raise Crashed(f"the worker process died ({_how(error.exitcode)})") from None
-    except BrokenProcessPool:
-        # It died before its first word about the bundle was heard.
-        raise Crashed("the worker process died") from None
 
 
 def _how(exitcode: int | None) -> str:

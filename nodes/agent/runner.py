@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,28 @@ INLINE_CHARACTERS = 60_000
 Shard = dict[str, Any]
 """allocation, type, params, start, items."""
 
-_progress: SimpleQueue[tuple[int, int]] | None = None
+_tell: Callable[[tuple[int, int]], None] | None = None
 
 
-def prepare(progress: SimpleQueue[tuple[int, int]]) -> None:
-    """Runs once in each new worker."""
-    global _progress
-    _progress = progress
+def serve(pipe: Connection, outbox: str) -> None:
+    """A worker's life: bundles come, and (allocation, items done) and lists of entries go, until the pipe is closed."""
+    global _tell
+    _tell = pipe.send
     threading.Thread(target=_end_with_agent, daemon=True).start()
     # Ctrl-C at a terminal and a stop by the init system reach the whole group; what becomes of the shards is the
     # agent's decision, which kills when it means it. Not SIG_IGN: programs that an executor starts would inherit it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    while True:
+        try:
+            bundle = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(run(bundle, outbox))
+        except Exception as error:  # a full disk, say; the agent reports it for the bundle
+            pipe.send(RuntimeError(_describe(error)))
 
 
 def _end_with_agent() -> None:
@@ -162,9 +172,9 @@ def _run_items(shard: Shard, result: _Result) -> None:
             ranges[-1][1:] = [index + 1, ranges[-1][2] + count]
         else:
             ranges.append([index, index + 1, count])
-        if _progress is not None and (now := time.monotonic()) - told > PROGRESS_SECONDS:
+        if _tell is not None and (now := time.monotonic()) - told > PROGRESS_SECONDS:
             told = now
-            _progress.put((shard["allocation"], index + 1 - shard["start"]))
+            _tell((shard["allocation"], index + 1 - shard["start"]))
     result.entry["ranges"] = ranges
     result.entry["errors"] = errors
     if result.inline and result.rows:

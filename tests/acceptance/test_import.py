@@ -126,8 +126,13 @@ def test_a_range_of_dates_is_imported_and_nothing_else(tree, source):
 
 
 def test_an_unreadable_file_costs_that_item_and_bad_rows_are_kept_out_and_named(tree, tmp_path):
-    good = "date,open,high,low,close,volume\n2024-01-02,1,2,0.5,1.5,10\n2024-01-03,1,0.5,2,1.5,10\n2024-01-04,1,2,0.5,1.5,-1\n"
-    (tmp_path / "GOOD.csv").write_text(good)
+    lines = [
+        "date,open,high,low,close,volume",
+        "2024-01-02,1,2,0.5,1.5,10",
+        "2024-01-03,1,0.5,2,1.5,10",
+        "2024-01-04,1,2,0.5,1.5,-1",
+    ]
+    (tmp_path / "GOOD.csv").write_text("\n".join(lines))
     (tmp_path / "BAD.csv").write_bytes(b"\x00\x01\x02 no table")
     run = tree.submit("data_import", ["GOOD", "BAD", "NONE"], params={"source": "files", "path": str(tmp_path)})
     ended = tree.wait(run)

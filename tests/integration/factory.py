@@ -64,17 +64,17 @@ class Child:
     def claimed(self, slots: int = 100, **body: Any) -> dict[str, Any]:
         return lifecycle.claim(self.caller, messages.read_claim({"boot": "b1", "slots": slots, **body}))
 
-    def offered(self, seen: Sequence[int] = ()) -> list[int]:
+    def offered(self, after: int = 0) -> list[int]:
         """The ids that a socket would offer."""
-        return [each.pk for each in lifecycle.offered(self.id, seen)]
+        return [each.pk for each in lifecycle.offered(self.id, after)]
 
     def accept(self, *ids: int) -> list[int]:
         """The ids that are gone."""
         return list(lifecycle.accept(self.caller, messages.read_accept({"allocations": list(ids)}))["gone"])
 
-    def report(self, *entries: Mapping[str, Any], running: Sequence[int] = ()) -> list[dict[str, Any]]:
-        body = {"reports": list(entries), "running": list(running)}
-        return list(lifecycle.report(self.caller, *messages.read_report(body))["results"])
+    def report(self, *entries: Mapping[str, Any]) -> list[dict[str, Any]]:
+        body = {"reports": list(entries)}
+        return list(lifecycle.report(self.caller, messages.read_report(body))["results"])
 
     def statuses(self, *entries: Mapping[str, Any]) -> list[int]:
         return [result["status"] for result in self.report(*entries)]

@@ -228,6 +228,28 @@ def test_a_cancelled_run_is_given_to_nobody() -> None:
     assert_partition(run)
 
 
+def nodes_in_turn(balancer: str, runs: int) -> list[str]:
+    """Which of three idle nodes gets each of these runs of one item, one after the other."""
+    children = {name: child(name, 1) for name in "abc"}
+    order = []
+    for _ in range(runs):
+        submit(1, balancer=balancer)
+        dispatch()
+        ((name, works),) = [(name, works) for name, made in children.items() if (works := made.claim())]
+        order.append(name)
+        children[name].report(*[done(work) for work in works])
+    return order
+
+
+def test_round_robin_goes_round_when_nodes_are_idle_in_between() -> None:
+    assert nodes_in_turn("round_robin", 6) == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_random_spreads_when_nodes_are_idle_in_between() -> None:
+    # By chance alone, one of three would be left out of thirty less than once in a hundred thousand times.
+    assert set(nodes_in_turn("random", 30)) == {"a", "b", "c"}
+
+
 def test_explaining_changes_nothing() -> None:
     child(capacity=1)
     run = submit(3)

@@ -118,7 +118,7 @@ def test_a_quota_of_one_item_counts_that_item_only(browser: Client) -> None:
 def test_work_without_a_quota_is_shown_too(browser: Client) -> None:
     at = node()
     allocation(run(type="echo"), at, 0, 1)
-    assert "echo 1 free" in row(browser, f"node-{at.id}")
+    assert "echo 1 no quota" in row(browser, f"node-{at.id}")
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_failures_are_in_the_row_and_in_the_totals(browser: Client) -> None:
     text = row(browser, f"run-{of.id}")
     assert "✕ partial" in text
     assert " 20 " in text
-    assert re.search(r"Failed, last hour ✕ 20", row(browser, "totals"))
+    assert re.search(r"Failed in 1 h ✕ 20", row(browser, "totals"))
 
 
 def test_failures_of_yesterday_do_not_redden_the_totals(browser: Client) -> None:
     run(state="failed", failed=500, ended_at=timezone.now() - dt.timedelta(days=1))
-    assert "Failed, last hour 0" in row(browser, "totals")
+    assert "Failed in 1 h 0" in row(browser, "totals")
 
 
 def test_the_bar_of_a_run_is_cut_into_saved_failed_spooled_and_in_flight() -> None:

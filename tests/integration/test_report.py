@@ -1,4 +1,4 @@
-"""Report: what is accepted is durable and counts once; what is late, foreign, repeated or contradictory changes nothing."""
+"""Report: what is accepted is durable and counts once; what is late, foreign or contradictory changes nothing."""
 
 from __future__ import annotations
 
@@ -92,14 +92,16 @@ def test_many_shards_in_one_message_are_one_receipt() -> None:
     assert_partition(other)
 
 
-def test_a_report_frees_its_slots_and_starts_what_runs_next() -> None:
+def test_a_report_frees_its_slots_for_what_runs_next() -> None:
     a = child(capacity=2)
     run = submit(300)
     a.report(*[{**done(work), "seconds": 0.001} for work in a.works()])
     works = a.works()
     assert a.executing() == 2
+    a.report(done(works[0]), done(works[1]))
+    assert a.executing() == 0
     following = [work.allocation for work in works[2:5]]
-    a.report(done(works[0]), done(works[1]), running=following)
+    a.beat(held=following, running=following)
     assert set(Allocation.objects.filter(state="executing").values_list("pk", flat=True)) == set(following[:2])
     assert_partition(run)
 

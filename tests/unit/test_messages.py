@@ -83,7 +83,7 @@ def report(**fields: Any) -> Any:
 
 
 def read(**fields: Any) -> messages.Entry:
-    (entry,), _ = messages.read_report(report(**fields))
+    (entry,) = messages.read_report(report(**fields))
     return entry
 
 
@@ -119,7 +119,6 @@ BAD: list[tuple[Reader, Any, str]] = [
     (messages.read_report, {"reports": [{}]}, "reports[0].allocation"),
     (messages.read_report, {"reports": [{"allocation": "1"}]}, "reports[0].allocation"),
     (messages.read_report, {"reports": [{"allocation": 1}, {"allocation": 1}]}, "reports[1].allocation"),
-    (messages.read_report, {"reports": [], "running": [None]}, "running"),
     (messages.read_report, report(ranges=[[0, 1]]), "reports[0].ranges"),
     (messages.read_report, report(ranges=[[1, 1, 0]]), "reports[0].ranges"),
     (messages.read_report, report(ranges=[[0, 1, -1]]), "reports[0].ranges"),

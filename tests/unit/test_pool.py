@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nodes.agent.pool import Cancelled, Crashed, Pool, TimedOut, outcome
+from nodes.agent.pool import Cancelled, Crashed, Pool, TimedOut
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 20.0
@@ -41,7 +41,7 @@ def shard(*items, allocation=1, **params):
 
 def result(future: Future) -> list[dict]:
     wait_for([future], SOON)
-    return outcome(future)
+    return future.result()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -96,7 +96,7 @@ def test_a_worker_killed_while_idle_costs_nothing(pool):
     result(pool.start([shard("a")], 10))
     for process in workers():
         process.kill()
-    until(lambda: not pool._pool.active)
+    until(lambda: not alive(workers()))
     assert result(pool.start([shard("b")], 10))[0]["ranges"] == [[0, 1, 1]]
 
 
@@ -171,11 +171,11 @@ def test_stop_ends_running_workers_at_once(tmp_path, told):
 
 _AGENT = """
 import sys
-from nodes.agent.pool import Pool, outcome
+from nodes.agent.pool import Pool
 pool = Pool(2, sys.argv[1], lambda *progress: print("running", flush=True))
 shard = {"allocation": 1, "type": "echo", "params": {"seconds": 0.6}, "start": 0, "items": ["a", "b", "c"]}
 future = pool.start([shard], 60)
-print(outcome(future)[0]["ranges"], flush=True)
+print(future.result()[0]["ranges"], flush=True)
 pool.stop()
 """
 

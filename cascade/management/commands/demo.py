@@ -8,7 +8,6 @@ import shutil
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,23 +99,14 @@ class Command(BaseCommand):
             tree.wait(run, until=show, timeout=120, every=EVERY_SECONDS)
 
     def _tell_nodes(self, tree: LocalTree, run: int) -> None:
-        shards: Counter[str] = Counter()
-        rows: Counter[str] = Counter()
-        reasons: dict[str, Counter[str]] = {}
-        names = {node["id"]: name for name, node in tree.nodes().items()}
-        for allocation in tree.json("GET", f"/api/v1/allocations?run={run}&state=completed&limit=1000")["results"]:
-            name = names[allocation["node"]]
-            shards[name] += 1
-            rows[name] += allocation["rows"]
-            reasons.setdefault(name, Counter())[_in_short(allocation["reason"])] += 1
         table = [
             (
-                name,
-                str(shards[name]),
-                str(rows[name]),
-                ", ".join(f"{n} by {why}" for why, n in reasons[name].most_common()),
+                share["node"],
+                str(share["shards"]),
+                str(share["rows"]),
+                ", ".join(f"{number} by {reason}" for reason, number in share["reasons"].items()),
             )
-            for name in sorted(shards)
+            for share in tree.json("GET", f"/api/v1/runs/{run}/nodes")
         ]
         self._table(("node", "shards", "rows", "why this node"), table)
 
@@ -157,11 +147,6 @@ class Command(BaseCommand):
         for row in rows:
             table.add_row(*row)
         Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
-
-
-def _in_short(reason: str) -> str:
-    """quota, free capacity or look-ahead."""
-    return "quota" if reason.startswith("quota") else reason.partition(":")[0]
 
 
 def _clear(folder: Path) -> None:
