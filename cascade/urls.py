@@ -9,6 +9,9 @@ from django.urls import URLPattern, URLResolver, include, path
 from api import pages
 from api.dialects import node
 
+admin.site.site_header = admin.site.site_title = "Cascade"
+admin.site.index_title = "Administration"
+
 handler400 = "api.errors.handler400"
 handler403 = "api.errors.handler403"
 handler404 = "api.errors.handler404"

@@ -74,7 +74,6 @@ class Run(Work):
     task = models.ForeignKey(Task, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
     name = models.CharField(max_length=200, blank=True)
     state = models.CharField(max_length=12, choices=_choices(RunState), default=RunState.RUNNING)
-    items = models.BinaryField(help_text="See dispatch.items.")
     count = models.PositiveIntegerField()
     cut = models.PositiveIntegerField(default=0)
     saved = models.PositiveIntegerField(default=0)
@@ -90,9 +89,12 @@ class Run(Work):
         max_length=64, blank=True, help_text="What the key stood for: sha256 of the submission."
     )
 
+    # Last: SQLite walks over a large blob to reach the columns behind it.
+    items = models.BinaryField(help_text="See dispatch.items.")
+
     class Meta:
         ordering = ["-id"]
-        indexes = [models.Index(fields=["state", "-id"])]
+        indexes = [models.Index(fields=["state", "-id"]), models.Index(fields=["-ended_at"])]
 
     def __str__(self) -> str:
         return self.name or f"run {self.pk}"
