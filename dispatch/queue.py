@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
-from django.db.models import Count, F, Max, Q, Window
+from django.db.models import Count, F, Q, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
@@ -90,13 +90,9 @@ def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
     for quota in Quota.objects.filter(node__in=nodes):
         quotas[quota.node_id][quota.task_type, quota.item] = QuotaRule(quota.slots, quota.limit)
     in_use: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-    last: dict[int, int] = defaultdict(int)
     live = Allocation.objects.filter(state__in=LIVE, node__isnull=False).order_by()
-    for node, task_type, item, count, newest in live.values_list("node_id", "type", "item").annotate(
-        Count("pk"), Max("pk")
-    ):
+    for node, task_type, item, count in live.values_list("node_id", "type", "item").annotate(Count("pk")):
         in_use[node][task_type, item] = count
-        last[node] = max(last[node], newest)
     return [
         Offer(
             node=node.pk,
@@ -112,7 +108,7 @@ def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
             cpu=node.cpu,
             memory=node.memory,
             speeds=node.speeds,
-            last_grant=last[node.pk],
+            last_grant=node.last_grant,
         )
         for node in nodes
     ]

@@ -60,6 +60,8 @@ class Node(models.Model):
     disk = models.FloatField(null=True, editable=False, help_text="Percent.")
     # Measured by the parent from reports: task type -> seconds per item, moving average.
     speeds = models.JSONField(default=dict, blank=True, editable=False)
+    # Grows with every grant to any node: who has waited longest, for balancer 'round_robin'.
+    last_grant = models.BigIntegerField(default=0, editable=False)
 
     class Meta:
         ordering = ["name"]

@@ -102,6 +102,13 @@ def is_fresh(node: Node, now: dt.datetime) -> bool:
     return node.last_beat_at >= now - dt.timedelta(seconds=settings.CASCADE.lease_seconds)
 
 
+def granted(node_ids: Sequence[int], now: dt.datetime) -> None:
+    """These nodes got work, in this order."""
+    base = int(now.timestamp() * 1_000_000)
+    for node_id, number in {node_id: base + at for at, node_id in enumerate(node_ids)}.items():
+        Node.objects.filter(pk=node_id).update(last_grant=number)
+
+
 def doubt(node_id: int, now: dt.datetime) -> None:
     """The node's socket closed: unless it beats again within two beats, it gets no new work and its leases run out."""
     settled = settings.CASCADE

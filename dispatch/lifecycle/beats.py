@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
+from django.db.models import F, Value
+from django.db.models.functions import Least
 from django.utils import timezone
 
 from dispatch import events
 from dispatch.lifecycle.grants import not_live, release_unheld, renew, start
 from dispatch.models import Allocation
+from dispatch.ranges import MOST_ITEMS
 from dispatch.states import LIVE
 from nodes import registry
 from nodes.messages import Beat
@@ -41,7 +44,9 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
         renew(node.pk, sent.held, now)
         start(node.pk, node.capacity, sent.running, now)
         for pk, done in sent.progress.items():
-            Allocation.objects.filter(pk=pk, node_id=node.pk, state__in=LIVE).update(progress=done)
+            Allocation.objects.filter(pk=pk, node_id=node.pk, state__in=LIVE).update(
+                progress=Least(Value(min(done, MOST_ITEMS)), F("stop") - F("start"))
+            )
         cancel = not_live(node.pk, sent.held)
     # A beat frees no slot; only a node that was not there before changes what can be granted.
     events.changed(allocate=sent.hello or sent.leaving or not registry.is_online(node, now))

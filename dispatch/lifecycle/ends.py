@@ -92,9 +92,7 @@ def settle(shard: Shard, outcome: Outcome, detail: str) -> None:
     if not changed:
         return  # a cancel was first, and has counted these items
     if outcome.verdict is Verdict.SPLIT:
-        Shard.objects.create(
-            run_id=shard.run_id, start=second[0], stop=second[1], state=state, **{**change, "stop": second[1]}
-        )
+        Shard.objects.create(run_id=shard.run_id, start=second[0], state=state, **{**change, "stop": second[1]})
     items = shard.stop - shard.start
     if state is ShardState.FAILED:
         Run.objects.filter(pk=shard.run_id).update(failed=F("failed") + items)

@@ -78,6 +78,7 @@ def grant(plan: Plan, now: datetime) -> None:
             for made in grants
         ],
     )
+    registry.granted([made.node for made in grants], now)
 
 
 def _cut(plan: Plan) -> dict[int, tuple[int, int]]:

@@ -194,7 +194,9 @@ def test_many_that_look_for_what_has_expired_count_each_loss_once(clock: factory
     assert_partition(run)
 
 
-def test_the_dispatchers_pass_takes_back_what_has_expired(clock: factory.Clock) -> None:
+def test_the_dispatchers_pass_takes_back_what_has_expired(
+    clock: factory.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = child("a", 2)
     run = submit(2)
     dispatcher = Dispatcher()
@@ -202,10 +204,11 @@ def test_the_dispatchers_pass_takes_back_what_has_expired(clock: factory.Clock) 
     assert len(a.claim()) == 2
     clock.forward(LEASE + 1)
     b = child("b", 2)
-    # Another one's, which has seen nothing of a pause.
-    other = Dispatcher()
-    other._looked = (time.time(), time.monotonic())
-    other.once()
+    # The next pass, a second later by both clocks: nobody was away.
+    wall, steady = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: steady() + 1)
+    dispatcher.once()
     assert (a.executing(), len(b.claim())) == (0, 2)
     assert_partition(run)
 
