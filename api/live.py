@@ -25,7 +25,8 @@ from django.db import connections
 from django.http import HttpRequest
 from django.urls import path
 
-from api import pages
+from api import overview
+from api.parts import Snapshot
 from dispatch import events
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Renderer:
     def __init__(self) -> None:
         self._pages: set[LivePage] = set()
         self._task: asyncio.Task[None] | None = None
-        self._snapshot: pages.Snapshot | None = None
+        self._snapshot: Snapshot | None = None
 
     @property
     def running(self) -> bool:
@@ -70,7 +71,7 @@ class Renderer:
     async def _run(self) -> None:
         # A thread of its own: one database connection, and none of the threads that answer requests.
         thread = ThreadPoolExecutor(1, thread_name_prefix="overview")
-        look = sync_to_async(pages.shown.look, thread_sensitive=False, executor=thread)
+        look = sync_to_async(overview.shown.look, thread_sensitive=False, executor=thread)
         rechecked = time.monotonic()
         try:
             while True:
@@ -111,8 +112,8 @@ class LivePage(AsyncWebsocketConsumer):
 
     async def connect(self) -> None:
         self._seq = 0
-        self._sent: pages.Snapshot | None = None
-        self._newest: pages.Snapshot | None = None
+        self._sent: Snapshot | None = None
+        self._newest: Snapshot | None = None
         self._waiting = False
         user = self.scope.get("user")
         if user is None or not (user.is_active and user.is_staff):
@@ -134,13 +135,13 @@ class LivePage(AsyncWebsocketConsumer):
             if self._newest is not None and self._newest is not self._sent:
                 await self._send(self._newest)
 
-    async def offer(self, snapshot: pages.Snapshot) -> None:
+    async def offer(self, snapshot: Snapshot) -> None:
         """Send what ``snapshot`` has new, now or when the page has taken in the frame before."""
         self._newest = snapshot
         if not self._waiting:
             await self._send(snapshot)
 
-    async def _send(self, snapshot: pages.Snapshot) -> None:
+    async def _send(self, snapshot: Snapshot) -> None:
         parts, lists = snapshot.since(self._sent)
         self._seq += 1
         frame = {

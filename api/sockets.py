@@ -110,7 +110,8 @@ class AgentSocket(AsyncWebsocketConsumer):
                 # Ids grow with the grants, so the last one offered tells what is new. The first of a new socket
                 # brings everything again that was not accepted on the one before.
                 self._offered = offer["work"][-1][0]
-                self._work.set()  # there may be more than one offer holds
+                if len(offer["work"]) == lifecycle.OFFER_LIMIT:
+                    self._work.set()  # there may be more than one offer holds
                 await self._say({"type": "offer", **offer})
 
     def _next_offer(self) -> dict[str, Any]:

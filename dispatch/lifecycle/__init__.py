@@ -6,12 +6,13 @@ What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispat
 
 from dispatch.lifecycle.beats import beat
 from dispatch.lifecycle.ends import cancel, progress, retry
-from dispatch.lifecycle.grants import accept, claim, disconnected, expire, forgive, grant, offered, release
+from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, disconnected, expire, forgive, grant, offered, release
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved
 from dispatch.lifecycle.submit import submit
 
 __all__ = [
+    "OFFER_LIMIT",
     "accept",
     "beat",
     "cancel",

@@ -27,7 +27,7 @@ ALLOCATION_COLUMNS = (
     *("run_id", "shard_id", "node_id", "type", "item", "start", "stop", "attempt", "state", "delivered"),
     *("deadline", "reason", "granted_at", "progress", "rows", "error", "log"),
 )
-UNDELIVERED_LIMIT = 1000
+OFFER_LIMIT = 1000
 """Allocations in one offer or claim at most; the next one brings the rest."""
 
 
@@ -110,7 +110,7 @@ def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
     """What was granted to this node and not fetched yet, with a lease from now on; and what it shall drop."""
     with write():
         node = registry.check_live(caller)
-        found = _undelivered(node.pk)[: min(asked.slots + settings.CASCADE.lookahead_limit, UNDELIVERED_LIMIT)]
+        found = _undelivered(node.pk)[: min(asked.slots + settings.CASCADE.lookahead_limit, OFFER_LIMIT)]
         ids = [each.pk for each in found]
         _deliver(node.pk, node.capacity, ids)
         gone = not_live(node.pk, asked.held)
@@ -230,15 +230,19 @@ def renew(node_id: int, held: Sequence[int], now: datetime) -> None:
 
 def package(found: Sequence[Parcel]) -> dict[str, Any]:
     """Allocations as they travel; see ``nodes.protocol``."""
-    runs = {
-        run.pk: {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
-        for run in Run.objects.filter(pk__in={each.run_id for each in found}).defer("items")
-    }
+    runs = {run: about(run) for run in {each.run_id for each in found}}
     work = [
         [each.pk, each.run_id, each.start, each.stop, each.attempt, frozen(each.run_id).slice(each.start, each.stop)]
         for each in found
     ]
     return {"runs": runs, "work": work}
+
+
+@lru_cache(maxsize=64)
+def about(run_id: int) -> dict[str, Any]:
+    """What a child must know of a run; it never changes."""
+    run = Run.objects.only("type", "params", "timeout", "priority").get(pk=run_id)
+    return {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
 
 
 @lru_cache(maxsize=16)
@@ -255,7 +259,7 @@ def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
     waiting = Allocation.objects.filter(
         node_id=node_id, state=AllocationState.PENDING, delivered=False, pk__gt=after
     ).order_by("pk")
-    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[:UNDELIVERED_LIMIT]
+    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[:OFFER_LIMIT]
     return [Parcel(*row) for row in columns]
 
 

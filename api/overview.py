@@ -1,0 +1,368 @@
+"""What the overview shows: the nodes, runs and allocations, read from the database and rendered into its parts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Count, F, Sum
+from django.db.models.functions import Substr
+from django.template.loader import get_template
+from django.utils import timezone
+
+from api.pace import Pace, counters
+from api.parts import (
+    AllocationView,
+    Gauge,
+    NodeView,
+    PaceView,
+    Part,
+    RunView,
+    Snapshot,
+    State,
+    TotalsView,
+    View,
+    bar,
+    iso,
+    lasted,
+    left,
+    rate,
+)
+from dispatch.models import Allocation, Run, Shard
+from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardState
+from nodes.models import Node, Quota
+
+NODES_SHOWN = 500
+RUNS_SHOWN = 50
+ENDED_SHOWN = 20
+ALLOCATIONS_SHOWN = 25
+FAILURES_SECONDS = 3600
+"""Runs that ended longer ago do not redden the totals, the title and the icon any more."""
+ERROR_SHOWN = 240
+"""Characters of an error on the overview; the whole of it is one click away."""
+
+Held = tuple[int | None, int, str, str, str, int, int]
+"""Live allocations summed up: node, run, type, item, state, how many, their items."""
+
+_RUN_FIELDS = (
+    "id",
+    "name",
+    "type",
+    "state",
+    "count",
+    "saved",
+    "failed",
+    "quarantined",
+    "cancelled",
+    "rows",
+    "labels",
+    "created_at",
+    "ended_at",
+)
+
+
+def live_allocations() -> list[Held]:
+    """One row per (node, run, type, item, state)."""
+    return list(
+        Allocation.objects.filter(state__in=LIVE)
+        .values_list("node_id", "run_id", "type", "item", "state")
+        .annotate(number=Count("id"), items=Sum(F("stop") - F("start")))
+        .order_by()
+    )
+
+
+@dataclass
+class _Use:
+    """What of one node is taken: [running, waiting] in all, by type, and by (type, item)."""
+
+    total: list[int] = field(default_factory=lambda: [0, 0])
+    types: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    items: dict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+
+    def add(self, kind: str, item: str, state: str, number: int) -> None:
+        at = 0 if state == AllocationState.EXECUTING else 1
+        self.total[at] += number
+        self.types[kind][at] += number
+        if item:
+            self.items[kind, item][at] += number
+
+
+def _use(live: Iterable[Held]) -> dict[int, _Use]:
+    use: dict[int, _Use] = defaultdict(_Use)
+    for node, _run, kind, item, state, number, _items in live:
+        if node is not None:
+            use[node].add(kind, item, state, number)
+    return use
+
+
+_NODE_FIELDS = (
+    "id",
+    "name",
+    "role",
+    "carrier",
+    "capacity",
+    "active",
+    "draining",
+    "labels",
+    "last_beat_at",
+    "cpu",
+    "memory",
+    "executors",
+    "version",
+)
+
+
+def _node_state(node: Mapping[str, Any], now: dt.datetime) -> str:
+    if not node["active"]:
+        return "inactive"
+    beat = node["last_beat_at"]
+    if beat is None or (now - beat).total_seconds() > settings.CASCADE.offline_seconds:
+        return "offline"
+    return "draining" if node["draining"] else "online"
+
+
+def _gauges(quotas: Sequence[Mapping[str, Any]], use: _Use) -> tuple[Gauge, ...]:
+    gauges = []
+    for quota in quotas:
+        kind, item = quota["task_type"], quota["item"]
+        used, queued = use.items[kind, item] if item else use.types[kind]
+        name = f"{kind}[{item}]" if item else kind
+        gauges.append(Gauge.of(name, used, queued, quota["slots"], quota["limit"]))
+    promised = {quota["task_type"] for quota in quotas if not quota["item"]}
+    for kind in sorted(set(use.types) - promised):
+        if any(use.types[kind]):
+            used, queued = use.types[kind]
+            gauges.append(Gauge.of(kind, used, queued, None))
+    return tuple(gauges)
+
+
+def _node_view(node: Mapping[str, Any], state: str, quotas: Sequence[Mapping[str, Any]], use: _Use) -> NodeView:
+    used, queued = use.total
+    capacity = node["capacity"]
+    return NodeView(
+        id=node["id"],
+        name=node["name"],
+        state=State.of(state),
+        role=node["role"],
+        carrier=node["carrier"],
+        capacity=capacity,
+        used=used,
+        queued=queued,
+        bar=bar(capacity, ("used", used), ("queued", queued)),
+        quotas=_gauges(quotas, use),
+        beat=iso(node["last_beat_at"]),
+        cpu="" if node["cpu"] is None else f"{node['cpu']:.0f}",
+        memory="" if node["memory"] is None else f"{node['memory']:.0f}",
+        executors=tuple(str(name) for name in node["executors"]),
+        version=node["version"],
+    )
+
+
+def _obstacle(
+    run: Mapping[str, Any], nodes: Sequence[tuple[Mapping[str, Any], str]], never: set[tuple[int, str]]
+) -> str:
+    """Why no node may take ``run``: the first sieve that lets none through. Empty: some may, when they have a slot."""
+    ready = [node for node, state in nodes if state == "online"]
+    if not ready:
+        return "no node online"
+    ready = [node for node in ready if run["type"] in node["executors"]]
+    if not ready:
+        return f"no node online runs {run['type']}"
+    ready = [node for node in ready if run["labels"].items() <= node["labels"].items()]
+    if not ready:
+        return "no node online has the labels " + ", ".join(f"{key}={value}" for key, value in run["labels"].items())
+    if all((node["id"], run["type"]) in never for node in ready):
+        return f"every node's limit for {run['type']} is 0"
+    return ""
+
+
+def _run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: str) -> RunView:
+    count, saved, failed, cancelled = run["count"], run["saved"], run["failed"] + run["quarantined"], run["cancelled"]
+    done = saved + failed + cancelled
+    # The last shards of a run may be on two nodes, so what is in flight can sum up to more than is open.
+    spooled = min(spooled, count - done)
+    in_flight = min(in_flight, count - done - spooled)
+    words, note = [f"{done:,}/{count:,}"], ""
+    if run["state"] == RunState.RUNNING:
+        if not in_flight and not spooled and done < count:
+            note = obstacle
+            if not obstacle:
+                words.append("waiting for a free slot")
+        elif done < 20 or not pace:
+            words.append("estimating…")
+        else:
+            words += [f"{rate(pace)}/s", left((count - done) / pace)]
+    counts = {"saved": saved, "to be saved": spooled, "in flight": in_flight, "failed": failed, "cancelled": cancelled}
+    ended = run["ended_at"]
+    return RunView(
+        id=run["id"],
+        name=run["name"],
+        type=run["type"],
+        state=State.of(run["state"]),
+        progress=" · ".join(words),
+        note=note,
+        failed=failed,
+        bar=bar(
+            count,
+            ("saved", saved),
+            ("failed", failed),
+            ("cancelled", cancelled),
+            ("spooled", spooled),
+            ("used", in_flight),
+        ),
+        label=f"{done:,} of {count:,} items: "
+        + (", ".join(f"{number:,} {word}" for word, number in counts.items() if number) or "none yet"),
+        rows=f"{run['rows']:,}",
+        created=iso(run["created_at"]),
+        ended=iso(ended),
+        took=lasted((ended - run["created_at"]).total_seconds()) if ended else "",
+    )
+
+
+def _allocation_views() -> list[AllocationView]:
+    latest = (
+        Allocation.objects.order_by("-id")
+        .annotate(brief=Substr("error", 1, ERROR_SHOWN + 1))
+        .values(
+            "id",
+            "run_id",
+            "type",
+            "start",
+            "stop",
+            "attempt",
+            "state",
+            "reason",
+            "granted_at",
+            "progress",
+            "rows",
+            "brief",
+            "run__name",
+            "node__name",
+        )[:ALLOCATIONS_SHOWN]
+    )
+    return [
+        AllocationView(
+            id=row["id"],
+            run=row["run_id"],
+            run_name=row["run__name"],
+            type=row["type"],
+            start=row["start"],
+            stop=row["stop"],
+            attempt=row["attempt"],
+            node=row["node__name"] or "removed",
+            state=State.of(row["state"]),
+            reason=row["reason"],
+            granted=iso(row["granted_at"]),
+            progress=f"{row['progress']:,}/{row['stop'] - row['start']:,}"
+            if row["state"] == AllocationState.EXECUTING and row["progress"]
+            else "",
+            rows=f"{row['rows']:,}" if row["rows"] else "",
+            error=row["brief"] if len(row["brief"]) <= ERROR_SHOWN else row["brief"][:ERROR_SHOWN] + "…",
+        )
+        for row in latest
+    ]
+
+
+class Overview:
+    """Reads the control database into snapshots. One per process: its measured rates belong to all who look."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._pace = Pace()
+        self._last: Mapping[str, Part] = {}
+
+    def look(self, now: dt.datetime | None = None) -> Snapshot:
+        """The overview now, in about nine queries whatever the number of nodes and runs."""
+        with self._turn:
+            return self._look(now or timezone.now())
+
+    def _look(self, now: dt.datetime) -> Snapshot:
+        # One right after the other: what one counts, the other lists.
+        live, allocation_views = live_allocations(), _allocation_views()
+        use = _use(live)
+        nodes = [(node, _node_state(node, now)) for node in Node.objects.values(*_NODE_FIELDS)[:NODES_SHOWN]]
+        quotas: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        for quota in Quota.objects.values("node_id", "task_type", "item", "slots", "limit"):
+            quotas[quota["node_id"]].append(quota)
+        node_views = [_node_view(node, state, quotas[node["id"]], use[node["id"]]) for node, state in nodes]
+
+        never = {
+            (node, q["task_type"]) for node, many in quotas.items() for q in many if q["limit"] == 0 and not q["item"]
+        }
+        running = Run.objects.filter(state=RunState.RUNNING)
+        sums = running.aggregate(
+            number=Count("id"),
+            open=Sum(F("count") - F("saved") - F("failed") - F("quarantined") - F("cancelled")),
+        )
+        runs = list(running.order_by("-id").values(*_RUN_FIELDS)[:RUNS_SHOWN])
+        ids = [run["id"] for run in runs]
+        spooled = dict(
+            Shard.objects.filter(run_id__in=ids, state=ShardState.SPOOLED)
+            .values_list("run_id")
+            .annotate(items=Sum(F("stop") - F("start")))
+            .order_by()
+        )
+        ended = Run.objects.filter(state__in=RUN_ENDED).order_by("-ended_at", "-id")
+        runs += ended.values(*_RUN_FIELDS)[:ENDED_SHOWN]
+
+        seconds = now.timestamp()
+        self._pace.look(seconds, runs)
+        in_flight: dict[int, int] = defaultdict(int)
+        for _node, run_id, _kind, _item, _word, _number, items in live:
+            in_flight[run_id] += items
+        run_views = [
+            _run_view(
+                run,
+                in_flight[run["id"]],
+                spooled.get(run["id"], 0),
+                self._pace.of_run(run["id"], seconds, counters(run)[0]),
+                _obstacle(run, nodes, never) if run["state"] == RunState.RUNNING else "",
+            )
+            for run in runs
+        ]
+        flying = sum(in_flight.values())
+        reached = [node for node in node_views if node.state.word in ("online", "draining")]
+        totals = TotalsView(
+            nodes=len(nodes),
+            online=len(reached),
+            capacity=sum(node.capacity for node in reached),
+            used=sum(node.used for node in reached),
+            queued=sum(node.queued for node in reached),
+            running=sums["number"],
+            waiting=f"{max(0, (sums['open'] or 0) - flying):,}",
+            in_flight=f"{flying:,}",
+            failed=sum(
+                run["failed"] + run["quarantined"]
+                for run in runs
+                if run["ended_at"] is None or (now - run["ended_at"]).total_seconds() < FAILURES_SECONDS
+            ),
+        )
+        return self._render(
+            {"totals": totals, "throughput": PaceView(self._pace.curves(seconds))},
+            {"node": node_views, "run": run_views, "allocation": allocation_views},
+        )
+
+    def _render(
+        self, single: Mapping[str, View], many: Mapping[str, Sequence[NodeView | RunView | AllocationView]]
+    ) -> Snapshot:
+        wanted: dict[str, tuple[str, View]] = {name: (name, view) for name, view in single.items()}
+        lists = {}
+        for kind, views in many.items():
+            lists[f"{kind}s"] = tuple(f"{kind}-{view.id}" for view in views)
+            wanted |= {f"{kind}-{view.id}": (kind, view) for view in views}
+        parts = {}
+        for name, (kind, view) in wanted.items():
+            part = self._last.get(name)
+            if part is None or part.view != view:
+                part = Part(view, get_template(f"partials/{kind}.html").render({kind: view}).strip())
+            parts[name] = part
+        self._last = parts
+        return Snapshot(parts, lists)
+
+
+shown = Overview()

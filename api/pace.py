@@ -1,0 +1,116 @@
+"""How fast work goes, in items and rows per second: of all runs over the last five minutes, and of each now."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.db.models import Max
+
+from api.parts import Spark, rate
+from dispatch.models import Allocation, Run
+from dispatch.states import AllocationState, RunState
+
+
+class Pace:
+    """Items and rows per second, from the runs' own counters between two looks."""
+
+    BUCKET = 5
+    BUCKETS = 60
+    WINDOW = 30.0
+    SEED = 10_000
+    """Allocations read to draw the time before the first look: bounded, whatever the size of the table."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[int]] = {}
+        self._known: dict[int, tuple[int, int]] = {}
+        self._recent: dict[int, deque[tuple[float, int]]] = {}
+        self._looked = 0.0
+
+    def look(self, now: float, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the counters of ``runs`` at ``now`` (seconds since the epoch)."""
+        current = int(now // self.BUCKET)
+        if not 0 <= now - self._looked < 2 * self.BUCKET:
+            self._seed(now)
+        else:
+            bucket = self._buckets.setdefault(current, [0, 0])
+            for run, (items, rows) in self._gains(runs):
+                was_items, was_rows = self._known.get(run, (0, 0))
+                # A retry takes failures back, so counters may fall.
+                bucket[0] += max(0, items - was_items)
+                bucket[1] += max(0, rows - was_rows)
+        for old in [number for number in self._buckets if number < current - self.BUCKETS]:
+            del self._buckets[old]
+        self._known = {run["id"]: counters(run) for run in runs}
+        self._looked = now
+        self._follow(now, [run for run in runs if run["state"] == RunState.RUNNING])
+
+    def _gains(self, runs: Sequence[Mapping[str, Any]]) -> Iterable[tuple[int, tuple[int, int]]]:
+        """The counters of all runs that may have moved since the last look."""
+        shown = set()
+        for run in runs:
+            shown.add(run["id"])
+            # One not seen before counts from nought only if it is really new.
+            if run["id"] in self._known or run["created_at"].timestamp() >= self._looked:
+                yield run["id"], counters(run)
+        gone = [run for run in self._recent if run not in shown]
+        if gone:
+            for run in Run.objects.filter(pk__in=gone).values("id", "saved", "failed", "quarantined", "rows"):
+                yield run["id"], counters(run)
+
+    def _follow(self, now: float, running: Sequence[Mapping[str, Any]]) -> None:
+        recent: dict[int, deque[tuple[float, int]]] = {}
+        for run in running:
+            created = run["created_at"].timestamp()
+            points = self._recent.get(run["id"])
+            if points is None:
+                points = deque([(created, 0)] if now - created < self.WINDOW else [])
+            if not points or now - points[-1][0] >= 1:
+                points.append((now, counters(run)[0]))
+            while len(points) > 2 and now - points[1][0] >= self.WINDOW:
+                points.popleft()
+            recent[run["id"]] = points
+        self._recent = recent
+
+    def _seed(self, now: float) -> None:
+        self._buckets = {}
+        newest = Allocation.objects.aggregate(newest=Max("id"))["newest"] or 0
+        first = dt.datetime.fromtimestamp(now - self.BUCKET * self.BUCKETS, dt.UTC)
+        latest = Allocation.objects.filter(id__gt=newest - self.SEED, state=AllocationState.COMPLETED).order_by()
+        for at, start, stop, rows in latest.values_list("finished_at", "start", "stop", "rows"):
+            if at is None or at < first:
+                continue
+            bucket = self._buckets.setdefault(int(at.timestamp() // self.BUCKET), [0, 0])
+            bucket[0] += stop - start
+            bucket[1] += rows
+
+    def of_run(self, run: int, now: float, done: int) -> float | None:
+        """Items per second of a running run, or None while that cannot be said."""
+        points = self._recent.get(run)
+        if not points or now - points[0][0] < 2:
+            return None
+        return max(0, done - points[0][1]) / (now - points[0][0])
+
+    def curves(self, now: float) -> tuple[Spark, ...]:
+        current = int(now // self.BUCKET)
+        # The bucket being filled would always hang down, so it counts for the number but is not drawn.
+        full = [self._buckets.get(number, (0, 0)) for number in range(current - self.BUCKETS, current)]
+        latest = [self._buckets.get(number, (0, 0)) for number in (current - 2, current - 1, current)]
+        seconds = 2 * self.BUCKET + max(1.0, now % self.BUCKET)
+        return tuple(
+            _spark(unit, sum(bucket[at] for bucket in latest) / seconds, [bucket[at] / self.BUCKET for bucket in full])
+            for at, unit in enumerate(("items/s", "rows/s"))
+        )
+
+
+def counters(run: Mapping[str, Any]) -> tuple[int, int]:
+    return run["saved"] + run["failed"] + run["quarantined"], run["rows"]
+
+
+def _spark(unit: str, now: float, values: Sequence[float]) -> Spark:
+    peak = max(values)
+    step = 300 / (len(values) - 1)
+    points = [f"{at * step:.1f},{38 - 36 * value / peak if peak else 38:.1f}" for at, value in enumerate(values)]
+    return Spark(unit, rate(now), rate(peak), " ".join(points), f"0,40 {' '.join(points)} 300,40")

@@ -1,0 +1,249 @@
+"""The parts of the overview: the words, numbers and bars that each shows, and what two overviews have different.
+
+Every view is frozen: of one that equals its predecessor the HTML need not be made again. ``overview`` fills them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from django.utils.safestring import SafeString, mark_safe
+
+# ---- words, numbers, bars ----------------------------------------------------------------------------------------
+
+_GLYPHS = {
+    "pending": "○",
+    "allocated": "◔",
+    # With the selector that keeps phones from drawing a coloured picture.
+    "executing": "▶\ufe0e",
+    "saved": "✓",
+    "retrying": "↻",
+    "failed": "✕",
+    "cancelled": "–",
+    "expired": "?",
+}
+_TONES = {
+    "running": "executing",
+    "completed": "saved",
+    "partial": "failed",
+    "superseded": "cancelled",
+    "online": "saved",
+    "draining": "allocated",
+    "offline": "expired",
+    "inactive": "cancelled",
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """A state as shown: the word, and the tone that decides its glyph and colour."""
+
+    word: str
+    tone: str
+    glyph: str
+
+    @classmethod
+    def of(cls, word: str) -> State:
+        tone = _TONES.get(word, word)
+        return cls(word, tone, _GLYPHS[tone])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a bar, in percent of its length."""
+
+    kind: str
+    x: str
+    width: str
+
+
+def bar(total: int, *pieces: tuple[str, int]) -> tuple[Segment, ...]:
+    """``pieces`` (kind, number) one after the other on a bar ``total`` long; what does not fit is cut off."""
+    segments, at = [], 0
+    for kind, number in pieces:
+        number = max(0, min(number, total - at))
+        if number:
+            segments.append(Segment(kind, f"{100 * at / total:.2f}", f"{100 * number / total:.2f}"))
+            at += number
+    return tuple(segments)
+
+
+def rate(per_second: float) -> str:
+    return (
+        f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
+    )
+
+
+def lasted(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def left(seconds: float) -> str:
+    """A guess, so rounded to what it is worth."""
+    if seconds < 10:
+        return f"about {max(1, round(seconds))} s left"
+    if seconds < 60:
+        return f"about {5 * round(seconds / 5)} s left"
+    if seconds < 3600:
+        return f"about {round(seconds / 60)} min left"
+    return f"about {lasted(seconds)} left"
+
+
+def iso(at: dt.datetime | None) -> str:
+    return at.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else ""
+
+
+# ---- views -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Slots of one type on one node: how many run, wait on the node, are promised (``slots``) and are allowed."""
+
+    name: str
+    used: int
+    queued: int
+    slots: int | None
+    limit: int | None
+    bar: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, name: str, used: int, queued: int, slots: int | None, limit: int | None = None) -> Gauge:
+        within = used if slots is None else min(used, slots)
+        total = limit if limit is not None else max(slots or 0, used + queued)
+        return cls(
+            name, used, queued, slots, limit, bar(total, ("used", within), ("over", used - within), ("queued", queued))
+        )
+
+    @property
+    def label(self) -> str:
+        words = [f"{self.name}: {self.used} in use"]
+        words += [f"{self.queued} queued"] if self.queued else []
+        words += ["no quota" if self.slots is None else f"quota {self.slots}"]
+        words += [] if self.limit is None else ["never here" if self.limit == 0 else f"limit {self.limit}"]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class NodeView:
+    id: int
+    name: str
+    state: State
+    role: str
+    carrier: str
+    capacity: int
+    used: int
+    queued: int
+    bar: tuple[Segment, ...]
+    quotas: tuple[Gauge, ...]
+    beat: str
+    cpu: str
+    memory: str
+    executors: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    id: int
+    name: str
+    type: str
+    state: State
+    progress: str
+    note: str
+    failed: int
+    bar: tuple[Segment, ...]
+    label: str
+    rows: str
+    created: str
+    ended: str
+    took: str
+
+
+@dataclass(frozen=True)
+class AllocationView:
+    id: int
+    run: int
+    run_name: str
+    type: str
+    start: int
+    stop: int
+    attempt: int
+    node: str
+    state: State
+    reason: str
+    granted: str
+    progress: str
+    rows: str
+    error: str
+
+
+@dataclass(frozen=True)
+class TotalsView:
+    nodes: int
+    online: int
+    capacity: int
+    used: int
+    queued: int
+    running: int
+    waiting: str
+    in_flight: str
+    failed: int
+
+
+@dataclass(frozen=True)
+class Spark:
+    """A curve of the last five minutes, drawn on 300 by 40."""
+
+    unit: str
+    now: str
+    peak: str
+    line: str
+    area: str
+
+
+@dataclass(frozen=True)
+class PaceView:
+    curves: tuple[Spark, ...]
+
+
+View = NodeView | RunView | AllocationView | TotalsView | PaceView
+
+
+@dataclass(frozen=True)
+class Part:
+    view: View
+    html: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The overview at one moment. ``lists`` gives the ids of the parts in each list, in the order shown."""
+
+    parts: Mapping[str, Part]
+    lists: Mapping[str, tuple[str, ...]]
+
+    def html(self, name: str) -> SafeString:
+        """The parts of the list ``name``, or the one part of that id. Every part is already escaped by its template."""
+        ids = self.lists.get(name, (name,))
+        return mark_safe("".join(self.parts[part].html for part in ids))
+
+    def since(self, older: Snapshot | None) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+        """What differs from ``older``: HTML by part, and ids by list."""
+        if older is None:
+            return {name: part.html for name, part in self.parts.items()}, dict(self.lists)
+        was = older.parts
+        parts = {name: part.html for name, part in self.parts.items() if name not in was or was[name].html != part.html}
+        lists = {name: ids for name, ids in self.lists.items() if older.lists.get(name) != ids}
+        return parts, lists
