@@ -26,8 +26,8 @@ from api.errors import json_error, respond
 from dispatch import events, lifecycle
 from dispatch.results import spool
 from nodes import messages
+from nodes.keys import Caller
 from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, TooLarge
-from nodes.registry import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ def _answering(
     async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return await view(request, *args, **kwargs)
+        except TooLarge as error:
+            return json_error(error.status, str(error), field="body")
         except CascadeError as error:
             return respond(error)
         except UnreadablePostError:
@@ -117,7 +119,7 @@ def _body(request: HttpRequest) -> bytes:
     limit = settings.CASCADE.upload_limit
     content = request.read(limit + 1)
     if len(content) > limit:
-        raise TooLarge(f"body: is larger than the {limit} bytes this parent takes (CASCADE_UPLOAD_LIMIT)")
+        raise TooLarge(f"is larger than the {limit} bytes this parent takes (CASCADE_UPLOAD_LIMIT)")
     return bytes(content)
 
 

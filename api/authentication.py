@@ -20,9 +20,9 @@ from django.db import IntegrityError
 from django.http import HttpRequest
 
 from nodes import signing
+from nodes.keys import Caller
 from nodes.models import AccessKey, Nonce
 from nodes.protocol import FieldError, Forbidden, TooMany, Unauthenticated
-from nodes.registry import Caller
 from nodes.transactions import write
 
 PLAIN = "AK-SK "
@@ -50,7 +50,7 @@ def authenticate(
     ``body_sha256`` is None for a body not yet read: then ``check_body`` must follow once it is. ``client`` is the
     address the request came from, for throttling.
     Raises Unauthenticated (ClockError for a signature out of the window), Forbidden where plain keys are switched
-    off, TooMany after too many wrong ones. A revocation after this look is met by ``registry.check_live``.
+    off, TooMany after too many wrong ones. A revocation after this look is met by ``keys.check_live``.
     """
     now = time.time() if now is None else now
     fields = {name.lower(): value for name, value in headers}

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.conf import settings
 from django.db.models import Count, F, Sum
 from django.db.models.functions import Substr
 from django.template.loader import get_template
@@ -36,6 +35,7 @@ from api.parts import (
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardState
 from nodes.models import Node, Quota
+from nodes.registry import state_of
 
 NODES_SHOWN = 500
 RUNS_SHOWN = 50
@@ -117,15 +117,6 @@ _NODE_FIELDS = (
 )
 
 
-def _node_state(node: Mapping[str, Any], now: dt.datetime) -> str:
-    if not node["active"]:
-        return "inactive"
-    beat = node["last_beat_at"]
-    if beat is None or (now - beat).total_seconds() > settings.CASCADE.offline_seconds:
-        return "offline"
-    return "draining" if node["draining"] else "online"
-
-
 def _gauges(quotas: Sequence[Mapping[str, Any]], use: _Use) -> tuple[Gauge, ...]:
     gauges = []
     for quota in quotas:
@@ -141,42 +132,40 @@ def _gauges(quotas: Sequence[Mapping[str, Any]], use: _Use) -> tuple[Gauge, ...]
     return tuple(gauges)
 
 
-def _node_view(node: Mapping[str, Any], state: str, quotas: Sequence[Mapping[str, Any]], use: _Use) -> NodeView:
+def _node_view(node: Node, state: str, quotas: Sequence[Mapping[str, Any]], use: _Use) -> NodeView:
     used, queued = use.total
-    capacity = node["capacity"]
+    capacity = node.capacity
     return NodeView(
-        id=node["id"],
-        name=node["name"],
+        id=node.pk,
+        name=node.name,
         state=State.of(state),
-        role=node["role"],
-        carrier=node["carrier"],
+        role=node.role,
+        carrier=node.carrier,
         capacity=capacity,
         used=used,
         queued=queued,
         bar=bar(capacity, ("used", used), ("queued", queued)),
         quotas=_gauges(quotas, use),
-        beat=iso(node["last_beat_at"]),
-        cpu="" if node["cpu"] is None else f"{node['cpu']:.0f}",
-        memory="" if node["memory"] is None else f"{node['memory']:.0f}",
-        executors=tuple(str(name) for name in node["executors"]),
-        version=node["version"],
+        beat=iso(node.last_beat_at),
+        cpu="" if node.cpu is None else f"{node.cpu:.0f}",
+        memory="" if node.memory is None else f"{node.memory:.0f}",
+        executors=tuple(str(name) for name in node.executors),
+        version=node.version,
     )
 
 
-def _obstacle(
-    run: Mapping[str, Any], nodes: Sequence[tuple[Mapping[str, Any], str]], never: set[tuple[int, str]]
-) -> str:
+def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Node, str]], never: set[tuple[int, str]]) -> str:
     """Why no node may take ``run``: the first sieve that lets none through. Empty: some may, when they have a slot."""
     ready = [node for node, state in nodes if state == "online"]
     if not ready:
         return "no node online"
-    ready = [node for node in ready if run["type"] in node["executors"]]
+    ready = [node for node in ready if run["type"] in node.executors]
     if not ready:
         return f"no node online runs {run['type']}"
-    ready = [node for node in ready if run["labels"].items() <= node["labels"].items()]
+    ready = [node for node in ready if run["labels"].items() <= node.labels.items()]
     if not ready:
         return "no node online has the labels " + ", ".join(f"{key}={value}" for key, value in run["labels"].items())
-    if all((node["id"], run["type"]) in never for node in ready):
+    if all((node.pk, run["type"]) in never for node in ready):
         return f"every node's limit for {run['type']} is 0"
     return ""
 
@@ -285,11 +274,11 @@ class Overview:
         # One right after the other: what one counts, the other lists.
         live, allocation_views = live_allocations(), _allocation_views()
         use = _use(live)
-        nodes = [(node, _node_state(node, now)) for node in Node.objects.values(*_NODE_FIELDS)[:NODES_SHOWN]]
+        nodes = [(node, state_of(node, now)) for node in Node.objects.only(*_NODE_FIELDS)[:NODES_SHOWN]]
         quotas: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for quota in Quota.objects.values("node_id", "task_type", "item", "slots", "limit"):
             quotas[quota["node_id"]].append(quota)
-        node_views = [_node_view(node, state, quotas[node["id"]], use[node["id"]]) for node, state in nodes]
+        node_views = [_node_view(node, state, quotas[node.pk], use[node.pk]) for node, state in nodes]
 
         never = {
             (node, q["task_type"]) for node, many in quotas.items() for q in many if q["limit"] == 0 and not q["item"]

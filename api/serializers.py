@@ -16,6 +16,7 @@ from dispatch.lifecycle.submit import check_items, check_work
 from dispatch.models import WORK_FIELDS, Allocation, Run, Shard, Task
 from dispatch.states import ShardState
 from nodes import executors, registry
+from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
 
 LARGEST_COUNT = 2**31 - 1
@@ -476,8 +477,8 @@ class NodeChange(Strict):
         required=False, help_text="Accept 'Authorization: AK-SK ak:sk' beside signed requests."
     )
 
-    def validate_quotas(self, quotas: list[dict[str, Any]]) -> list[registry.QuotaSpec]:
-        return [registry.QuotaSpec(**quota) for quota in quotas]
+    def validate_quotas(self, quotas: list[dict[str, Any]]) -> list[QuotaSpec]:
+        return [QuotaSpec(**quota) for quota in quotas]
 
 
 class NodeCreation(NodeChange):

@@ -18,10 +18,10 @@ from api import authentication
 from api.agent import VERBS, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
-from nodes import registry
+from nodes import keys
 from nodes.executors.base import shown
+from nodes.keys import Caller
 from nodes.protocol import CascadeError, FieldError, Unauthenticated
-from nodes.registry import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,10 @@ class AgentSocket(AsyncWebsocketConsumer):
         number: Any = None
         try:
             frame = json.loads(text_data or "")
-            if not isinstance(frame, dict):
-                raise FieldError("frame", "is not an object")
-            number = frame.get("id")
-            if not isinstance(frame.get("type"), str) or frame["type"] not in VERBS or frame["type"] == "claim":
-                raise FieldError("type", f"{shown(frame.get('type'))} is not one of: accept, beat, release, report")
+            kind = frame.get("type") if isinstance(frame, dict) else None
+            number = frame.get("id") if isinstance(frame, dict) else None
+            if not isinstance(kind, str) or kind not in VERBS or kind == "claim":
+                raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, release, report")
             assert self.caller is not None
             body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
             await self._say({"type": "reply", "re": number, "status": 200, "body": body})
@@ -117,7 +116,7 @@ class AgentSocket(AsyncWebsocketConsumer):
     def _next_offer(self) -> dict[str, Any]:
         assert self.caller is not None
         # A look without a lock: every verb that follows from the offer asks again inside its transaction.
-        if not registry.is_live(self.caller):
+        if not keys.is_live(self.caller):
             raise Unauthenticated("the key was revoked")
         return package(lifecycle.offered(self.caller.node_id, self._offered))
 

@@ -27,7 +27,8 @@ from api.serializers import (
     QuotaSerializer,
 )
 from api.views import Native, NativeSet, WholeFilter, flag
-from nodes import registry
+from nodes import keys, registry
+from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
 
 
@@ -128,7 +129,7 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     def set_quotas(self, request: Request, pk: str) -> Response:
         """All of the node's quotas from now on."""
         quotas = self.checked(request, many=True, max_length=1000)
-        registry.set_quotas(int(pk), [registry.QuotaSpec(**quota) for quota in quotas])
+        registry.set_quotas(int(pk), [QuotaSpec(**quota) for quota in quotas])
         return Response(NodeQuota(self.get_object().quotas.all(), many=True).data)
 
     @extend_schema(responses=KeySerializer(many=True), filters=False)
@@ -141,20 +142,20 @@ class Nodes(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     @keys.mapping.post
     def issue_key(self, request: Request, pk: str) -> Response:
         """A further key; its secret is shown in this answer only. 409 when two are live."""
-        return Response(IssuedKeySerializer(registry.issue_key(int(pk))).data, status=201)
+        return Response(IssuedKeySerializer(keys.issue(int(pk))).data, status=201)
 
     @extend_schema(request=None, responses={201: IssuedKeySerializer})
     @action(detail=True, methods=["post"])
     def rotate(self, request: Request, pk: str) -> Response:
         """A new key; the newest before it stays valid for the change-over, older ones are revoked."""
-        return Response(IssuedKeySerializer(registry.rotate_key(int(pk))).data, status=201)
+        return Response(IssuedKeySerializer(keys.rotate(int(pk))).data, status=201)
 
 
 class Key(Native):
     @extend_schema(responses={200: KeySerializer})
     def delete(self, request: Request, access_key: str) -> Response:
         """Revokes the key: nothing signed with it is accepted from now on."""
-        return Response(KeySerializer(registry.revoke_key(access_key)).data)
+        return Response(KeySerializer(keys.revoke(access_key)).data)
 
 
 class QuotaFilters(filters.FilterSet):

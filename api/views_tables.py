@@ -18,7 +18,8 @@ from api.serializers import Table, unknown
 from api.views import LARGEST_ID, Native, flag, number, only_known
 from dispatch.results import saver
 from dispatch.results.datasets import LINEAGE, schema
-from dispatch.results.store import FORMATS, ResultStore, stream
+from dispatch.results.formats import FORMATS, stream
+from dispatch.results.store import ResultStore
 from nodes.executors.base import Dataset, shown
 from nodes.protocol import FieldError, NotFound
 

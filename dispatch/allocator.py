@@ -87,6 +87,8 @@ class Lookahead:
     limit: int = 0
 
 
+ASIDE_LIMIT = 500
+"""Items that one pass sets aside; each becomes a row, and a run of a million may consist of nothing else."""
 SHORT = 1.0
 """Seconds: a shard longer than this is not worth queueing ahead, and doing so would unbalance the end of a run."""
 
@@ -180,8 +182,15 @@ class Seat:
             return "limit", f"limit {rule.limit} for {demand.type}[{item}] reached"
         return None
 
-    def lookahead(self, demand: Demand, left: int, nodes: int, rule: Lookahead) -> int:
-        """Shards this node may hold beyond its capacity. A type with a limit gets none: a queued shard counts."""
+    def backlog(self, demand: Demand) -> float:
+        """Seconds until one more shard of this run would begin here."""
+        size = max(demand.shard_size, 1)
+        return (self.used + 1) * size * self.offer.speeds.get(demand.type, 1.0) / self.offer.capacity
+
+    def lookahead(self, demand: Demand, rule: Lookahead) -> int:
+        """Shards this node may hold beyond its capacity: so much work in time, which also bounds how unevenly a run
+        can end. A type with a limit gets none: a queued shard counts.
+        """
         seconds = self.offer.speeds.get(demand.type)
         quota = self.offer.quotas.get((demand.type, ""))
         if seconds is None or not rule.limit or (quota and quota.limit is not None):
@@ -190,8 +199,7 @@ class Seat:
         seconds = max(seconds * size, 1e-6)
         if seconds >= SHORT:
             return 0
-        fair = left // size // (2 * nodes)
-        return min(rule.limit, int(rule.seconds * self.offer.capacity / seconds), fair)
+        return min(rule.limit, int(rule.seconds * self.offer.capacity / seconds))
 
 
 class Queue:
@@ -291,7 +299,7 @@ class _Pass:
                 self._grant(queue, head, phase, seat)
                 return True
             # Nobody takes the head. Only an item with rules of its own is passed by, and only for work that fits.
-            if not head.item or self._pick(queue, "", phase, candidates) is None:
+            if not head.item or self._pick(queue, "", phase, candidates) is None or len(self.aside) >= ASIDE_LIMIT:
                 return False
             if head.shard is not None:
                 queue.pass_by()
@@ -325,7 +333,7 @@ class _Pass:
 
     def _room(self, queue: Queue, item: str, seat: Seat, phase: Phase) -> bool:
         if phase is Phase.LOOKAHEAD:
-            more = seat.lookahead(queue.demand, queue.left, len(self.seats), self.rule)
+            more = seat.lookahead(queue.demand, self.rule)
             return seat.used < seat.offer.capacity + more and seat.refusal(queue.demand, item) is None
         if seat.used >= seat.offer.capacity:
             return False
@@ -335,7 +343,7 @@ class _Pass:
 
     def _key(self, demand: Demand, seat: Seat, phase: Phase) -> float:
         if phase is Phase.LOOKAHEAD:
-            return seat.used / seat.offer.capacity
+            return seat.backlog(demand)
         try:
             key = float(balancers.get(demand.balancer)(seat, demand.type, self.seed))
         except Exception:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
-from django.db.models import Count, F, Q, Window
+from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
@@ -50,7 +50,8 @@ def allocate_now() -> Passed:
             return Passed()
         lifecycle.grant(plan, now)
     return Passed(
-        frozenset(made.node for made in plan.grants), all(made.phase is Phase.LOOKAHEAD for made in plan.grants)
+        frozenset(made.node for made in plan.grants),
+        all(made.phase is Phase.LOOKAHEAD for made in plan.grants),
     )
 
 
@@ -122,14 +123,7 @@ def _demands(now: dt.datetime, offers: Sequence[Offer], run_id: int | None) -> l
         Allocation.objects.filter(state__in=LIVE).order_by().values_list("run_id").annotate(Count("pk"))
     )
     marks = _marks(offers)
-    returned: dict[int, list[Piece]] = defaultdict(list)
-    pending = Shard.objects.filter(_ready(now), state=ShardState.PENDING, run__in=runs.values("pk")).annotate(
-        place=Window(RowNumber(), partition_by="run", order_by="pk")
-    )
-    for shard in pending.filter(place__lte=RETURNED_LIMIT).order_by("pk"):
-        returned[shard.run_id].append(
-            Piece(shard.start, shard.stop, shard=shard.pk, attempt=shard.attempts + shard.deaths + shard.losses + 1)
-        )
+    returned = _returned(now, runs)
     demands = []
     for run in runs:
         if run.cut >= run.count and run.pk not in returned:
@@ -152,6 +146,21 @@ def _demands(now: dt.datetime, offers: Sequence[Offer], run_id: int | None) -> l
             )
         )
     return demands
+
+
+def _returned(now: dt.datetime, runs: QuerySet[Run]) -> dict[int, list[Piece]]:
+    """Pieces that came back and may be tried again, by run."""
+    returned: dict[int, list[Piece]] = defaultdict(list)
+    waiting = Shard.objects.filter(_ready(now), state=ShardState.PENDING, run__in=runs.values("pk"))
+    # Mostly there are none, and the question for the first ones of each run is a costly one to put.
+    if not waiting.exists():
+        return returned
+    first = waiting.annotate(place=Window(RowNumber(), partition_by="run", order_by="pk"))
+    for shard in first.filter(place__lte=RETURNED_LIMIT).order_by("pk"):
+        returned[shard.run_id].append(
+            Piece(shard.start, shard.stop, shard=shard.pk, attempt=shard.attempts + shard.deaths + shard.losses + 1)
+        )
+    return returned
 
 
 def _marks(offers: Sequence[Offer]) -> dict[str, set[str]]:

@@ -14,10 +14,11 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from nodes import executors, registry
+from nodes import executors, keys, registry
+from nodes.fields import QuotaSpec, check_fields, check_quota
+from nodes.keys import IssuedKey
 from nodes.models import AccessKey, Heartbeat, Node, Quota
 from nodes.protocol import CascadeError, FieldError
-from nodes.registry import IssuedKey, QuotaSpec
 
 STATES = {"online": "✓ online", "draining": "◔ draining", "offline": "? offline", "inactive": "– inactive"}
 
@@ -47,7 +48,7 @@ class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
         cleaned = super().clean()
         for name, value in list(self.cleaned_data.items()):
             try:
-                registry.check_fields({name: value})
+                check_fields({name: value})
             except FieldError as error:
                 self.add_error(name, error.message)
         return cleaned
@@ -65,7 +66,7 @@ class QuotaForm(forms.ModelForm):  # type: ignore[type-arg]
         # With all parts there; what is missing is named at its own field already.
         if not self.errors:
             try:
-                registry.check_quota(self.spec(), self.instance.node.capacity)
+                check_quota(self.spec(), self.instance.node.capacity)
             except FieldError as error:
                 self.add_error(error.field, error.message)
         return cleaned
@@ -321,14 +322,14 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def issue_key(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
         for node in queryset:
             try:
-                self._show(request, registry.issue_key(node.pk))
+                self._show(request, keys.issue(node.pk))
             except CascadeError as error:
                 self.message_user(request, str(error), messages.ERROR)
 
     @admin.action(description="Revoke all keys", permissions=["change"])
     def revoke_keys(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
         for node in queryset:
-            count = registry.revoke_keys(node.pk)
+            count = keys.revoke_all(node.pk)
             self.message_user(request, f"Keys revoked of {node.name}: {count}.", messages.SUCCESS)
 
     def _show(self, request: HttpRequest, key: IssuedKey) -> None:
@@ -360,7 +361,7 @@ class AccessKeyAdmin(ReadOnly):
     @admin.action(description="Revoke the selected keys", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[AccessKey]) -> None:
         for key in queryset:
-            registry.revoke_key(key.access_key)
+            keys.revoke(key.access_key)
         self.message_user(request, f"Keys revoked: {len(queryset)}.", messages.SUCCESS)
 
 

@@ -1,4 +1,4 @@
-"""Node, Quota, AccessKey, Heartbeat, Nonce: who does the work. State changes go through ``nodes.registry``."""
+"""Node, Quota, AccessKey, Heartbeat, Nonce: who does the work. Changed through ``registry`` and ``keys`` only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
+
+from nodes.protocol import NotFound
 
 name_validator = RegexValidator(
     r"\A[^\W_](?:[\w .:@-]{0,98}[\w])?\Z",
@@ -68,6 +70,14 @@ class Node(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @classmethod
+    def locked(cls, node_id: int) -> Node:
+        """Nobody else changes it before the transaction, which must be open, ends. Raises NotFound."""
+        try:
+            return cls.objects.select_for_update().get(pk=node_id)
+        except cls.DoesNotExist:
+            raise NotFound(f"there is no node {node_id}") from None
 
     def clean(self) -> None:
         if not isinstance(self.labels, dict) or not all(isinstance(value, str) for value in self.labels.values()):

@@ -28,7 +28,7 @@ from __future__ import annotations
 VERSION = 1
 """Raised when an older peer could misread a message; unknown fields are ignored on both sides."""
 
-INLINE_ROWS = 512
+INLINE_ROWS = 2000
 """Up to so many rows travel inside the report; above that an Arrow segment costs less."""
 SEGMENT_BYTES_LIMIT = 256 * 1024 * 1024
 """The largest segment a parent takes; an executor's shard should stay far below."""

@@ -14,9 +14,9 @@ from dispatch.lifecycle.grants import not_live, release_unheld, renew, start
 from dispatch.models import Allocation
 from dispatch.ranges import MOST_ITEMS
 from dispatch.states import LIVE
-from nodes import registry
+from nodes import keys, registry
+from nodes.keys import Caller
 from nodes.messages import Beat
-from nodes.registry import Caller
 from nodes.transactions import write
 
 
@@ -24,7 +24,7 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
     """Renews the leases of what the node holds; the reply is in ``nodes.protocol``. Only the parent's clock counts."""
     now = timezone.now()
     with write():
-        node = registry.check_live(caller)
+        node = keys.check_live(caller)
         registry.record_beat(
             node.pk,
             at=now,

@@ -17,9 +17,9 @@ from dispatch.items import Frozen
 from dispatch.lifecycle.ends import unsuccessful
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, RunState, ShardState, before
-from nodes import registry
+from nodes import keys, registry
+from nodes.keys import Caller
 from nodes.messages import Claim
-from nodes.registry import Caller
 from nodes.transactions import insert_rows, moment, write
 
 SHARD_COLUMNS = ("run_id", "start", "stop", "state", "attempts", "deaths", "losses", "error", "updated_at")
@@ -109,7 +109,7 @@ def _kept(plan: Plan) -> set[int]:
 def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
     """What was granted to this node and not fetched yet, with a lease from now on; and what it shall drop."""
     with write():
-        node = registry.check_live(caller)
+        node = keys.check_live(caller)
         found = _undelivered(node.pk)[: min(asked.slots + settings.CASCADE.lookahead_limit, OFFER_LIMIT)]
         ids = [each.pk for each in found]
         _deliver(node.pk, node.capacity, ids)
@@ -127,7 +127,7 @@ def offered(node_id: int, after: int = 0) -> list[Parcel]:
 def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
     """The child took an offer: its lease begins. ``gone`` lists what it must not run. Repeating it changes nothing."""
     with write():
-        node = registry.check_live(caller)
+        node = keys.check_live(caller)
         delivered = _deliver(node.pk, node.capacity, ids)
         # Mostly all of them were waiting for this; only else it needs a look which were not.
         gone = [] if delivered == len(ids) else not_live(node.pk, ids)
@@ -138,7 +138,7 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
 def release(caller: Caller, ids: Sequence[int], detail: str = "") -> dict[str, Any]:
     """The child hands back what it has not finished; the items go to somebody else, with no attempt counted."""
     with write():
-        node = registry.check_live(caller)
+        node = keys.check_live(caller)
         live = list(
             Allocation.objects.select_for_update()
             .filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE)

@@ -22,12 +22,12 @@ from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.ranges import covers
 from dispatch.results import datasets, spool
 from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, ShardState, before
-from nodes import executors, registry
+from nodes import executors, keys, registry
 from nodes.executors.base import Dataset
+from nodes.keys import Caller
 from nodes.messages import Entry
 from nodes.models import Node
 from nodes.protocol import CascadeError
-from nodes.registry import Caller
 from nodes.transactions import moment, update_rows, write
 
 PACE = 0.3
@@ -68,7 +68,7 @@ def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
     now = timezone.now()
     results: dict[int, dict[str, Any]] = {}
     with write():
-        node = registry.check_live(caller)
+        node = keys.check_live(caller)
         tickets = _tickets(caller, [entry.allocation for entry in entries], lock=True)
         batches: dict[tuple[str, str], _Accepted] = {}
         for entry in entries:

@@ -21,9 +21,10 @@ from django.db.models import Max
 from django.utils import timezone
 
 from dispatch import events, lifecycle
-from dispatch.models import Receipt
+from dispatch.models import Allocation, Receipt
 from dispatch.results import datasets, spool
 from dispatch.results.store import Part, ResultStore, StoreBusy
+from dispatch.states import LIVE
 from nodes import executors
 from nodes.protocol import CascadeError, Conflict
 
@@ -37,9 +38,9 @@ BATCH_ENTRIES = 4000
 BATCH_ROWS = 2_000_000
 CHECKPOINT_SECONDS = 20.0
 IDLE_SECONDS = 1.0
-GATHER_SECONDS = 0.05
-"""From one batch's start to the next one's, while results keep coming: a commit costs the same for one shard as for
-thousands."""
+GATHER_SECONDS = 0.2
+"""From one batch's start to the next one's while more results are on their way: a commit costs the same for one shard
+as for thousands. The last results of all are not kept waiting."""
 SWEEP_SECONDS = 3600.0
 """An uploaded segment that no report named for so long is removed."""
 
@@ -90,7 +91,7 @@ class Saver:
             try:
                 began = time.monotonic()
                 while self.once():
-                    self._stopping.wait(max(GATHER_SECONDS - (time.monotonic() - began), 0))
+                    self._gather(began + GATHER_SECONDS)
                     began = time.monotonic()
                 self._tidy()
             except Exception:
@@ -99,6 +100,14 @@ class Saver:
                 close_old_connections()
                 self._stopping.wait(IDLE_SECONDS)
         connection.close()
+
+    def _gather(self, until: float) -> None:
+        """Lets results come together, until then or until nothing is under way."""
+        while (left := until - time.monotonic()) > 0 and Allocation.objects.filter(state__in=LIVE).exists():
+            events.saver.wait(left)
+            events.saver.clear()
+            if self._stopping.is_set():
+                return
 
     def once(self) -> bool:
         """Saves one batch; False when nothing waited."""

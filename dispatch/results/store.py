@@ -4,28 +4,29 @@ Per dataset there is ``<table>_rows``, which only grows (the dataset's columns a
 with the newest row per natural key. ``ledger`` has one entry per range of items saved; it is written in the
 transaction that writes the rows, so rows and entry are there both or not at all.
 
-How rows are checked is in ``datasets``; which rows are still to be saved is the saver's concern.
+How rows are checked is in ``datasets``, what is asked of them in ``reading``, and how they leave in ``formats``; which
+rows are still to be saved is the saver's concern.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import fcntl
-import io
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dispatch.results import reading
 from dispatch.results.datasets import LINEAGE, check
+from dispatch.results.reading import quoted
 from nodes.executors.base import Column, Dataset, shown
-from nodes.executors.rows import read
-from nodes.protocol import CascadeError, Conflict, FieldError, NotFound, StorageFull, Unprocessable
+from nodes.protocol import CascadeError, Conflict, NotFound, StorageFull, Unprocessable
 
 if TYPE_CHECKING:
     import duckdb
@@ -178,9 +179,7 @@ class ResultStore:
                 for dataset, pieces in tables.items():
                     table = pa.concat_tables(pieces).combine_chunks()
                     connection.register("_incoming", table)
-                    connection.execute(
-                        f"INSERT INTO {_quoted(dataset.table + '_rows')} BY NAME SELECT * FROM _incoming"
-                    )
+                    connection.execute(f"INSERT INTO {quoted(dataset.table + '_rows')} BY NAME SELECT * FROM _incoming")
                     connection.unregister("_incoming")
                     rows += table.num_rows
         return rows
@@ -213,7 +212,7 @@ class ResultStore:
         found = []
         with self.reader() as connection:
             for name, columns, key in self._known(connection):
-                counted = connection.execute(f"SELECT count(*) FROM {_quoted(name + '_rows')}").fetchone()
+                counted = connection.execute(f"SELECT count(*) FROM {quoted(name + '_rows')}").fetchone()
                 shape = [{"name": column.name, "type": column.type} for column in columns]
                 found.append({"name": name, "columns": shape, "rows": counted[0] if counted else 0, "key": list(key)})
         return found
@@ -246,7 +245,7 @@ class ResultStore:
         _, shape, key = known
         if raw:
             shape = [*shape, *(Column(name, kind) for name, kind in LINEAGE.items())]
-        sql, values = _select(table, shape, key, run, where or {}, columns, order, limit, offset, raw)
+        sql, values = reading.select(table, shape, key, run, where or {}, columns, order, limit, offset, raw)
         return self._stream(sql, values)
 
     @property
@@ -350,7 +349,7 @@ class ResultStore:
             self._end_reading(connection)
             raise
 
-        def reading() -> Iterator[Any]:
+        def each() -> Iterator[Any]:
             try:
                 yield None
                 yield from batches
@@ -358,7 +357,7 @@ class ResultStore:
                 self._end_reading(connection)
 
         # Started here, because a generator that never was does not reach its ``finally`` when it is dropped.
-        started = reading()
+        started = each()
         next(started)
         return pa.RecordBatchReader.from_batches(batches.schema, started)
 
@@ -370,7 +369,7 @@ class ResultStore:
         check(dataset)
         with self._transaction() as connection:
             known = next((each for each in self._known(connection) if each[0] == dataset.table), None)
-            rows = _quoted(dataset.table + "_rows")
+            rows = quoted(dataset.table + "_rows")
             there = {} if known is None else {column.name: column.type for column in known[1]}
             for column in dataset.columns:
                 if there.get(column.name, column.type) != column.type:
@@ -379,23 +378,21 @@ class ResultStore:
                         f"this version of the dataset has {column.type}: give it another name"
                     )
             if known is None:
-                columns = [f"{_quoted(column.name)} {_SQL_TYPES[column.type]}" for column in dataset.columns]
-                columns += [f"{_quoted(name)} {_SQL_TYPES[kind]}" for name, kind in LINEAGE.items()]
+                columns = [f"{quoted(column.name)} {_SQL_TYPES[column.type]}" for column in dataset.columns]
+                columns += [f"{quoted(name)} {_SQL_TYPES[kind]}" for name, kind in LINEAGE.items()]
                 connection.execute(f"CREATE TABLE {rows} ({', '.join(columns)})")
             for column in dataset.columns if known else ():
                 if column.name not in there:
-                    connection.execute(
-                        f"ALTER TABLE {rows} ADD COLUMN {_quoted(column.name)} {_SQL_TYPES[column.type]}"
-                    )
+                    connection.execute(f"ALTER TABLE {rows} ADD COLUMN {quoted(column.name)} {_SQL_TYPES[column.type]}")
             # Columns that only an older version had stay, with its rows.
             all_columns = [
                 *dataset.columns,
                 *(each for each in (known[1] if known else ()) if each.name not in dataset.names),
             ]
             if known is None or known[1] != all_columns or known[2] != dataset.key:
-                names = ", ".join(_quoted(column.name) for column in all_columns)
-                newest = _newest(dataset.table, dataset.key)
-                connection.execute(f"CREATE OR REPLACE VIEW {_quoted(dataset.table)} AS SELECT {names} FROM ({newest})")
+                names = ", ".join(quoted(column.name) for column in all_columns)
+                newest = reading.newest(dataset.table, dataset.key)
+                connection.execute(f"CREATE OR REPLACE VIEW {quoted(dataset.table)} AS SELECT {names} FROM ({newest})")
                 connection.execute("DELETE FROM _datasets WHERE name = ?", [dataset.table])
                 shape = json.dumps([[column.name, column.type] for column in all_columns])
                 connection.execute(
@@ -427,197 +424,6 @@ class ResultStore:
             (name, [Column(*column) for column in json.loads(columns)], tuple(json.loads(key)))
             for name, columns, key in found
         ]
-
-
-FORMATS = {
-    "parquet": "application/vnd.apache.parquet",
-    "arrow": "application/vnd.apache.arrow.stream",
-    "csv": "text/csv; charset=utf-8",
-    "json": "application/json",
-}
-
-
-def stream(reader: pa.RecordBatchReader, format: str) -> tuple[str, Iterator[bytes]]:
-    """The content type, and what ``reader`` reads as pieces of a Parquet file, an Arrow IPC stream, CSV with a head
-    line, or a JSON array of objects; a batch at a time.
-
-    In JSON times are ISO 8601, and NaN and the infinities null. Raises FieldError for another ``format``.
-    """
-    if format not in FORMATS:
-        raise FieldError("format", f"{shown(format)} is not one of: {', '.join(FORMATS)}")
-    return FORMATS[format], _json(reader) if format == "json" else _binary(reader, format)
-
-
-class _Pieces(io.RawIOBase):
-    """A file that is only written, and taken away in pieces."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._written = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._written
-
-    def write(self, piece: Any) -> int:
-        self._pieces.append(bytes(piece))
-        self._written += len(self._pieces[-1])
-        return len(self._pieces[-1])
-
-    def take(self) -> bytes:
-        taken = b"".join(self._pieces)
-        self._pieces.clear()
-        return taken
-
-
-def _binary(reader: pa.RecordBatchReader, format: str) -> Iterator[bytes]:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    sink = _Pieces()
-    writer: Any
-    if format == "parquet":
-        writer = pa.parquet.ParquetWriter(sink, reader.schema, compression="zstd")
-    elif format == "arrow":
-        writer = pa.ipc.new_stream(sink, reader.schema)
-    else:
-        writer = pa.csv.CSVWriter(sink, reader.schema)
-    try:
-        for batch in reader:
-            writer.write_batch(batch)
-            if piece := sink.take():
-                yield piece
-        writer.close()
-        yield sink.take()
-    finally:
-        reader.close()
-
-
-def _json(reader: pa.RecordBatchReader) -> Iterator[bytes]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    names = reader.schema.names
-    lead = "["
-    try:
-        for batch in reader:
-            columns = []
-            for column in batch.columns:
-                if pa.types.is_floating(column.type):
-                    column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-                values = column.to_pylist()
-                if pa.types.is_timestamp(column.type):
-                    values = [None if value is None else value.isoformat() for value in values]
-                columns.append(values)
-            if batch.num_rows:
-                lines = (json.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
-                yield (lead + "\n" + ",\n".join(lines)).encode()
-                lead = ","
-        yield (b"[]" if lead == "[" else b"\n]") + b"\n"
-    finally:
-        reader.close()
-
-
-def _quoted(name: str) -> str:
-    """An identifier for SQL; the allow-list has been passed, and this stands should it ever be widened."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _newest(table: str, key: Sequence[str], condition: str = "") -> str:
-    """SQL for the newest row per natural key; every row, where there is no key."""
-    sql = f"SELECT * FROM {_quoted(table + '_rows')} {condition}"
-    if not key:
-        return sql
-    # rowid last: one allocation may have given the same key twice, and the answer must not change between two reads.
-    return (
-        f"{sql} QUALIFY row_number() OVER (PARTITION BY {', '.join(map(_quoted, key))} "
-        "ORDER BY _saved_at DESC, _allocation DESC, rowid DESC) = 1"
-    )
-
-
-def _select(
-    table: str,
-    shape: Sequence[Column],
-    key: Sequence[str],
-    run: int | None,
-    where: Mapping[str, Any],
-    columns: Sequence[str] | None,
-    order: Sequence[str],
-    limit: int | None,
-    offset: int,
-    raw: bool,
-) -> tuple[str, list[Any]]:
-    """SQL, and the values for its placeholders. Every identifier in it is one that ``shape`` has."""
-    types = {column.name: column.type for column in shape}
-
-    def known(name: Any, field: str) -> str:
-        if not isinstance(name, str) or name not in types:
-            raise FieldError(field, f"{shown(name)} is no column of {table}; there are: {', '.join(types)}")
-        return _quoted(name)
-
-    chosen = ", ".join(known(name, "columns") for name in (types if columns is None else columns))
-    if not chosen:
-        raise FieldError("columns", "at least one is needed")
-    values: list[Any] = []
-    tests = []
-    source = _quoted(table + "_rows" if raw else table)
-    if run is not None:
-        values.append(_whole("run", run))
-        if raw:
-            tests.append("_run = ?")
-        else:
-            source = f"({_newest(table, key, 'WHERE _run = ?')})"
-    for name, value in where.items():
-        column = known(name, "where")
-        if value is None:
-            tests.append(f"{column} IS NULL")
-        else:
-            tests.append(f"{column} = ?")
-            values.append(_value(f"where.{name}", types[name], value))
-    sql = f"SELECT {chosen} FROM {source}"
-    if tests:
-        sql += f" WHERE {' AND '.join(tests)}"
-    paged = limit is not None or offset
-    by = []
-    for name in order or (key if paged else ()):
-        descending = isinstance(name, str) and name.startswith("-")
-        by.append(known(name[1:], "order") + " DESC" if descending else known(name, "order"))
-    if by:
-        sql += f" ORDER BY {', '.join(by)}"
-    if limit is not None:
-        sql += " LIMIT ?"
-        values.append(_whole("limit", limit))
-    if offset:
-        sql += " OFFSET ?"
-        values.append(_whole("offset", offset))
-    return sql, values
-
-
-def _whole(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise FieldError(field, f"{shown(value)} is not a whole number from 0 up")
-    return value
-
-
-def _truth(text: str) -> bool:
-    return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-
-
-_FROM_TEXT: Mapping[str, Callable[[str], Any]] = {"int64": int, "float64": float, "bool": _truth}
-"""Filters come from addresses, where everything is text."""
-
-
-def _value(field: str, kind: str, value: Any) -> Any:
-    """``value`` as a column of this kind holds it. Raises FieldError."""
-    try:
-        if isinstance(value, str) and kind in _FROM_TEXT:
-            value = _FROM_TEXT[kind](value)
-        return read("string" if kind == "json" else kind, value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise FieldError(field, f"{shown(value)} is not a value of this column, which is {kind}") from None
 
 
 def _own(path: Path) -> int:

@@ -31,16 +31,21 @@ Body = dict[str, Any]
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
 REPLY_SECONDS = 30.0
+EMPTY_SECONDS = 1.0
 LIVELY_SECONDS = 10.0
 """A socket that carried messages for so long counts as one that works: the waits start small again."""
 
 
 class Unreachable(CascadeError):
-    """The message may or may not have arrived: send it again. ``wait``: seconds the parent asked for, if it did."""
+    """The message may or may not have arrived: send it again. ``wait``: seconds the parent asked for, if it did.
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
+    ``failed``: it arrived, and this message made the parent fail; another one may not.
+    """
+
+    def __init__(self, message: str, wait: float | None = None, *, failed: bool = False) -> None:
         super().__init__(message)
         self.wait = wait
+        self.failed = failed
 
 
 class Refused(CascadeError):
@@ -143,14 +148,19 @@ def _decoded(status: int, content: bytes, retry_after: str | None) -> Body:
     try:
         body = json.loads(content) if content else {}
     except ValueError:
-        body = {}
-    if isinstance(body, dict) and (status < HTTPStatus.BAD_REQUEST or "results" in body):
+        body = None
+    if isinstance(body, dict) and (HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES or "results" in body):
         return body
     detail = body.get("detail") if isinstance(body, dict) else None
-    message = str(detail or content[:200])
+    message = str(detail or content[:200].decode(errors="replace"))
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        # Some other server's page, as networks with a sign-in show it.
+        raise Unreachable(f"{status}: the answer is not one of a parent: {message}")
+    if status < HTTPStatus.BAD_REQUEST:
+        raise Refused(status, "the parent's address is another one: this one redirects")
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INSUFFICIENT_STORAGE) or status >= 500:
         wait = float(retry_after) if retry_after and retry_after.isdigit() else None
-        raise Unreachable(f"{status}: {message}", wait)
+        raise Unreachable(f"{status}: {message}", wait, failed=status == HTTPStatus.INTERNAL_SERVER_ERROR)
     raise Refused(status, message)
 
 
@@ -177,9 +187,11 @@ class Push:
 
             try:
                 await self._socket.send(text)
-                frame = await asyncio.wait_for(waiting, patience)
+                # Not wait_for, which before Python 3.12 may swallow a cancel when the reply comes at that moment.
+                async with asyncio.timeout(patience):
+                    frame = await waiting
             except (ConnectionClosed, TimeoutError) as error:
-                raise Unreachable(f"{verb}: {error or 'no reply'}") from None
+                raise Unreachable(f"{verb}: {str(error) or 'no reply'}") from None
         finally:
             self._waiting.pop(number, None)
         if frame.get("status", 200) >= 400:
@@ -211,14 +223,15 @@ class Push:
 
     async def close(self) -> None:
         with suppress(Exception):
-            await asyncio.wait_for(self._socket.close(), 2)
+            async with asyncio.timeout(2):
+                await self._socket.close()
 
 
 class Link:
     """The way to the parent: by push while it works, else by pull, and back.
 
     ``inbound`` gets offers and orders ({"type": "offer" | "cancel" | …}); ``claim`` makes the body of a claim;
-    ``connected`` is awaited when a socket has opened.
+    ``connected`` is awaited when a socket has opened, and when the parent is reached again after it was not.
     """
 
     def __init__(
@@ -327,14 +340,24 @@ class Link:
 
     async def _keep_pulling(self) -> None:
         attempt = 0
+        loop = asyncio.get_running_loop()
         while True:
             if self._push is not None or not self.taking:
                 await asyncio.sleep(0.5)
                 continue
             try:
+                began = loop.time()
                 body = {**self._claim(), "wait": self.long_poll}
-                self._inbound({"type": "claimed", **await self.rest.call("claim", body, patience=self.long_poll + 15)})
+                reply = await self.rest.call("claim", body, patience=self.long_poll + 15)
+                if "work" not in reply:
+                    raise Unreachable("the answer to a claim names no work: it is not one of a parent")
+                self._inbound({"type": "claimed", **reply})
+                if attempt:
+                    # The parent is there again: leases are renewed and results brought now, not with the next beat.
+                    await self._connected()
                 attempt = 0
+                if not reply["work"] and not reply.get("cancel") and loop.time() - began < EMPTY_SECONDS:
+                    await asyncio.sleep(EMPTY_SECONDS)  # a parent that lets nobody wait
             except Unreachable as error:
                 attempt += 1
                 logger.warning("claim: %s", error)

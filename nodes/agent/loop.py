@@ -1,4 +1,4 @@
-"""What an agent holds and what it does next: takes work, fills its slots, reports, beats, stops."""
+"""What an agent holds and what it does next: takes work, fills its slots, beats, stops. ``sender`` tells of it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from nodes import executors
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, jitter
 from nodes.agent.config import AgentConfig
 from nodes.agent.outbox import Outbox
+from nodes.agent.sender import Sender
 from nodes.agent.vitals import Vitals
-from nodes.protocol import FRAME_BYTES_LIMIT
 
 if TYPE_CHECKING:
     from nodes.agent.pool import Entries, Pool
@@ -28,15 +27,8 @@ logger = logging.getLogger(__name__)
 
 BUNDLE_SECONDS = 0.02
 """Shards so short that several of them take no longer than this go to a worker in one trip."""
-REPORT_LIMIT = 1000
-GATHER_SECONDS = 0.01
-MOMENT_SECONDS = 0.002
-ACCEPT_SECONDS = 0.25
-"""An accept may wait so long: what is finished by then is reported instead, which says the same."""
-MESSAGE_LIMIT = 2_000
-REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
-"""The message itself is wrong. Any other refusal is about us, or about now."""
 PACE = 0.3
+END_SECONDS = 5.0
 GIVE_UP_SECONDS = 10.0
 """How long a stop tries to bring the last results to a parent that does not answer; they wait in the outbox."""
 
@@ -89,19 +81,19 @@ class Agent:
         self._held: set[int] = set()
         self._progress: dict[int, int] = {}
         self._seconds: dict[str, float] = {}
-        self._accepted: deque[tuple[float, int]] = deque()
-        self._uploaded: set[str | None] = set()
-        self._batch = REPORT_LIMIT
         self._releasing: asyncio.Task[None] | None = None
         self._outbox = Outbox(config.data_dir)
         self._pool: Pool | None = None
         self._greeted = False
         self.stopping = False
-        self._to_send = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._changed = asyncio.Event()
+        self._paced = asyncio.Event()
         self._vitals = Vitals(config.data_dir)
         self._link = Link(config, inbound=self._hear, claim=self._claim, connected=self._greet)
+        self._sender = Sender(
+            self._outbox, self._link, held=self._held, gone=self._take_back, queued=lambda: bool(self._queue)
+        )
 
     # The life of the agent
 
@@ -110,8 +102,8 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())
-        self._to_send.set()
-        jobs = [asyncio.create_task(self._open()), asyncio.create_task(self._send()), asyncio.create_task(self._beat())]
+        self._sender.wake()
+        jobs = [asyncio.create_task(job) for job in (self._open(), self._sender.run(), self._beat())]
         stopped = asyncio.create_task(self._stop_asked.wait())
         try:
             done, _ = await asyncio.wait([stopped, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -121,7 +113,7 @@ class Agent:
         finally:
             for job in [stopped, *jobs]:
                 job.cancel()
-            await asyncio.gather(stopped, *jobs, return_exceptions=True)
+            await asyncio.wait([stopped, *jobs], timeout=END_SECONDS)
             if self._pool is not None:
                 self._pool.stop()
             self._link.close()
@@ -158,7 +150,8 @@ class Agent:
         while self._bundles and (left := deadline - self._loop.time()) > 0:
             self._changed.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
         unfinished = [work.allocation for bundle in self._bundles for work in bundle.works]
         unfinished += [work.allocation for work in self._queue]
         if unfinished:
@@ -167,7 +160,7 @@ class Agent:
             await self._release(unfinished, "the node stops")
         give_up = self._loop.time() + GIVE_UP_SECONDS
         while len(self._outbox) and self._loop.time() < give_up:
-            self._to_send.set()
+            self._sender.wake()
             await asyncio.sleep(0.02)
         await self._say_leaving()
         if len(self._outbox):
@@ -175,7 +168,8 @@ class Agent:
 
     async def _say_leaving(self) -> None:
         with suppress(Unreachable, Refused, TimeoutError):
-            await asyncio.wait_for(self._link.call("beat", self._beat_body()), 3)
+            async with asyncio.timeout(3):
+                await self._link.call("beat", self._beat_body())
 
     @property
     def active(self) -> int:
@@ -193,6 +187,7 @@ class Agent:
             self.draining = bool(message["drain"])
         runs = message.get("runs") or {}
         late: list[int] = []
+        offered: list[int] = []
         for allocation, run, start, _stop, _attempt, items in message.get("work") or []:
             if allocation in self._held:
                 continue  # an offer repeated after a reconnect
@@ -203,9 +198,8 @@ class Agent:
             self._held.add(allocation)
             self._queue.append(Work(allocation, about["type"], about["params"], about["timeout"], start, items))
             if message.get("type") == "offer":
-                self._accepted.append((self._loop.time() + ACCEPT_SECONDS, allocation))
-        if self._accepted:
-            self._loop.call_later(ACCEPT_SECONDS, self._to_send.set)
+                offered.append(allocation)
+        self._sender.accept(offered)
         if late:
             self._releasing = asyncio.create_task(self._release(late, "the node stops"))
         self._fill()
@@ -287,7 +281,7 @@ class Agent:
             self._progress.pop(work.allocation, None)
         if entries:
             self._outbox.put(entries)
-            self._to_send.set()
+            self._sender.wake()
         self._fill()
         self._changed.set()
 
@@ -331,119 +325,6 @@ class Agent:
                 bundle.cancelled |= hit
                 bundle.future.cancel()
 
-    # Results go out
-
-    async def _send(self) -> None:
-        """Accepts and reports, as many together as wait; what does not arrive is sent again."""
-        attempt = 0
-        while True:
-            await self._to_send.wait()
-            self._to_send.clear()
-            try:
-                await self._send_accepts()
-                while len(self._outbox):
-                    # What ends together is reported together; with work queued for the slots, nobody waits for it.
-                    if len(self._outbox) < REPORT_LIMIT // 4:
-                        await asyncio.sleep(GATHER_SECONDS if self._queue else MOMENT_SECONDS)
-                    await self._send_reports()
-                    await self._send_accepts()
-                attempt = 0
-            except Unreachable as error:
-                attempt += 1
-                logger.warning("%d results wait: %s", len(self._outbox), error)
-                await asyncio.sleep(error.wait if error.wait is not None else jitter(attempt))
-                self._to_send.set()
-            except Refused as error:
-                attempt += 1
-                logger.error("the parent refuses our reports: %s", error)
-                await asyncio.sleep(jitter(attempt + 4))
-                self._to_send.set()
-            except Exception:
-                attempt += 1
-                logger.exception("a report failed")
-                await asyncio.sleep(jitter(attempt + 4))
-                self._to_send.set()
-
-    async def _send_accepts(self) -> None:
-        due: list[int] = []
-        while self._accepted and self._accepted[0][0] <= self._loop.time():
-            due.append(self._accepted.popleft()[1])
-        # What is reported already, or in the outbox, needs no accept any more.
-        ids = [allocation for allocation in due if allocation in self._held and allocation not in self._outbox]
-        if not ids:
-            return
-        try:
-            self._take_back((await self._link.call("accept", {"allocations": ids})).get("gone", []))
-        except Unreachable:
-            self._accepted.extendleft((0.0, allocation) for allocation in reversed(ids))
-            raise
-
-    async def _send_reports(self) -> None:
-        entries = _fitting(self._outbox.waiting(self._batch))
-        if not entries:
-            return
-        for segment in sorted({entry["segment"] for entry in entries if entry.get("segment")} - self._uploaded):
-            if not await self._upload(segment):
-                return
-        try:
-            reply = await self._link.call("report", {"reports": entries})
-        except Refused as error:
-            if error.status not in REJECTED:
-                raise
-            # One of them makes the whole message wrong: it is found by halving, so that the others get through.
-            if len(entries) > 1:
-                self._batch = len(entries) // 2
-            else:
-                self._replace(entries, str(error))
-            return
-        self._batch = min(2 * self._batch, REPORT_LIMIT)
-        sent = {entry["allocation"]: entry for entry in entries}
-        settled = []
-        for result in reply.get("results", []):
-            if (entry := sent.get(result["allocation"])) is None:
-                continue
-            if result["status"] == HTTPStatus.PRECONDITION_FAILED:
-                self._uploaded.discard(entry.get("segment"))
-                continue
-            if result["status"] != HTTPStatus.OK:
-                logger.warning("allocation %s: %s", result["allocation"], result.get("detail"))
-            if result["status"] == HTTPStatus.UNPROCESSABLE_ENTITY and "failure" not in entry:
-                self._replace([entry], str(result.get("detail")))
-                continue
-            settled.append(result["allocation"])
-        self._uploaded -= {entry.get("segment") for entry in entries if entry["allocation"] in settled}
-        self._outbox.drop(settled)
-        self._held -= set(settled)
-
-    async def _upload(self, segment: str) -> bool:
-        """Brings a segment to the parent; False where it cannot be, and its entries are failures now."""
-        try:
-            await self._link.rest.upload(segment, self._outbox.segment(segment))
-        except OSError as error:
-            problem = f"its rows cannot be read any more: {error.strerror}"
-        except Refused as error:
-            if error.status not in REJECTED:
-                raise
-            problem = str(error)
-        else:
-            self._uploaded.add(segment)
-            return True
-        self._replace([entry for entry in self._outbox.waiting(None) if entry.get("segment") == segment], problem)
-        return False
-
-    def _replace(self, entries: list[dict[str, Any]], problem: str) -> None:
-        """The parent will never take these results: it is told so, because a silent agent would keep the lease."""
-        if not entries:
-            return  # taken back meanwhile
-        logger.error("%d results cannot be reported: %s", len(entries), problem)
-        ids = [entry["allocation"] for entry in entries]
-        self._outbox.drop(ids)
-        failure = {"kind": "error", "message": f"the result could not be reported: {problem}"[:MESSAGE_LIMIT]}
-        again = [pk for pk, entry in zip(ids, entries, strict=True) if "failure" not in entry]
-        if again:
-            self._outbox.put([{"allocation": pk, "failure": failure} for pk in again])
-        self._held -= set(ids) - set(again)
-
     def _running(self) -> list[int]:
         return [bundle.works[0].allocation for bundle in self._bundles]
 
@@ -452,7 +333,8 @@ class Agent:
         self._held -= set(ids)
         if ids:
             with suppress(Unreachable, Refused, TimeoutError):
-                await asyncio.wait_for(self._link.call("release", {"allocations": ids, "detail": detail}), 5)
+                async with asyncio.timeout(5):
+                    await self._link.call("release", {"allocations": ids, "detail": detail})
 
     # Beats
 
@@ -462,12 +344,15 @@ class Agent:
         if not self._greeted:
             logger.info("we are %r with %d slots, by %s", self.node, self.capacity, self._link.carrier)
         self._greeted = True
-        self._to_send.set()
+        self._sender.reached()
         self._fill()
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self.beat_seconds)
+            self._paced.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.beat_seconds):
+                    await self._paced.wait()
             if not self._greeted:
                 continue
             try:
@@ -493,21 +378,14 @@ class Agent:
 
     def _heard(self, reply: Body) -> None:
         self.node = str(reply.get("node", self.node))
-        self.beat_seconds = float(reply.get("beat_seconds", self.beat_seconds))
+        beat_seconds = float(reply.get("beat_seconds", self.beat_seconds))
+        if beat_seconds != self.beat_seconds:
+            # At once: leases may be as much shorter as the pace is quicker.
+            self.beat_seconds = beat_seconds
+            self._paced.set()
         self._link.long_poll = float(reply.get("long_poll_seconds", self._link.long_poll))
         capacity = int(reply.get("capacity", self.capacity))
         if capacity != self.capacity:
             logger.info("capacity is %d now", capacity)
             self.capacity = capacity
         self._hear({"type": "beat", "cancel": reply.get("cancel"), "drain": reply.get("drain", False)})
-
-
-def _fitting(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many of ``entries`` as surely fit one frame; at least one."""
-    size = 0
-    for number, entry in enumerate(entries):
-        size += 300 + 12 * sum(len(value) for value in entry.values() if isinstance(value, list | str))
-        size += sum(len(str(row)) for row in entry.get("rows", ()))
-        if size > FRAME_BYTES_LIMIT and number:
-            return entries[:number]
-    return entries

@@ -70,6 +70,10 @@ class Outbox:
         """The oldest entries without a receipt, at most ``limit``."""
         return list(islice(self._pending.values(), limit))
 
+    def postpone(self, allocation: int) -> None:
+        """The others come first from now on."""
+        self._pending[allocation] = self._pending.pop(allocation)
+
     def allocations(self) -> list[int]:
         return list(self._pending)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 from nodes.agent import runner
@@ -168,11 +168,23 @@ class Pool:
             if idle is None:
                 if len(self._workers) >= self.size:
                     return
-                idle = self._hire()
+                try:
+                    idle = self._hire()
+                except (OSError, EOFError) as error:  # no memory, say
+                    _end(self._waiting.popleft(), RuntimeError(f"no worker could be started: {error}"))
+                    continue
             if self._give(idle, self._waiting[0]):
                 self._waiting.popleft()
 
     def _hire(self) -> _Worker:
+        try:
+            return self._new_worker()
+        except (OSError, EOFError):
+            # Somebody killed the fork server, which shows only now; another one is started.
+            _start_fork_server()
+            return self._new_worker()
+
+    def _new_worker(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=runner.serve, args=(theirs, self._outbox), daemon=True)
         process.start()
@@ -233,6 +245,8 @@ def _end(task: Task, outcome: Entries | Exception) -> None:
 
 def _start_fork_server() -> None:
     """With SIGTERM blocked: one that is meant for the whole group must not take it, and the workers, from the agent."""
+    # First, because to start it lifts the block again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cascade.local import Child, LocalTree
-from tests.acceptance.trees import EVEN, QUICK, account, alive, executing, numbered, rows, until, workers
+from tests.acceptance.trees import EVEN, QUICK, account, alive, executing, label, numbered, rows, until, workers
 
 # Beats would bring a cancel as well; here they are rare, so that it is the carrier that brings it.
 SETTINGS = {**QUICK, "CASCADE_BEAT_SECONDS": "20", "CASCADE_LEASE_SECONDS": "60", "CASCADE_OFFLINE_SECONDS": "60"}
@@ -19,8 +19,7 @@ CARRIERS = ["push", "pull", "auto"]
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
     children = [Child(carrier, 2, carrier=carrier) for carrier in CARRIERS]
     with LocalTree(tmp_path_factory.mktemp("cancel"), children=children, env=SETTINGS) as tree:
-        for name in CARRIERS:
-            tree.json("PATCH", f"/api/v1/nodes/{tree.nodes()[name]['id']}", json={"labels": {"by": name}})
+        label(tree, *CARRIERS)
         yield tree
 
 

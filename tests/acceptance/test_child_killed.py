@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cascade.local import Child, LocalTree
-from tests.acceptance.trees import EVEN, QUICK, account, allocations, executing, numbered, until
+from tests.acceptance.trees import EVEN, QUICK, account, allocations, executing, held, numbered, until
 
 ITEMS = numbered(40)
 
@@ -33,7 +33,7 @@ def tree(started: LocalTree) -> LocalTree:
 def test_a_run_survives_the_kill_of_a_child_in_its_middle(tree, victim, machine):
     run = tree.submit("echo", ITEMS, params={"seconds": 0.08}, shard_size=1)
     tree.wait(run, until=lambda progress: progress["saved"] >= 8)
-    until(lambda: executing(tree, run, victim))
+    until(lambda: held(tree, run, victim))
     tree.kill(victim, machine=machine)
     # What it ran may end between the look and the kill; mostly it is killed with work in hand.
     ended = tree.wait(run)
@@ -45,6 +45,7 @@ def test_large_results_survive_it_as_well(tree):
     items = numbered(24, "large")
     run = tree.submit("echo", items, params={"seconds": 0.08, "rows": 600}, shard_size=1)
     tree.wait(run, until=lambda progress: progress["saved"] >= 6)
+    until(lambda: held(tree, run, "pusher"))
     tree.kill("pusher", machine=True)
     ended = tree.wait(run)
     assert (ended["state"], ended["rows"]) == ("completed", 600 * len(items))

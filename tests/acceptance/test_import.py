@@ -34,7 +34,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
 def source() -> dict[tuple[str, str], tuple[float, ...]]:
     """(symbol, date) -> numbers, from the package's own file, read without any of our code."""
     bars = {}
-    with gzip.open(files("bokeh_sampledata") / "_data" / "stocks.csv.gz", "rt") as lines:
+    file = files("bokeh_sampledata") / "_data" / "stocks.csv.gz"
+    with gzip.open(str(file), "rt") as lines:
         for row in csv.DictReader(lines):
             bars[row["Ticker"], row["Date"]] = tuple(float(row[name.capitalize()]) for name in NUMBERS)
     assert len(bars) == 12_154

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,13 @@ def account(tree: LocalTree, run: int, items: Iterable[str], rows_each: int = 1)
     return Account(wanted - set(saved), {value for value, count in saved.items() if count > 1}, set(saved) - wanted)
 
 
+def label(tree: LocalTree, *names: str) -> None:
+    """Runs with the label by=NAME go to that node only."""
+    nodes = tree.nodes()
+    for name in names:
+        tree.json("PATCH", f"/api/v1/nodes/{nodes[name]['id']}", json={"labels": {"by": name}})
+
+
 def numbered(count: int, prefix: str = "i") -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
 
@@ -68,9 +76,15 @@ def allocations(tree: LocalTree, run: int, **filters: Any) -> list[dict[str, Any
 
 
 def executing(tree: LocalTree, run: int, node: str | None = None) -> list[int]:
-    """Allocations of a run that are running now, on ``node``."""
+    """Allocations of a run that are running now, on ``node``, as beats tell."""
     found = allocations(tree, run, state="executing")
     return [each["id"] for each in found if node in (None, each["node_name"])]
+
+
+def held(tree: LocalTree, run: int, node: str) -> list[int]:
+    """Live allocations of a run with ``node``, begun or not."""
+    live = ("pending", "executing")
+    return [each["id"] for each in allocations(tree, run) if each["state"] in live and each["node_name"] == node]
 
 
 def family(tree: LocalTree, name: str) -> list[psutil.Process]:
@@ -81,9 +95,18 @@ def family(tree: LocalTree, name: str) -> list[psutil.Process]:
 
 def workers(tree: LocalTree, name: str) -> list[psutil.Process]:
     """The worker processes of a child: its grandchildren, which the fork server has forked."""
-    root = tree.pid(name)
-    return [process for process in family(tree, name)[1:] if process.ppid() != root]
+    found = []
+    for process in family(tree, name)[1:]:
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() != tree.pid(name):
+                found.append(process)
+    return found
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,8 +23,9 @@ from dispatch.results.saver import Saver
 from dispatch.states import LIVE, RUN_ENDED, SHARD_OPEN, AllocationState, RunState, ShardState, run_end
 from nodes import executors, messages, registry
 from nodes.executors import rows as rows_
+from nodes.fields import parse_quota
+from nodes.keys import Caller
 from nodes.models import Node
-from nodes.registry import Caller
 
 SEGMENT_LIMIT = 1024 * 1024
 SLOW = 2.0
@@ -99,9 +99,7 @@ def child(
     name: str = "a", capacity: int = 4, *quotas: str, types: Sequence[str] = ("echo", "data_import"), **fields: Any
 ) -> Child:
     """A child that has said hello. ``quotas`` as on the command line: echo=2, echo[x]=1/1."""
-    node, key = registry.add_node(
-        name, capacity=capacity, quotas=[registry.parse_quota(each) for each in quotas], **fields
-    )
+    node, key = registry.add_node(name, capacity=capacity, quotas=[parse_quota(each) for each in quotas], **fields)
     made = Child(node.pk, Caller(node.pk, node.keys.get().pk, key.access_key))
     made.beat(hello=True, executors=list(types))
     return made
@@ -165,7 +163,8 @@ def failure(work: Work, kind: str = "crash", message: str = "the worker died") -
 
 def uploaded(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """``entries`` with their rows moved to one segment, which is in the parent's spool now."""
-    moved, rows = [], []
+    moved: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for entry in entries:
         moved.append({**entry, "rows": None, "offset": len(rows)})
         rows += [tuple(row) for row in entry["rows"]]
@@ -175,13 +174,6 @@ def uploaded(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # Saving
-
-
-@pytest.fixture
-def folder(settings: Any, tmp_path: Path) -> Path:
-    """Results and spool of this test alone."""
-    settings.CASCADE = settings.CASCADE.model_copy(update={"data_dir": tmp_path})
-    return tmp_path
 
 
 @contextmanager
@@ -231,11 +223,6 @@ class Clock:
 
     def forward(self, seconds: float) -> None:
         self.ahead += dt.timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
 
 
 def at_once(*actions: Callable[[], Any]) -> list[Any]:

@@ -6,10 +6,6 @@ from typing import Any, NamedTuple
 
 from django.test import Client
 
-from dispatch.models import Allocation, Run, Shard
-from dispatch.states import AllocationState, ShardState
-from nodes.models import Node
-
 JSON = "application/json"
 
 
@@ -57,19 +53,3 @@ def _encoded(client: Client, body: Any) -> str | bytes:
         return body or b""
     encoded: str = client._encode_json(body, JSON)  # type: ignore[attr-defined]
     return encoded
-
-
-def cut(run: Run, start: int, stop: int, state: ShardState = ShardState.PENDING, **fields: Any) -> Shard:
-    """A shard of ``run`` as it would be after that happened."""
-    shard = Shard.objects.create(run=run, start=start, stop=stop, state=state, **fields)
-    run.cut = max(run.cut, stop)
-    run.save(update_fields=["cut"])
-    return shard
-
-
-def tried(shard: Shard, node: Node | None, state: AllocationState, **fields: Any) -> Allocation:
-    """An allocation of ``shard`` to ``node``."""
-    values = {"type": shard.run.type, "deadline": shard.updated_at, "reason": "free capacity"} | fields
-    return Allocation.objects.create(
-        run=shard.run, shard=shard, node=node, start=shard.start, stop=shard.stop, state=state, **values
-    )

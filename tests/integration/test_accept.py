@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from functools import partial
 
 import pytest
 from django.utils import timezone
@@ -10,13 +11,12 @@ from django.utils import timezone
 from dispatch import lifecycle
 from dispatch.models import Allocation
 from dispatch.states import AllocationState
-from nodes import registry
+from nodes import keys
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
 from tests.integration.factory import assert_partition, at_once, child, dispatch, done, submit
 
 pytestmark = pytest.mark.django_db
-clock = factory.clock
 
 
 def test_an_offer_is_made_once_per_socket_and_changes_nothing_until_it_is_accepted() -> None:
@@ -61,12 +61,14 @@ def test_what_was_taken_back_or_is_another_childs_is_gone() -> None:
     a, b = child("a", 2), child("b", 2)
     submit(4)
     dispatch()
-    mine, other = a.offered(), b.offered()
+    old = a.offered()
     lifecycle.expire(timezone.now() + dt.timedelta(seconds=16))
     dispatch()
-    again = a.offered()
-    assert set(a.accept(*mine, *other, *again, 999)) == {*mine, *other, 999}
-    assert set(Allocation.objects.filter(delivered=True).values_list("pk", flat=True)) == set(again)
+    mine, other = a.offered(), b.offered()
+    assert (len(mine), len(other)) == (2, 2)
+    assert a.accept(*old, *other, *mine, 999) == [*old, *other, 999]
+    assert set(Allocation.objects.filter(delivered=True).values_list("pk", flat=True)) == set(mine)
+    assert b.accept(*other) == []
 
 
 def test_what_was_offered_on_a_socket_may_be_claimed_and_reported_over_rest() -> None:
@@ -99,7 +101,7 @@ def test_a_revoked_key_accepts_nothing() -> None:
     submit(2)
     dispatch()
     offers = a.offered()
-    registry.revoke_keys(a.id)
+    keys.revoke_all(a.id)
     with pytest.raises(Unauthenticated):
         a.accept(*offers)
     assert not Allocation.objects.filter(delivered=True).exists()
@@ -113,7 +115,7 @@ def test_an_accept_that_races_with_the_end_of_its_offer_is_live_or_gone_never_bo
         dispatch()
         offers = a.offered()
         late = timezone.now() + dt.timedelta(seconds=16)
-        gone, expired = at_once(lambda offers=offers: a.accept(*offers), lambda late=late: lifecycle.expire(late))
+        gone, expired = at_once(partial(a.accept, *offers), partial(lifecycle.expire, late))
         assert expired in (0, 4)
         live = set(Allocation.objects.filter(state="executing").values_list("pk", flat=True))
         assert live | set(gone) == set(offers)

@@ -468,7 +468,6 @@ def test_what_is_no_object_is_a_400(agent, verb, body):
         ("report", {"reports": [{"allocation": 1, "segment": "../x"}]}, "reports[0].segment"),
         ("report", {"reports": [{"allocation": 1, "seconds": -1}]}, "reports[0].seconds"),
         ("report", {"reports": [{"allocation": 1, "failure": {"kind": "bad luck"}}]}, "reports[0].failure.kind"),
-        ("report", {"reports": [], "running": ["x"]}, "running"),
     ],
 )
 def test_a_wrong_value_is_a_400_that_names_its_field(agent, verb, body, field):

@@ -10,14 +10,10 @@ from dispatch.lifecycle import submit
 from dispatch.models import Allocation, Run
 from dispatch.states import AllocationState, ShardState
 from nodes.models import Node
-from tests.integration.native import Api, cut, tried
+from tests.integration.native import Api
+from tests.integration.records import cut, tried
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
 
 
 @pytest.fixture

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from django.test import Client
 
 from dispatch.models import Allocation
 from tests.integration.factory import child, dispatch, submit
 from tests.integration.native import Api
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
 
 
 def test_a_run_that_waits_says_for_each_node_why(api: Api) -> None:

@@ -13,11 +13,6 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
-
-
-@pytest.fixture
 def north() -> Node:
     node, _ = registry.add_node("north")
     return node

@@ -12,16 +12,12 @@ from pytest_django import DjangoAssertNumQueries
 from dispatch.lifecycle import submit
 from dispatch.states import AllocationState, ShardState
 from nodes import registry, signing
+from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
-from nodes.registry import QuotaSpec
-from tests.integration.native import Api, cut, tried
+from tests.integration.native import Api
+from tests.integration.records import cut, tried
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
 
 
 @pytest.fixture

@@ -15,16 +15,12 @@ from dispatch.lifecycle import submit
 from dispatch.models import Run, Task
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes.models import Node
-from tests.integration.native import Api, cut, tried
+from tests.integration.native import Api
+from tests.integration.records import cut, tried
 
 pytestmark = pytest.mark.django_db
 
 ECHO = {"type": "echo", "items": ["a", "b", "c"]}
-
-
-@pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
 
 
 def ended(state: RunState, **numbers: int) -> Run:

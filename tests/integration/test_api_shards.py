@@ -9,14 +9,10 @@ from pytest_django import DjangoAssertNumQueries
 from dispatch.lifecycle import submit
 from dispatch.models import Run
 from dispatch.states import ShardState
-from tests.integration.native import Api, cut
+from tests.integration.native import Api
+from tests.integration.records import cut
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
 
 
 @pytest.fixture

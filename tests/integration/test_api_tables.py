@@ -35,11 +35,6 @@ DAY = dt.datetime(2024, 1, 2)
 
 
 @pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
-
-
-@pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ResultStore]:
     with ResultStore(tmp_path / "results.duckdb") as store:
         monkeypatch.setattr(saver, "_store", store)

@@ -16,11 +16,6 @@ pytestmark = pytest.mark.django_db
 NIGHTLY = {"name": "nightly", "type": "echo", "items": ["a", "b"], "params": {"rows": 2}, "labels": {"region": "eu"}}
 
 
-@pytest.fixture
-def api(admin_client: Client) -> Api:
-    return Api(admin_client)
-
-
 def test_a_task_is_kept_as_it_was_defined(api: Api) -> None:
     created = api.post("tasks", NIGHTLY)
     assert created.status == 201

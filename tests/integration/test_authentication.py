@@ -26,10 +26,10 @@ from websockets.sync.client import connect
 
 from api import authentication
 from api.authentication import Guesses, authenticate, check_body, client_address, request_parts, scope_parts
-from nodes import registry, signing
+from nodes import keys, registry, signing
+from nodes.keys import Caller, IssuedKey
 from nodes.models import AccessKey, Nonce
 from nodes.protocol import Forbidden, TooMany, Unauthenticated
-from nodes.registry import Caller, IssuedKey
 
 pytestmark = pytest.mark.django_db
 
@@ -76,7 +76,7 @@ def test_a_child_is_known_by_its_key(key, present):
 
 
 def test_a_child_may_use_either_of_its_two_keys(key):
-    second = registry.rotate_key(key.node.pk)
+    second = keys.rotate(key.node.pk)
     assert ask(signed(key)).access_key == key.access_key
     assert ask(signed(second)).access_key == second.access_key
 
@@ -101,9 +101,7 @@ def test_a_name_of_the_scheme_in_small_letters_will_do(key):
 
 
 @pytest.mark.parametrize("present", [signed, lambda key: plain(key.access_key, key.secret_key)])
-@pytest.mark.parametrize(
-    "ended", [lambda key: registry.revoke_key(key.access_key), lambda key: registry.revoke_keys(key.node.pk)]
-)
+@pytest.mark.parametrize("ended", [lambda key: keys.revoke(key.access_key), lambda key: keys.revoke_all(key.node.pk)])
 def test_a_revoked_key_is_refused_at_once_like_an_unknown_one(key, present, ended):
     ask(present(key))
     ended(key)
@@ -181,7 +179,7 @@ def test_a_signed_request_is_accepted_once(key):
 
 
 def test_the_same_nonce_of_two_keys_is_no_replay(key):
-    other = registry.issue_key(key.node.pk)
+    other = keys.issue(key.node.pk)
     for each in (key, other):
         ask(signed(each, nonce="the-same-for-both"))
     assert Nonce.objects.count() == 2

@@ -10,14 +10,13 @@ from django.utils import timezone
 from dispatch import lifecycle
 from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
-from nodes import registry
+from nodes import keys, registry
 from nodes.models import Heartbeat, Node
 from nodes.protocol import FieldError, Unauthenticated
 from tests.integration import factory
 from tests.integration.factory import assert_partition, child, dispatch, done, submit
 
 pytestmark = pytest.mark.django_db
-clock = factory.clock
 
 LEASE = 30
 
@@ -209,7 +208,7 @@ def test_a_revoked_key_renews_nothing(clock: factory.Clock) -> None:
     before = deadline(work.allocation)
     seen = a.node.last_beat_at
     clock.forward(10)
-    registry.revoke_key(a.caller.access_key)
+    keys.revoke(a.caller.access_key)
     with pytest.raises(Unauthenticated):
         a.beat(held=[work.allocation], running=[work.allocation], cpu=99)
     assert deadline(work.allocation) == before

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from dispatch import lifecycle
 from dispatch.models import Allocation
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes.protocol import Conflict, NotFound
-from tests.integration import factory
 from tests.integration.factory import (
     assert_partition,
     at_once,
@@ -27,7 +28,6 @@ from tests.integration.factory import (
 )
 
 pytestmark = pytest.mark.django_db
-folder = factory.folder
 
 
 def test_everything_that_is_not_reported_is_cancelled_wherever_it_stands() -> None:
@@ -137,7 +137,7 @@ def test_cancels_that_race_count_each_item_once() -> None:
     for _ in range(10):
         run = submit(6)
         a.works()
-        ends = at_once(*[lambda run=run: lifecycle.cancel(run.pk)] * 4)
+        ends = at_once(*[partial(lifecycle.cancel, run.pk)] * 4)
         assert sum(isinstance(end, Conflict) for end in ends) == 3
         assert (state(run), fresh(run).cancelled) == (RunState.CANCELLED, 6)
         assert_partition(run)
@@ -148,7 +148,7 @@ def test_a_cancel_that_races_with_a_pass_of_the_dispatcher_leaves_nobody_at_work
     a = child(capacity=3)
     for _ in range(15):
         run = submit(6)
-        at_once(dispatch, lambda run=run: lifecycle.cancel(run.pk), a.claim)
+        at_once(dispatch, partial(lifecycle.cancel, run.pk), a.claim)
         assert state(run) == RunState.CANCELLED
         assert a.live() == 0
         assert_partition(run)
@@ -161,8 +161,8 @@ def test_a_cancel_that_races_with_a_failure_gives_each_item_one_end() -> None:
         run = submit(4, shard_size=2, max_attempts=1)
         works = a.works()
         statuses, _ = at_once(
-            lambda works=works: a.statuses(failure(works[0], "error"), partly(works[1], works[1].start)),
-            lambda run=run: lifecycle.cancel(run.pk),
+            partial(a.statuses, failure(works[0], "error"), partly(works[1], works[1].start)),
+            partial(lifecycle.cancel, run.pk),
         )
         assert len(set(statuses)) == 1
         assert fresh(run).failed == (3 if statuses[0] == 200 else 0)

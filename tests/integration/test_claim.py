@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from django.utils import timezone
 from dispatch import lifecycle
 from dispatch.models import Allocation
 from dispatch.states import AllocationState
-from nodes import registry
+from nodes import keys, registry
 from nodes.protocol import Unauthenticated
 from tests.integration.factory import assert_partition, at_once, child, dispatch, done, submit
 
@@ -101,7 +102,7 @@ def test_a_key_that_is_not_valid_any_more_claims_nothing(end: str) -> None:
     run = submit(2)
     dispatch()
     if end == "revoke":
-        registry.revoke_key(a.caller.access_key)
+        keys.revoke(a.caller.access_key)
     elif end == "deactivate":
         registry.update_node(a.id, active=False)
     else:
@@ -130,7 +131,7 @@ def test_a_claim_that_races_with_a_cancel_gets_the_work_or_not_at_all() -> None:
     for _ in range(15):
         run = submit(2)
         dispatch()
-        works, ended = at_once(a.claim, lambda run=run: lifecycle.cancel(run.pk))
+        works, ended = at_once(a.claim, partial(lifecycle.cancel, run.pk))
         assert ended.state == "cancelled"
         assert a.live() == 0
         # What it got before the cancel it hears of with its next word.

@@ -150,8 +150,8 @@ def claim(number: int) -> Any:
 
     from dispatch import lifecycle, queue
     from dispatch.models import Run
+    from nodes.keys import Caller
     from nodes.models import Node
-    from nodes.registry import Caller
     from tests.integration.factory import Child, Work, done, partly
 
     children = [

@@ -11,7 +11,6 @@ from tests.integration import factory
 from tests.integration.factory import child, dispatch, submit
 
 pytestmark = pytest.mark.django_db
-clock = factory.clock
 
 
 def _close(node: factory.Child) -> None:

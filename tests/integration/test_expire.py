@@ -4,6 +4,7 @@ blames nobody."""
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 from django.utils import timezone
@@ -30,8 +31,6 @@ from tests.integration.factory import (
 )
 
 pytestmark = pytest.mark.django_db
-clock = factory.clock
-folder = factory.folder
 
 LEASE = 30
 OFFER = 15
@@ -176,8 +175,8 @@ def test_a_beat_that_races_with_the_end_of_its_lease_keeps_it_or_is_told(clock: 
         a.beat()
         ids = [work.allocation for work in a.works()]
         clock.forward(LEASE + 1)
-        told, expired = at_once(lambda ids=ids: a.beat(held=ids)["cancel"], expire)
-        assert (told, expired) in (([], 0), (ids, 2))
+        reply, expired = at_once(partial(a.beat, held=ids), expire)
+        assert (reply["cancel"], expired) in (([], 0), (ids, 2))
         assert a.executing() == 2 - expired
         assert_partition(run)
         lifecycle.cancel(run.pk)

@@ -18,7 +18,6 @@ from tests.integration import factory
 from tests.integration.factory import Child, assert_partition, at_once, child, dispatch, done, fresh, partly, submit
 
 pytestmark = pytest.mark.django_db
-clock = factory.clock
 
 
 def granted(made: Child) -> list[str]:

@@ -15,14 +15,15 @@ from asgiref.sync import sync_to_async
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import User
 from django.test import Client
-from django.utils import timezone
 
-from api import live, pages
+from api import live
+from api import overview as overviews
+from api.parts import Snapshot
 from cascade.asgi import application
 from dispatch import events
-from dispatch.items import freeze
-from dispatch.models import Allocation, Run, Shard
+from dispatch.models import Run
 from nodes.models import Node
+from tests.integration import records
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -65,57 +66,38 @@ class Page:
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def looks(overview: overviews.Overview, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When the database was read, by a renderer that remembers nothing of other tests."""
-    fresh, times = pages.Overview(), []
-    look = fresh.look
+    times: list[float] = []
+    look = overview.look
 
-    def counted(*args: Any) -> pages.Snapshot:
+    def counted(*args: Any) -> Snapshot:
         times.append(time.monotonic())
         return look(*args)
 
-    monkeypatch.setattr(fresh, "look", counted)
-    monkeypatch.setattr(pages, "shown", fresh)
+    monkeypatch.setattr(overview, "look", counted)
     monkeypatch.setattr(live, "shared", live.Renderer())
     return times
 
 
-@pytest.fixture
-def staff() -> User:
-    return User.objects.create_user("anna", is_staff=True)
-
-
-@pytest.fixture
-def client_of_staff(client: Client, staff: User) -> Client:
-    client.force_login(staff)
-    return client
-
-
 @pytest_asyncio.fixture
-async def page(looks: list[float], client_of_staff: Client) -> AsyncIterator[Page]:
-    one = Page(client_of_staff)
+async def page(looks: list[float], browser: Client) -> AsyncIterator[Page]:
+    one = Page(browser)
     assert await one.open() == (True, None)
     yield one
     await one.socket.disconnect()
 
 
 def add_node(name: str = "frankfurt-1") -> Node:
-    node = Node.objects.create(name=name, capacity=8, last_beat_at=timezone.now(), executors=["echo"])
+    node = records.node(name)
     events.changed()
     return node
 
 
 def add_run(**fields: Any) -> Run:
-    run = Run.objects.create(type="echo", items=freeze(list(range(100))), count=100, **fields)
+    run = records.run(100, type="echo", **fields)
     events.changed()
     return run
-
-
-def allocate(run: Run, node: Node) -> Allocation:
-    shard = Shard.objects.create(run=run, start=0, stop=10)
-    return Allocation.objects.create(
-        run=run, shard=shard, node=node, type="echo", start=0, stop=10, deadline=timezone.now(), reason="quota"
-    )
 
 
 # ---- who may connect ----
@@ -138,35 +120,35 @@ async def test_somebody_who_is_not_staff_is_refused(looks: list[float], client: 
     assert await _refused(client) == live.FORBIDDEN
 
 
-async def test_an_inactive_member_of_staff_is_refused(looks: list[float], client_of_staff: Client, staff: User) -> None:
+async def test_an_inactive_member_of_staff_is_refused(looks: list[float], browser: Client, staff: User) -> None:
     await User.objects.filter(pk=staff.pk).aupdate(is_active=False)
-    assert await _refused(client_of_staff) == live.FORBIDDEN
+    assert await _refused(browser) == live.FORBIDDEN
 
 
-async def test_another_sites_page_is_refused(looks: list[float], client_of_staff: Client) -> None:
-    await _refused(client_of_staff, "https://evil.example")
+async def test_another_sites_page_is_refused(looks: list[float], browser: Client) -> None:
+    await _refused(browser, "https://evil.example")
     assert not looks
 
 
 async def test_signing_out_closes_the_page(
-    looks: list[float], client_of_staff: Client, monkeypatch: pytest.MonkeyPatch
+    looks: list[float], browser: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "RECHECK_SECONDS", 0)
-    one = Page(client_of_staff)
+    one = Page(browser)
     assert await one.open() == (True, None)
     await one.frame()
     events.changed()
     await one.frame()  # still signed in: the check before it let the page stay
-    await sync_to_async(client_of_staff.logout)()
+    await sync_to_async(browser.logout)()
     events.changed()
     assert await _closed(one) == live.FORBIDDEN
 
 
 async def test_losing_the_staff_flag_closes_the_page(
-    looks: list[float], client_of_staff: Client, staff: User, monkeypatch: pytest.MonkeyPatch
+    looks: list[float], browser: Client, staff: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "RECHECK_SECONDS", 0)
-    one = Page(client_of_staff)
+    one = Page(browser)
     assert await one.open() == (True, None)
     await one.frame()
     await User.objects.filter(pk=staff.pk).aupdate(is_staff=False)
@@ -186,10 +168,10 @@ async def _closed(page: Page) -> int:
 # ---- what it sends ----
 
 
-async def test_everything_comes_first(looks: list[float], client_of_staff: Client) -> None:
+async def test_everything_comes_first(looks: list[float], browser: Client) -> None:
     node, run = await sync_to_async(add_node)(), await sync_to_async(add_run)()
-    allocation = await sync_to_async(allocate)(run, node)
-    one = Page(client_of_staff)
+    allocation = await sync_to_async(records.allocation)(run, node, 0, 10)
+    one = Page(browser)
     assert await one.open() == (True, None)
     frame = await one.frame()
     await one.socket.disconnect()
@@ -272,8 +254,8 @@ async def test_a_thousand_changes_a_second_make_at_most_four_frames_a_second(pag
     assert all(later - sooner >= live.LOOK_SECONDS * 0.9 for sooner, later in pairwise(looks))
 
 
-async def test_pages_share_one_reader_which_ends_with_the_last(looks: list[float], client_of_staff: Client) -> None:
-    first, second = Page(client_of_staff), Page(client_of_staff)
+async def test_pages_share_one_reader_which_ends_with_the_last(looks: list[float], browser: Client) -> None:
+    first, second = Page(browser), Page(browser)
     for page in (first, second):
         assert await page.open() == (True, None)
         assert (await page.frame())["full"]
@@ -288,9 +270,9 @@ async def test_pages_share_one_reader_which_ends_with_the_last(looks: list[float
     assert not live.shared.running
 
 
-async def test_a_page_that_comes_back_gets_everything_again(looks: list[float], client_of_staff: Client) -> None:
+async def test_a_page_that_comes_back_gets_everything_again(looks: list[float], browser: Client) -> None:
     for _ in range(2):
-        page = Page(client_of_staff)
+        page = Page(browser)
         assert await page.open() == (True, None)
         assert (await page.frame())["full"]
         await page.socket.disconnect()
@@ -342,7 +324,7 @@ async def test_a_failing_read_is_got_over(
             loop.call_soon_threadsafe(failed.set)
             raise RuntimeError("locked")
 
-        patch.setattr(pages, "_allocation_views", fail)
+        patch.setattr(overviews, "_allocation_views", fail)
         events.changed()
         async with asyncio.timeout(PATIENCE):
             await failed.wait()

@@ -16,11 +16,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from dispatch.items import freeze
-from dispatch.models import Allocation, Run, Shard
-from nodes import registry, signing
+from nodes import keys, registry, signing
+from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node
-from nodes.registry import QuotaSpec
+from tests.integration.records import hold
 
 pytestmark = pytest.mark.django_db
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,15 +34,6 @@ def run(*arguments: str) -> str:
 @pytest.fixture
 def alpha() -> Node:
     return registry.add_node("alpha", capacity=8, quotas=[QuotaSpec("data_import", 4)])[0]
-
-
-def hold(node: Node, count: int) -> None:
-    work = Run.objects.create(type="echo", items=freeze([1]), count=1)
-    shard = Shard.objects.create(run=work, start=0, stop=1)
-    for _ in range(count):
-        Allocation.objects.create(
-            run=work, shard=shard, node=node, type="echo", start=0, stop=1, deadline=timezone.now(), reason="test"
-        )
 
 
 def test_add_stores_the_node_as_told():
@@ -145,7 +135,7 @@ def test_list_tells_draining_inactive_and_keyless_nodes_apart(alpha):
     registry.drain(alpha.pk)
     assert "draining" in run("list")
     registry.update_node(alpha.pk, active=False)
-    registry.revoke_keys(alpha.pk)
+    keys.revoke_all(alpha.pk)
     line = run("list").splitlines()[1]
     assert "inactive" in line
     assert line.endswith("none")
@@ -190,7 +180,7 @@ def test_rotate_after_revoke_speaks_of_no_old_key(alpha):
 
 def test_revoke_ends_all_keys_or_the_named_one(alpha):
     old = alpha.keys.get().access_key
-    new = registry.rotate_key(alpha.pk).access_key
+    new = keys.rotate(alpha.pk).access_key
     assert old in run("revoke", "alpha", "--key", old)
     assert [key.access_key for key in alpha.keys.filter(revoked_at=None)] == [new]
     assert "1 key " in run("revoke", "alpha")

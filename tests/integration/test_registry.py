@@ -10,13 +10,14 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from dispatch.items import freeze
-from dispatch.models import Allocation, Run, Shard
+from dispatch.models import Allocation
 from dispatch.states import LIVE, AllocationState
-from nodes import registry, signing
+from nodes import keys, registry, signing
+from nodes.fields import QuotaSpec, parse_quota
+from nodes.keys import Caller
 from nodes.models import AccessKey, Heartbeat, Node, Nonce, Quota
 from nodes.protocol import Conflict, FieldError, NotFound, Unauthenticated
-from nodes.registry import Caller, QuotaSpec
+from tests.integration.records import hold
 
 pytestmark = pytest.mark.django_db
 
@@ -31,15 +32,6 @@ def node() -> Node:
 def caller_of(node: Node) -> Caller:
     key = node.keys.get(revoked_at=None)
     return Caller(node.pk, key.pk, key.access_key)
-
-
-def allocate(node: Node, count: int, state: AllocationState = AllocationState.EXECUTING) -> None:
-    run = Run.objects.create(type="echo", items=freeze([1]), count=1)
-    shard = Shard.objects.create(run=run, start=0, stop=1)
-    for _ in range(count):
-        Allocation.objects.create(
-            run=run, shard=shard, node=node, type="echo", start=0, stop=1, state=state, deadline=NOW, reason="test"
-        )
 
 
 # Nodes
@@ -163,13 +155,13 @@ def test_setting_quotas_replaces_them_and_keeps_what_stays(node):
     ],
 )
 def test_a_quota_can_be_written_as_text(text, spec):
-    assert registry.parse_quota(text) == spec
+    assert parse_quota(text) == spec
 
 
 @pytest.mark.parametrize("text", ["", "echo", "echo=", "echo=x", "echo=-1", "=1", "echo[]=1", "echo[a=1", "echo=1/2/3"])
 def test_a_quota_that_cannot_be_read_says_how_one_looks(text):
     with pytest.raises(FieldError) as raised:
-        registry.parse_quota(text)
+        parse_quota(text)
     assert raised.value.field == "quota"
 
 
@@ -181,15 +173,15 @@ def test_drain_and_resume_can_be_said_twice(node):
 
 
 def test_a_change_leaves_what_it_does_not_name_as_it_is(node):
-    seen = registry.get_node(node.pk)
+    seen = Node.objects.get(pk=node.pk)
     registry.record_beat(node.pk, at=NOW, cpu=5)
     registry.update_node(seen.pk, description="moved")
     assert Node.objects.get().cpu == 5
 
 
 def test_a_node_with_live_work_is_removed_only_by_force(node):
-    allocate(node, 2)
-    allocate(node, 1, AllocationState.COMPLETED)
+    hold(node, 2)
+    hold(node, 1, AllocationState.COMPLETED)
     with pytest.raises(Conflict, match="2 live allocations"):
         registry.remove_node(node.pk)
     registry.remove_node(node.pk, force=True)
@@ -199,7 +191,7 @@ def test_a_node_with_live_work_is_removed_only_by_force(node):
 
 
 def test_a_node_whose_work_has_ended_can_be_removed(node):
-    allocate(node, 1, AllocationState.EXPIRED)
+    hold(node, 1, AllocationState.EXPIRED)
     registry.remove_node(node.pk)
     assert not Node.objects.exists()
 
@@ -207,13 +199,12 @@ def test_a_node_whose_work_has_ended_can_be_removed(node):
 @pytest.mark.parametrize(
     "verb",
     [
-        registry.get_node,
         registry.remove_node,
         registry.drain,
         registry.resume,
-        registry.issue_key,
-        registry.rotate_key,
-        registry.revoke_keys,
+        keys.issue,
+        keys.rotate,
+        keys.revoke_all,
         lambda pk: registry.set_quotas(pk, []),
         lambda pk: registry.record_beat(pk, at=NOW),
     ],
@@ -232,7 +223,7 @@ def test_looking_for_a_name_that_is_not_there_names_those_that_are(node):
 def test_live_allocations_are_counted_by_the_states_of_the_dispatch_floor(node):
     idle, _ = registry.add_node("idle")
     for state in AllocationState:
-        allocate(node, 1, state)
+        hold(node, 1, state)
     assert registry.in_use([node, idle]) == {node.pk: len(LIVE), idle.pk: 0}
     assert set(registry.LIVE_ALLOCATION) == {str(state) for state in LIVE}
 
@@ -241,49 +232,49 @@ def test_live_allocations_are_counted_by_the_states_of_the_dispatch_floor(node):
 
 
 def test_a_node_has_at_most_two_live_keys(node):
-    second = registry.issue_key(node.pk)
+    second = keys.issue(node.pk)
     with pytest.raises(Conflict, match="2 live keys"):
-        registry.issue_key(node.pk)
-    registry.revoke_key(second.access_key)
-    registry.issue_key(node.pk)
+        keys.issue(node.pk)
+    keys.revoke(second.access_key)
+    keys.issue(node.pk)
     assert node.keys.filter(revoked_at=None).count() == 2
 
 
 def test_rotation_keeps_the_newest_old_key_until_the_child_has_changed_over(node):
     first = node.keys.get().access_key
-    second = registry.rotate_key(node.pk).access_key
+    second = keys.rotate(node.pk).access_key
     assert set(node.keys.filter(revoked_at=None).values_list("access_key", flat=True)) == {first, second}
-    third = registry.rotate_key(node.pk).access_key
+    third = keys.rotate(node.pk).access_key
     assert set(node.keys.filter(revoked_at=None).values_list("access_key", flat=True)) == {second, third}
 
 
 def test_revoking_twice_keeps_the_first_time(node):
     key = node.keys.get().access_key
-    first = registry.revoke_key(key).revoked_at
+    first = keys.revoke(key).revoked_at
     assert first is not None
-    assert registry.revoke_key(key).revoked_at == first
+    assert keys.revoke(key).revoked_at == first
     with pytest.raises(NotFound, match="CNnone"):
-        registry.revoke_key("CNnone")
+        keys.revoke("CNnone")
 
 
 def test_revoking_all_keys_says_how_many_there_were(node):
-    registry.issue_key(node.pk)
-    assert registry.revoke_keys(node.pk) == 2
-    assert registry.revoke_keys(node.pk) == 0
+    keys.issue(node.pk)
+    assert keys.revoke_all(node.pk) == 2
+    assert keys.revoke_all(node.pk) == 0
 
 
 def test_a_live_caller_gets_its_node_as_it_is_now(node):
     caller = caller_of(node)
     registry.update_node(node.pk, capacity=9)
     with transaction.atomic():
-        assert registry.check_live(caller).capacity == 9
+        assert keys.check_live(caller).capacity == 9
 
 
 @pytest.mark.parametrize(
     "ended",
     [
-        lambda node, caller: registry.revoke_key(caller.access_key),
-        lambda node, caller: registry.revoke_keys(node.pk),
+        lambda node, caller: keys.revoke(caller.access_key),
+        lambda node, caller: keys.revoke_all(node.pk),
         lambda node, caller: registry.update_node(node.pk, active=False),
         lambda node, caller: registry.remove_node(node.pk),
     ],
@@ -292,14 +283,14 @@ def test_a_caller_whose_key_or_node_is_gone_is_refused_inside_the_transaction(no
     caller = caller_of(node)
     ended(node, caller)
     with transaction.atomic(), pytest.raises(Unauthenticated):
-        registry.check_live(caller)
+        keys.check_live(caller)
 
 
 def test_a_caller_cannot_pass_for_another_node(node):
     other, _ = registry.add_node("beta")
     caller = caller_of(node)
     with pytest.raises(Unauthenticated):
-        registry.check_live(Caller(other.pk, caller.key_id, caller.access_key))
+        keys.check_live(Caller(other.pk, caller.key_id, caller.access_key))
 
 
 # Beats
@@ -418,7 +409,7 @@ def test_keys_issued_at_the_same_time_do_not_exceed_two():
 
     def issue() -> bool:
         try:
-            registry.issue_key(node.pk)
+            keys.issue(node.pk)
         except Conflict:
             return False
         finally:

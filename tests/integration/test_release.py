@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
-from nodes import registry
+from nodes import keys, registry
 from nodes.protocol import Unauthenticated
 from tests.integration.factory import assert_partition, at_once, child, dispatch, done, shards, state, submit
 
@@ -73,7 +75,7 @@ def test_a_revoked_key_hands_nothing_back() -> None:
     a = child(capacity=1)
     run = submit(1)
     (work,) = a.works()
-    registry.revoke_keys(a.id)
+    keys.revoke_all(a.id)
     with pytest.raises(Unauthenticated):
         a.release(work.allocation)
     assert a.live() == 1
@@ -87,9 +89,7 @@ def test_a_release_that_races_with_a_report_ends_one_way() -> None:
         run = submit(2)
         works = a.works()
         ids = [work.allocation for work in works]
-        statuses, released = at_once(
-            lambda works=works: a.statuses(*[done(work) for work in works]), lambda ids=ids: a.release(*ids)
-        )
+        statuses, released = at_once(partial(a.statuses, *[done(work) for work in works]), partial(a.release, *ids))
         assert (statuses, sorted(released)) in (([200, 200], []), ([409, 409], ids))
         assert_partition(run)
         a.report(*[done(work) for work in a.works()])

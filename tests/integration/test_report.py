@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from django.utils import timezone
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from dispatch import lifecycle
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.states import LIVE, AllocationState, RunState, ShardState
-from nodes import registry
+from nodes import keys, registry
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
 from tests.integration.factory import (
@@ -40,8 +39,6 @@ from tests.integration.factory import (
 )
 
 pytestmark = pytest.mark.django_db
-clock = factory.clock
-folder = factory.folder
 
 LATE = dt.timedelta(seconds=31)
 
@@ -52,12 +49,16 @@ def lose(run: Run) -> None:
     assert_partition(run)
 
 
-def unchanged(act: Any) -> Any:
+def everything() -> list[Any]:
+    tables = (Run.objects, Shard.objects, Allocation.objects, Receipt.objects)
+    return [list(table.order_by("pk").values()) for table in tables]
+
+
+def unchanged(act: Callable[[], Any]) -> Any:
     """Calls ``act`` and sees to it that nothing was written."""
-    tables = [Run, Shard, Allocation, Receipt]
-    before = [list(table.objects.order_by("pk").values()) for table in tables]
+    before = everything()
     result = act()
-    assert [list(table.objects.order_by("pk").values()) for table in tables] == before
+    assert everything() == before
     return result
 
 
@@ -230,7 +231,7 @@ def test_a_key_that_is_not_valid_any_more_reports_nothing(end: str) -> None:
     run = submit(1)
     (work,) = a.works()
     if end == "revoke":
-        registry.revoke_key(a.caller.access_key)
+        keys.revoke(a.caller.access_key)
     elif end == "deactivate":
         registry.update_node(a.id, active=False)
     else:
@@ -382,38 +383,6 @@ def test_a_shard_whose_every_item_failed_has_a_receipt_and_no_rows_to_wait_for()
     assert_partition(run)
 
 
-@given(st.data())
-@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_partial_failures_leave_the_items_partitioned_until_all_have_ended(data: st.DataObject) -> None:
-    """Whatever fails, whichever way, in any order: nothing is lost, nothing stands twice, and the run ends."""
-    from django.db import transaction
-
-    with transaction.atomic():
-        a = child(f"n{Allocation.objects.count()}", capacity=3)
-        run = submit(data.draw(st.integers(1, 12)), shard_size=data.draw(st.integers(1, 5)), max_attempts=2)
-        for _ in range(100):
-            works = a.works()
-            if not works:
-                break
-            for work in works:
-                kind = data.draw(st.sampled_from(("done", "partly", "partly", "error", "timeout", "crash", "release")))
-                if kind == "release":
-                    a.release(work.allocation)
-                elif kind == "done":
-                    assert a.statuses(done(work)) == [200]
-                elif kind == "partly":
-                    failed = data.draw(st.sets(st.integers(work.start, work.stop - 1)))
-                    assert a.statuses(partly(work, *sorted(failed), retry=data.draw(st.booleans()))) == [200]
-                else:
-                    assert a.statuses(failure(work, kind)) == [200]
-                assert_partition(run)
-        else:
-            # Released forever: that is no failure of the parent.
-            lifecycle.cancel(run.pk)
-        assert not Shard.objects.filter(run=run, state__in=("pending", "allocated", "executing")).exists()
-        transaction.set_rollback(True)
-
-
 # Whole failures
 
 
@@ -491,8 +460,8 @@ def test_a_report_that_races_with_a_cancel_gives_one_end_state(folder: object) -
             run = submit(6, shard_size=2)
             works = a.works()
             statuses, _ = at_once(
-                lambda works=works: a.statuses(*[done(work) for work in works]),
-                lambda run=run: lifecycle.cancel(run.pk),
+                partial(a.statuses, *[done(work) for work in works]),
+                partial(lifecycle.cancel, run.pk),
             )
             assert len(set(statuses)) == 1
             assert_partition(run)
@@ -516,8 +485,8 @@ def test_a_report_that_races_with_the_end_of_its_lease_counts_once_or_not_at_all
         works = a.works()
         late = timezone.now() + LATE
         statuses, expired = at_once(
-            lambda works=works: a.statuses(*[done(work) for work in works]),
-            lambda late=late: lifecycle.expire(late),
+            partial(a.statuses, *[done(work) for work in works]),
+            partial(lifecycle.expire, late),
         )
         assert (statuses, expired) in (([200, 200], 0), ([409, 409], 2))
         assert_partition(run)
@@ -530,7 +499,7 @@ def test_the_same_report_sent_at_once_over_two_carriers_counts_once() -> None:
     for _ in range(10):
         run = submit(2)
         entries = [done(work) for work in a.works()]
-        first, second = at_once(*[lambda entries=entries: a.report(*entries)] * 2)
+        first, second = at_once(*[partial(a.report, *entries)] * 2)
         assert {result["status"] for result in first + second} == {200}
         assert [result["receipt"] for result in first] == [result["receipt"] for result in second]
         assert Receipt.objects.filter(allocations__run=run).distinct().count() == 1
@@ -544,8 +513,8 @@ def test_a_report_that_races_with_the_revocation_of_its_key_is_whole_or_refused(
         run = submit(2)
         works = a.works()
         statuses, _ = at_once(
-            lambda a=a, works=works: a.statuses(*[done(work) for work in works]),
-            lambda a=a: registry.revoke_keys(a.id),
+            partial(a.statuses, *[done(work) for work in works]),
+            partial(keys.revoke_all, a.id),
         )
         accepted = statuses == [200, 200]
         assert accepted or isinstance(statuses, Unauthenticated)

@@ -8,7 +8,6 @@ from dispatch import lifecycle
 from dispatch.models import Run, Shard
 from dispatch.states import RunState, ShardState
 from nodes.protocol import Conflict, NotFound
-from tests.integration import factory
 from tests.integration.factory import (
     Child,
     assert_partition,
@@ -27,7 +26,6 @@ from tests.integration.factory import (
 )
 
 pytestmark = pytest.mark.django_db
-folder = factory.folder
 
 
 def partial(a: Child) -> Run:

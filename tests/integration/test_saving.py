@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings as conf
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
+from django.utils import timezone
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from dispatch import lifecycle
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.results import spool
 from dispatch.results.saver import CHECKPOINT_SECONDS, SWEEP_SECONDS, Saver
-from dispatch.states import RunState, ShardState
+from dispatch.states import RUN_ENDED, RunState, ShardState
 from nodes import registry
-from tests.integration import factory
+from nodes.protocol import Conflict
 from tests.integration.factory import (
     Child,
     Work,
     assert_partition,
     child,
+    dispatch,
     done,
     failure,
     fresh,
@@ -42,7 +48,6 @@ from tests.integration.factory import (
 )
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folder")]
-folder = factory.folder
 
 
 @contextmanager
@@ -432,6 +437,129 @@ def test_uploads_that_no_report_named_are_swept_and_what_waits_is_not(monkeypatc
         save(made)
         assert stored(made).items == {"i0": 1}
     assert_partition(run)
+
+
+# Anything, in any order
+
+
+ACTS = ("dispatch", "claim", "accept", "hello", "beat", "report", "release", "expire", "cancel", "retry", "save", "cut")
+KINDS = ("done", "done", "segment", "partly", "again", "error", "timeout", "crash")
+
+
+class Anything:
+    """Draws what happens next, does it, and looks at everything that must hold."""
+
+    def __init__(self, data: st.DataObject, made: Saver) -> None:
+        self.draw = data.draw
+        self.made = made
+        self.children = [child("a", 2, "echo=1"), child("b", 3, "echo[i1]=1/1")]
+        self.runs = [self.submit() for _ in range(2)]
+        self.works: dict[int, list[Work]] = {each.id: [] for each in self.children}
+        self.accepted: set[tuple[int, int, int]] = set()
+
+    def submit(self) -> Run:
+        size, attempts = self.draw(st.integers(0, 3)), self.draw(st.integers(1, 2))
+        return submit(self.draw(st.integers(1, 7)), shard_size=size, max_attempts=attempts)
+
+    def some(self, works: Sequence[Work]) -> list[Work]:
+        return [work for work in works if self.draw(st.booleans())]
+
+    def act(self) -> None:
+        a = self.draw(st.sampled_from(self.children))
+        run = self.draw(st.sampled_from(self.runs))
+        works = self.some(self.works[a.id])
+        ids = [work.allocation for work in works]
+        act = self.draw(st.sampled_from(ACTS))
+        if act == "dispatch":
+            dispatch()
+        elif act == "claim":
+            self.works[a.id] += a.claim(self.draw(st.integers(0, 3)))
+        elif act == "accept":
+            a.accept(*ids, *a.offered())
+        elif act in ("hello", "beat"):
+            a.beat(hello=act == "hello", held=ids, running=ids)
+        elif act == "report":
+            self.report(a, works)
+        elif act == "release":
+            a.release(*ids)
+        elif act == "expire":
+            lifecycle.expire(timezone.now() + dt.timedelta(seconds=self.draw(st.sampled_from((1, 16, 31)))))
+        elif act in ("cancel", "retry"):
+            with suppress(Conflict):
+                (lifecycle.cancel if act == "cancel" else lifecycle.retry)(run.pk)
+        elif act == "save":
+            save(self.made)
+        elif Receipt.objects.filter(saved_at=None).exclude(manifest=[]).exists():
+            with power_cut():
+                self.made.once()
+            self.made._doubtful = None  # as a start does
+
+    def report(self, a: Child, works: Sequence[Work]) -> None:
+        for work in works:
+            kind = self.draw(st.sampled_from(KINDS))
+            if kind == "segment":
+                (entry,) = uploaded([done(work)])
+            elif kind == "partly":
+                failed = self.draw(st.sets(st.integers(work.start, work.stop - 1), min_size=1))
+                entry = partly(work, *sorted(failed), retry=self.draw(st.booleans()))
+            elif kind in ("done", "again"):
+                entry = done(work)
+            else:
+                entry = failure(work, kind)
+            for _ in range(2 if kind == "again" else 1):
+                (result,) = a.report(entry)
+                assert result["status"] in (200, 409, 422)
+                if result["status"] == 200:
+                    self.accepted |= {
+                        (work.run, index, work.allocation)
+                        for first, last, _ in entry.get("ranges", ())
+                        for index in range(first, last)
+                    }
+
+    def look(self) -> None:
+        for run in self.runs:
+            assert_partition(run)
+        # No item was ever accepted twice.
+        assert Counter((run, index) for run, index, _ in self.accepted).total() == len(
+            {(run, index) for run, index, _ in self.accepted}
+        )
+
+    def end(self) -> None:
+        """Everybody works honestly from now on, until all runs have ended."""
+        for each in self.children:
+            each.beat(hello=True)
+        for _ in range(60):
+            for each in self.children:
+                each.report(*[done(work) for work in each.works()])
+            self.look()
+            save(self.made)
+            if {state(run) for run in self.runs} <= set(RUN_ENDED):
+                break
+        else:
+            pytest.fail("a run does not end")
+        rows = stored(self.made).rows
+        saved = {(run, int(item[1:]), allocation) for item, _, run, allocation, _ in rows}
+        assert set(rows.values()) <= {1}
+        assert saved >= self.accepted
+        assert Counter((run, index) for run, index, _ in saved).total() == sum(fresh(run).saved for run in self.runs)
+
+
+@given(st.data())
+@hypothesis_settings(
+    max_examples=20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+def test_whatever_happens_in_whatever_order_no_item_is_lost_or_saved_twice(
+    settings: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    settings.CASCADE = settings.CASCADE.model_copy(update={"data_dir": tmp_path_factory.mktemp("anything")})
+    with transaction.atomic(), saver() as made:
+        anything = Anything(data, made)
+        for _ in range(data.draw(st.integers(0, 40))):
+            anything.act()
+            anything.look()
+        anything.end()
+        transaction.set_rollback(True)
 
 
 # Size

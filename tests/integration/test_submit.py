@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -174,6 +175,6 @@ def test_a_key_that_begins_like_another_is_another() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_submissions_that_race_with_one_key_make_one_run() -> None:
     for number in range(10):
-        runs = at_once(*[lambda key=f"k{number}": submit(["a"], idempotency_key=key)] * 4)
+        runs = at_once(*[partial(submit, ["a"], idempotency_key=f"k{number}")] * 4)
         assert len({run.pk for run in runs}) == 1
     assert Run.objects.count() == 10

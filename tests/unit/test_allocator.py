@@ -485,11 +485,17 @@ def test_short_shards_are_queued_beyond_the_capacity_and_long_ones_are_not() -> 
         assert [made.phase for made in long.grants] == [Phase.FREE] * 2
 
 
-def test_the_end_of_a_run_is_not_queued_on_one_node() -> None:
-    nodes = [node(name, 1, speeds={"echo": 1e-4}) for name in "ab"]
+def test_the_end_of_a_run_is_shared_out_by_speed() -> None:
+    nodes = [node("a", 1, speeds={"echo": 1e-3}), node("b", 1, speeds={"echo": 4e-3})]
     shares = Counter(made.node for made in allocate([singles(100)], nodes, lookahead=Lookahead(1.0, 400)).grants)
-    assert shares.total() < 100
-    assert max(shares.values()) - min(shares.values()) <= 1
+    fast, slow = sorted(shares.values(), reverse=True)
+    assert (fast, slow) == (80, 20)
+
+
+def test_a_slow_node_holds_no_more_than_the_seconds_say() -> None:
+    nodes = [node("a", 2, speeds={"echo": 0.05})]
+    grants = allocate([singles(100)], nodes, lookahead=Lookahead(0.1, 400)).grants
+    assert len(grants) == 2 + 4
 
 
 def test_a_type_with_a_limit_is_not_queued_ahead() -> None:

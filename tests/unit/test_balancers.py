@@ -53,7 +53,7 @@ def test_random_is_repeatable_by_its_seed_and_uses_all_nodes() -> None:
     ("worse", "better"),
     [({"cpu": 50.0}, {"cpu": 20.0}), ({"memory": 90.0}, {"memory": 10.0}), ({"cpu": 10.0}, {})],
 )
-def test_health_prefers_the_less_loaded(worse: dict[str, float], better: dict[str, float]) -> None:
+def test_health_prefers_the_less_loaded(worse: dict[str, Any], better: dict[str, Any]) -> None:
     assert order("health", node("a", 4, **worse), node("b", 4, **better)) == "b"
 
 

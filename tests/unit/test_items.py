@@ -46,9 +46,14 @@ def test_a_million_items_are_one_blob_of_some_megabytes() -> None:
 
 def test_a_shard_costs_one_chunk_to_read_and_its_neighbour_none(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = Frozen(freeze(list(range(5 * CHUNK))))
-    read: list[int] = []
+    read: list[bytes] = []
     unpack = zlib.decompress
-    monkeypatch.setattr(zlib, "decompress", lambda packed: read.append(1) or unpack(packed))
+
+    def counted(packed: bytes) -> bytes:
+        read.append(packed)
+        return unpack(packed)
+
+    monkeypatch.setattr(zlib, "decompress", counted)
     frozen.slice(2 * CHUNK, 2 * CHUNK + 10)
     frozen.slice(2 * CHUNK + 10, 2 * CHUNK + 20)
     assert len(read) == 1

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,12 +54,21 @@ def until(condition: Callable[[], object]) -> None:
 
 def workers() -> list[psutil.Process]:
     """Processes below ours that a fork server has forked."""
-    family = psutil.Process().children(recursive=True)
-    return [process for process in family if any(process.ppid() == other.pid for other in family)]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() != os.getpid():
+                found.append(process)
+    return found
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def test_a_bundle_goes_in_and_entries_come_out(pool):
@@ -98,6 +108,22 @@ def test_a_worker_killed_while_idle_costs_nothing(pool):
         process.kill()
     until(lambda: not alive(workers()))
     assert result(pool.start([shard("b")], 10))[0]["ranges"] == [[0, 1, 1]]
+
+
+def test_the_fork_server_outlives_a_signal_that_is_meant_for_the_agent(pool):
+    (server,) = [each for each in psutil.Process().children() if "forkserver" in " ".join(each.cmdline())]
+    server.terminate()
+    assert result(pool.start([shard("a")], 10))[0]["ranges"] == [[0, 1, 1]]
+    assert alive([server])
+
+
+def test_a_fork_server_that_is_killed_costs_no_bundle(pool):
+    running = pool.start([shard("a", seconds=0.5)], 10)
+    until(workers)
+    (server,) = [each for each in psutil.Process().children() if "forkserver" in " ".join(each.cmdline())]
+    server.kill()
+    later = [pool.start([shard("b", allocation=number)], 10) for number in range(4)]
+    assert [result(future)[0]["ranges"] for future in [running, *later]] == [[[0, 1, 1]]] * 5
 
 
 def test_a_time_out_ends_the_bundle_and_frees_the_worker(pool):

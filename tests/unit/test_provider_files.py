@@ -20,7 +20,8 @@ from nodes import providers
 from nodes.executors.base import ItemFailed, check_params
 from nodes.executors.data_import import DataImport
 from nodes.protocol import FieldError
-from nodes.providers.files import FIELDS, FREQS, Files
+from nodes.providers.files import Files
+from nodes.providers.tables import FIELDS, FREQS
 
 HEADER = "date,open,high,low,close,volume\n"
 

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dispatch.results import datasets
-from dispatch.results.store import BATCH_ROWS, Entry, Part, ResultStore, StoreBusy, stream
+from dispatch.results.formats import stream
+from dispatch.results.store import BATCH_ROWS, Entry, Part, ResultStore, StoreBusy
 from nodes.executors.base import Column, Dataset
 from nodes.protocol import Conflict, FieldError, NotFound
 

@@ -11,10 +11,11 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from django.utils import timezone
 
-from nodes import registry
+from nodes import keys, registry
+from nodes.fields import parse_quota
+from nodes.keys import IssuedKey
 from nodes.models import Node
 from nodes.protocol import CascadeError, FieldError
-from nodes.registry import IssuedKey
 
 URL = "http://127.0.0.1:8000"
 
@@ -81,7 +82,7 @@ class Command(BaseCommand):
         node, key = registry.add_node(
             options["name"],
             capacity=options["capacity"],
-            quotas=[registry.parse_quota(text) for text in options["quota"]],
+            quotas=[parse_quota(text) for text in options["quota"]],
             description=options["description"],
             role=options["role"],
             labels=dict(_label(text) for text in options["label"]),
@@ -133,7 +134,7 @@ class Command(BaseCommand):
 
     def _rotate(self, options: dict[str, Any]) -> None:
         node = registry.find_node(options["name"])
-        key = registry.rotate_key(node.pk)
+        key = keys.rotate(node.pk)
         valid = node.keys.filter(revoked_at=None).exclude(access_key=key.access_key).first()
         old = f" {valid} stays valid until: python manage.py node revoke {shlex.quote(node.name)} --key {valid}"
         self._show_key(f"New key for {node.name}.{old if valid else ''}", key, options)
@@ -141,12 +142,12 @@ class Command(BaseCommand):
     def _revoke(self, options: dict[str, Any]) -> None:
         node = registry.find_node(options["name"])
         if not options["key"]:
-            count = registry.revoke_keys(node.pk)
+            count = keys.revoke_all(node.pk)
             self.stdout.write(f"Revoked {count} {'key' if count == 1 else 'keys'} of {node.name}.")
             return
         if not node.keys.filter(access_key=options["key"]).exists():
             raise CommandError(f"{node.name} has no key {options['key']}; see: python manage.py node list")
-        registry.revoke_key(options["key"])
+        keys.revoke(options["key"])
         self.stdout.write(f"Revoked {options['key']} of {node.name}.")
 
     def _remove(self, options: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""Rows on their way out: batches as pieces of a Parquet file, an Arrow IPC stream, CSV or JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from nodes.executors.base import shown
+from nodes.protocol import FieldError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = {
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.stream",
+    "csv": "text/csv; charset=utf-8",
+    "json": "application/json",
+}
+
+
+def stream(reader: pa.RecordBatchReader, format: str) -> tuple[str, Iterator[bytes]]:
+    """The content type, and what ``reader`` reads as pieces of a Parquet file, an Arrow IPC stream, CSV with a head
+    line, or a JSON array of objects; a batch at a time.
+
+    In JSON times are ISO 8601, and NaN and the infinities null. Raises FieldError for another ``format``.
+    """
+    if format not in FORMATS:
+        raise FieldError("format", f"{shown(format)} is not one of: {', '.join(FORMATS)}")
+    return FORMATS[format], _json(reader) if format == "json" else _binary(reader, format)
+
+
+class _Pieces(io.RawIOBase):
+    """A file that is only written, and taken away in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._written
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(bytes(piece))
+        self._written += len(self._pieces[-1])
+        return len(self._pieces[-1])
+
+    def take(self) -> bytes:
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
+
+
+def _binary(reader: pa.RecordBatchReader, format: str) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    sink = _Pieces()
+    writer: Any
+    if format == "parquet":
+        writer = pa.parquet.ParquetWriter(sink, reader.schema, compression="zstd")
+    elif format == "arrow":
+        writer = pa.ipc.new_stream(sink, reader.schema)
+    else:
+        writer = pa.csv.CSVWriter(sink, reader.schema)
+    try:
+        for batch in reader:
+            writer.write_batch(batch)
+            if piece := sink.take():
+                yield piece
+        writer.close()
+        yield sink.take()
+    finally:
+        reader.close()
+
+
+def _json(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = reader.schema.names
+    lead = "["
+    try:
+        for batch in reader:
+            columns = []
+            for column in batch.columns:
+                if pa.types.is_floating(column.type):
+                    column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+                values = column.to_pylist()
+                if pa.types.is_timestamp(column.type):
+                    values = [None if value is None else value.isoformat() for value in values]
+                columns.append(values)
+            if batch.num_rows:
+                lines = (json.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
+                yield (lead + "\n" + ",\n".join(lines)).encode()
+                lead = ","
+        yield (b"[]" if lead == "[" else b"\n]") + b"\n"
+    finally:
+        reader.close()

@@ -1,0 +1,111 @@
+"""The one write door for AccessKey: keys are issued, rotated, revoked; and whether a caller's key is still live.
+
+How a request proves that it has the key is in ``signing``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from django.utils import timezone
+
+from nodes import signing
+from nodes.executors.base import shown
+from nodes.models import AccessKey, Node
+from nodes.protocol import Conflict, NotFound, Unauthenticated
+from nodes.transactions import write
+
+LIVE_KEYS_LIMIT = 2
+"""Two, so that a child can change over to a new key without a moment when none is valid."""
+
+
+@dataclass(frozen=True)
+class IssuedKey:
+    """A fresh key, in the only moment when its secret is known here."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    node: Node
+
+
+@dataclass(frozen=True)
+class Caller:
+    """An authenticated child. ``content_digest`` is the Content-Digest its signature covers, empty for a plain key."""
+
+    node_id: int
+    key_id: int
+    access_key: str
+    content_digest: str = ""
+
+
+def issue(node_id: int) -> IssuedKey:
+    """A further key. A Conflict when two are live."""
+    with write():
+        node = Node.locked(node_id)
+        if len(_live_keys(node)) >= LIVE_KEYS_LIMIT:
+            raise Conflict(f"node {node.name} has {LIVE_KEYS_LIMIT} live keys already; revoke one, or rotate")
+        return new_key(node)
+
+
+def rotate(node_id: int) -> IssuedKey:
+    """A new key; the newest before it stays valid, so that the child can change over, and older ones are revoked."""
+    with write():
+        node = Node.locked(node_id)
+        for key in _live_keys(node)[LIVE_KEYS_LIMIT - 1 :]:
+            revoke(key.access_key)
+        return new_key(node)
+
+
+def revoke(access_key: str) -> AccessKey:
+    """From its commit on nothing signed with this key is accepted. Revoking twice changes nothing."""
+    # PostgreSQL cannot be asked for a NUL.
+    access_key = access_key.replace("\x00", "\ufffd")
+    with write():
+        AccessKey.objects.filter(access_key=access_key, revoked_at=None).update(revoked_at=timezone.now())
+        key = AccessKey.objects.filter(access_key=access_key).select_related("node").first()
+    if key is None:
+        raise NotFound(f"there is no access key {shown(access_key)}")
+    return key
+
+
+def revoke_all(node_id: int) -> int:
+    """Revokes all live keys of a node; how many there were."""
+    with write():
+        return Node.locked(node_id).keys.filter(revoked_at=None).update(revoked_at=timezone.now())
+
+
+def is_live(caller: Caller) -> bool:
+    """Whether the key is unrevoked and its node active, as of now: for reading, where ``check_live`` is for changes."""
+    return AccessKey.objects.filter(pk=caller.key_id, revoked_at=None, node__active=True).exists()
+
+
+def check_live(caller: Caller) -> Node:
+    """The caller's node, read again inside the caller's transaction, which must be open.
+
+    Raises Unauthenticated when the key was revoked, or the node removed or deactivated, since it was authenticated.
+    """
+    # Locked (PostgreSQL): otherwise a revocation could commit between this look and the caller's commit. On SQLite the
+    # transaction is the only writer anyway.
+    key = (
+        AccessKey.objects.select_for_update(of=("self",), no_key=True)
+        .select_related("node")
+        .filter(pk=caller.key_id, node_id=caller.node_id, revoked_at=None)
+        .first()
+    )
+    if key is None:
+        raise Unauthenticated(f"access key {caller.access_key} was revoked")
+    if not key.node.active:
+        raise Unauthenticated(f"node {key.node.name} is not active; an operator can activate it")
+    return key.node
+
+
+def new_key(node: Node) -> IssuedKey:
+    """One more, however many are live; the transaction is the caller's."""
+    access_key, secret_key, public_key = signing.new_key()
+    AccessKey.objects.create(node=node, access_key=access_key, public_key=public_key)
+    return IssuedKey(access_key, secret_key, node)
+
+
+def _live_keys(node: Node) -> list[AccessKey]:
+    """Newest first."""
+    return list(node.keys.filter(revoked_at=None).order_by("-created_at", "-id"))

@@ -1,0 +1,52 @@
+"""Fixtures that several files here ask for: who looks, the overview, the clock, a folder for results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from api import overview as overviews
+from tests.integration.factory import Clock
+from tests.integration.native import Api
+
+
+@pytest.fixture
+def api(admin_client: Client) -> Api:
+    return Api(admin_client)
+
+
+@pytest.fixture
+def staff() -> User:
+    return User.objects.create_user("anna", password="a long pass phrase", is_staff=True)
+
+
+@pytest.fixture
+def browser(client: Client, staff: User) -> Client:
+    """Signed in as a member of the staff."""
+    client.force_login(staff)
+    return client
+
+
+@pytest.fixture
+def overview(monkeypatch: pytest.MonkeyPatch) -> overviews.Overview:
+    """The one of this process, which remembers nothing of another test's database."""
+    fresh = overviews.Overview()
+    monkeypatch.setattr(overviews, "shown", fresh)
+    return fresh
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The parent's, to be put forward."""
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def folder(settings: Any, tmp_path: Path) -> Path:
+    """Results and spool of this test alone."""
+    settings.CASCADE = settings.CASCADE.model_copy(update={"data_dir": tmp_path})
+    return tmp_path
