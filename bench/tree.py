@@ -39,7 +39,7 @@ def seconds(tree: LocalTree, items: int, *, params: dict[str, Any] | None = None
         if elapsed > RUN_SECONDS:
             raise LocalTreeError(f"run {run} did not end in {RUN_SECONDS:g} s: {progress}\n{tree.tail('parent')}")
         # Asking costs the parent milliseconds of one core: a twentieth of the time so far is exact enough.
-        time.sleep(min(0.1, max(0.02, elapsed / 20)))
+        time.sleep(min(0.1, max(0.01, elapsed / 20)))
     elapsed = time.perf_counter() - began
     if progress["state"] != "completed" or progress["saved"] != items or progress["rows"] != items:
         raise LocalTreeError(f"run {run} should have saved {items} rows of {items} items: {progress}")

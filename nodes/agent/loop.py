@@ -279,10 +279,10 @@ class Agent:
             ]
         for work in bundle.works:
             self._progress.pop(work.allocation, None)
+        self._fill()  # first of all: a free slot costs more than a report a moment later
         if entries:
             self._outbox.put(entries)
             self._sender.wake()
-        self._fill()
         self._changed.set()
 
     def _again(self, works: Iterable[Work]) -> None:

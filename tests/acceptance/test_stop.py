@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from cascade.local import Child, LocalTree, free_port
+from cascade.local import PARENT, Child, LocalTree, free_port
 from tests.acceptance.trees import (
     EVEN,
     QUICK,
@@ -178,10 +178,12 @@ def served(started: LocalTree) -> Other:
 def test_a_served_child_works_answers_for_itself_and_stops_gently(tree, served):
     port = free_port()
     served.served(port)
+    until(lambda: health_of(port))
     items = numbered(6, "served")
     run = submitted(tree, "served", items, 0.8, max_attempts=1)
-    health = until(lambda: health_of(port))
-    assert (health["node_name"], health["status"], health["active_tasks"]) == ("served", "busy", 2)
+    # The parent writes down what it hands out before the child has it.
+    health = until(lambda: (found := health_of(port)) and found["active_tasks"] == 2 and found)
+    assert (health["node_name"], health["status"]) == ("served", "busy")
     assert tree.terminate("served") == 0
     check_gentle(tree, run, "served", len(items))
     served.served(port)
@@ -208,3 +210,12 @@ def test_a_served_child_that_cannot_start_says_why_and_ends(tree):
     done = tree.manage("runserver", str(free_port()), "--role", "child", "--parent", tree.url, check=False)
     assert done.returncode != 0
     assert "CASCADE_ACCESS_KEY: is not set" in done.stderr
+
+
+def test_a_parent_stops_at_once_while_children_wait_for_work(tree):
+    """Their claims are open requests, which may last half a minute."""
+    began = time.monotonic()
+    assert tree.terminate(PARENT) == 0
+    assert time.monotonic() - began < 5
+    tree.restart(PARENT)
+    tree.wait_for_children("pull")

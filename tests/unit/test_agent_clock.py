@@ -69,12 +69,13 @@ def test_a_time_that_is_none_teaches_nothing(clock, body):
 def test_what_it_learns_is_what_the_parent_tells_about_a_late_signature(clock):
     access_key, secret_key, public_key = signing.new_key()
     parent_now = 1_000_600.0
-    keys = {"access_key": access_key, "secret_key": secret_key}
 
     def verified() -> signing.Verified:
         url = "http://127.0.0.1:8000/api/v1/agent/beat"
-        headers = list(signing.sign("POST", url, b"{}", created=clock.now(), **keys).items())
-        return signing.verify("POST", url, headers, find_public_key=lambda _: public_key, now=parent_now, max_age=300)
+        signed = signing.sign("POST", url, b"{}", created=clock.now(), access_key=access_key, secret_key=secret_key)
+        return signing.verify(
+            "POST", url, list(signed.items()), find_public_key=lambda _: public_key, now=parent_now, max_age=300
+        )
 
     with pytest.raises(Unauthenticated) as refused:
         verified()
