@@ -27,7 +27,7 @@ from dispatch import events, lifecycle
 from dispatch.results import spool
 from nodes import messages
 from nodes.keys import Caller
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, TooLarge
+from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def _answering(
 
     async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
+            if settings.SECURE_SSL_REDIRECT and not request.is_secure():
+                raise Forbidden("this parent is reached by https only")
             return await view(request, *args, **kwargs)
         except TooLarge as error:
             return json_error(error.status, str(error), field="body")

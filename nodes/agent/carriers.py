@@ -231,7 +231,8 @@ class Link:
     """The way to the parent: by push while it works, else by pull, and back.
 
     ``inbound`` gets offers and orders ({"type": "offer" | "cancel" | …}); ``claim`` makes the body of a claim;
-    ``connected`` is awaited when a socket has opened, and when the parent is reached again after it was not.
+    ``connected``, a beat, is awaited before any work can come: on a new socket, and before the first claim or the
+    first after an outage.
     """
 
     def __init__(
@@ -249,6 +250,7 @@ class Link:
         self._claim = claim
         self._connected = connected
         self._push: Push | None = None
+        self._tried = asyncio.Event()
         self.long_poll = 30.0
         self.taking = True
         """Off: no more claims."""
@@ -291,6 +293,7 @@ class Link:
                 logger.error("%s refuses us: %s", self._config.parent, error)
             except Exception:
                 logger.exception("the socket failed")
+            self._tried.set()
             attempt = 0 if loop.time() - began > LIVELY_SECONDS else attempt + 1
             await asyncio.sleep(jitter(attempt))
 
@@ -327,6 +330,7 @@ class Link:
         listening = asyncio.create_task(push.listen())
         try:
             self._push = push
+            self._tried.set()
             logger.info("connected to %s by push", self._config.parent)
             await self._connected()
             await listening
@@ -339,35 +343,40 @@ class Link:
             logger.info("the socket to %s is closed", self._config.parent)
 
     async def _keep_pulling(self) -> None:
+        if self._config.carrier == "auto":
+            # Where a socket opens, the other way is not needed, nor the library that it takes.
+            await self._tried.wait()
         attempt = 0
+        away = True
         loop = asyncio.get_running_loop()
         while True:
             if self._push is not None or not self.taking:
                 await asyncio.sleep(0.5)
                 continue
             try:
+                if away:
+                    # A beat first: it says hello, or renews leases that an outage may have cost.
+                    await self._connected()
+                    away = False
                 began = loop.time()
                 body = {**self._claim(), "wait": self.long_poll}
                 reply = await self.rest.call("claim", body, patience=self.long_poll + 15)
                 if "work" not in reply:
                     raise Unreachable("the answer to a claim names no work: it is not one of a parent")
                 self._inbound({"type": "claimed", **reply})
-                if attempt:
-                    # The parent is there again: leases are renewed and results brought now, not with the next beat.
-                    await self._connected()
                 attempt = 0
                 if not reply["work"] and not reply.get("cancel") and loop.time() - began < EMPTY_SECONDS:
                     await asyncio.sleep(EMPTY_SECONDS)  # a parent that lets nobody wait
             except Unreachable as error:
-                attempt += 1
-                logger.warning("claim: %s", error)
+                attempt, away = attempt + 1, True
+                logger.warning("no claim from %s: %s", self._config.parent, error)
                 await asyncio.sleep(error.wait if error.wait is not None else jitter(attempt))
             except Refused as error:
-                attempt += 1
-                logger.error("the parent refuses the claim: %s", error)
+                attempt, away = attempt + 1, True
+                logger.error("%s refuses us: %s", self._config.parent, error)
                 await asyncio.sleep(jitter(attempt + 4))
             except Exception:
-                attempt += 1
+                attempt, away = attempt + 1, True
                 logger.exception("a claim failed")
                 await asyncio.sleep(jitter(attempt + 4))
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nodes import executors
-from nodes.agent.carriers import Body, Link, Refused, Unreachable, jitter
+from nodes.agent.carriers import Body, Link, Refused, Unreachable
 from nodes.agent.config import AgentConfig
 from nodes.agent.outbox import Outbox
 from nodes.agent.sender import Sender
@@ -103,7 +103,7 @@ class Agent:
         self._outbox.open()
         self._held.update(self._outbox.allocations())
         self._sender.wake()
-        jobs = [asyncio.create_task(job) for job in (self._open(), self._sender.run(), self._beat())]
+        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._sender.run(), self._beat())]
         stopped = asyncio.create_task(self._stop_asked.wait())
         try:
             done, _ = await asyncio.wait([stopped, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -123,22 +123,6 @@ class Agent:
         """Take nothing more, finish or hand back what is here, report, end. Call it on the agent's loop."""
         self.stopping = True
         self._stop_asked.set()
-
-    async def _open(self) -> None:
-        """The first exchange is a hello: until the parent knows what this agent holds, it must not send more."""
-        if self.config.carrier != "push":
-            await self._greet_until_heard()
-        await self._link.run()
-
-    async def _greet_until_heard(self) -> None:
-        attempt = 0
-        while not self._greeted:
-            try:
-                await self._greet()
-            except (Unreachable, Refused) as error:
-                attempt += 1
-                logger.warning("%s does not take us in: %s", self.config.parent, error)
-                await asyncio.sleep(jitter(attempt))
 
     async def _wind_down(self) -> None:
         """SIGTERM: hand back what has not begun, wait for what runs, report, say good-bye."""

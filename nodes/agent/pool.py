@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 Entries = list[dict[str, Any]]
 
 END_SECONDS = 5.0
+IDLE_SECONDS = 60.0
+"""A worker that has loaded pandas holds 100 MB; one without work for so long gives them back."""
 
 
 class Crashed(Exception):
@@ -58,6 +60,7 @@ class _Worker:
     pipe: connection.Connection
     task: Task | None = None
     deadline: float = 0.0
+    """When its bundle must be done or, while it has none, when it ends."""
     verdict: Exception | None = None
     """Why it was killed; None for one that dies by itself."""
 
@@ -141,7 +144,7 @@ class Pool:
                 self._hand_out()
                 if self._closed and not any(worker.task for worker in self._workers):
                     break
-                deadlines = [worker.deadline for worker in self._workers if worker.task]
+                deadlines = [worker.deadline for worker in self._workers]
                 pipes = {worker.pipe: worker for worker in self._workers}
             left = max(min(deadlines) - time.monotonic(), 0) if deadlines else None
             for ready in connection.wait([self._heard, *pipes], left):
@@ -153,8 +156,8 @@ class Pool:
             with self._turn:
                 now = time.monotonic()
                 for worker in self._workers:
-                    if worker.task and worker.verdict is None and now >= worker.deadline:
-                        _kill(worker, TimedOut())
+                    if worker.verdict is None and now >= worker.deadline:
+                        _kill(worker, TimedOut() if worker.task else Cancelled())
         for worker in self._workers:
             _kill(worker, Cancelled())
             worker.process.join(END_SECONDS)
@@ -189,7 +192,7 @@ class Pool:
         process = self._context.Process(target=runner.serve, args=(theirs, self._outbox), daemon=True)
         process.start()
         theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, deadline=time.monotonic() + IDLE_SECONDS)
         self._workers.append(worker)
         return worker
 
@@ -216,6 +219,7 @@ class Pool:
             return
         with self._turn:
             task, worker.task = worker.task, None
+            worker.deadline = time.monotonic() + IDLE_SECONDS
             self._hand_out()
         if task is not None:
             _end(task, message)

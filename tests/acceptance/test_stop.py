@@ -111,7 +111,7 @@ def test_what_is_not_done_in_time_is_handed_back_without_an_attempt_counted(tree
     began = time.monotonic()
     assert tree.terminate("hasty") == 0
     assert time.monotonic() - began < 8
-    assert not alive(processes)
+    until(lambda: not alive(processes), seconds=5, what="the end of the workers")
     left = tree.progress(run)
     assert (left["saved"], left["pending"], left["failed"]) == (0, 5, 0)
     given = allocations(tree, run)
