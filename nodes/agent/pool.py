@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Entries = list[dict[str, Any]]
 
+HIRE_WAITS = (0.0, 0.05, 0.2, 0.5)
 END_SECONDS = 5.0
 IDLE_SECONDS = 60.0
 """A worker that has loaded pandas holds 100 MB; one without work for so long gives them back."""
@@ -180,12 +181,14 @@ class Pool:
                 self._waiting.popleft()
 
     def _hire(self) -> _Worker:
-        try:
-            return self._new_worker()
-        except (OSError, EOFError):
-            # Somebody killed the fork server, which shows only now; another one is started.
-            _start_fork_server()
-            return self._new_worker()
+        for wait in HIRE_WAITS:
+            with suppress(OSError, EOFError):
+                return self._new_worker()
+            # Somebody killed the fork server, which shows only now. Until it is quite dead, it counts as running.
+            time.sleep(wait)
+            with suppress(OSError, EOFError):
+                _start_fork_server()
+        return self._new_worker()
 
     def _new_worker(self) -> _Worker:
         ours, theirs = self._context.Pipe()
