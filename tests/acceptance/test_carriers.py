@@ -79,9 +79,9 @@ def test_connections_that_are_cut_again_and_again_cost_no_shard(tree, proxy, by)
     name = f"cut-{by}"
     child(tree, proxy, name, by)
     until(lambda: carrier(tree, name))
-    small, large = numbered(60, "s"), numbered(20, "l")
+    small, large = numbered(40, "s"), numbered(20, "l")
     runs = [submitted(tree, name, small), submitted(tree, name, large, rows=600)]
-    for saved in (4, 12, 20, 28, 36):
+    for saved in (4, 12, 20, 28):
         tree.wait(runs[0], until=past(saved))
         proxy.cut()
     assert [tree.wait(run)["state"] for run in runs] == ["completed", "completed"]

@@ -21,7 +21,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
 
 def frozen_run(tree: LocalTree, items: list[str]) -> tuple[int, list[int]]:
     """A run of which the child to be frozen is executing something, and what."""
-    run = tree.submit("echo", items, params={"seconds": 0.4}, shard_size=1)
+    run = tree.submit("echo", items, params={"seconds": 0.6}, shard_size=1)
     return run, until(lambda: executing(tree, run, "frozen"))
 
 

@@ -47,9 +47,11 @@ def test_a_wrong_secret_is_said_clearly_whatever_the_carrier_and_changes_nothing
 
 def test_after_a_revocation_in_mid_run_a_child_changes_nothing_and_others_take_its_work(tree):
     items = numbered(12)
-    run = tree.submit("echo", items, params={"seconds": 0.4}, shard_size=1)
-    late = until(lambda: executing(tree, run, "revoked"))
+    run = tree.submit("echo", items, params={"seconds": 0.6}, shard_size=1)
+    until(lambda: executing(tree, run, "revoked"))
     tree.json("DELETE", f"/api/v1/keys/{tree.keys['revoked']['access_key']}")
+    late = executing(tree, run, "revoked")
+    assert late
     revoked_at = tree.json("GET", f"/api/v1/nodes/{tree.nodes()['revoked']['id']}/keys")[0]["revoked_at"]
     assert tree.wait(run)["state"] == "completed"
     assert account(tree, run, items) == EVEN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import duckdb
 import pytest
@@ -15,11 +14,22 @@ SMALL = numbered(60, "s")
 LARGE = numbered(30, "l")
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[LocalTree]:
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
     children = [Child("pusher", 2, carrier="push"), Child("puller", 2, carrier="pull"), Child("either", 2)]
-    with LocalTree(tmp_path, children=children, env=QUICK) as tree:
+    with LocalTree(tmp_path_factory.mktemp("parent"), children=children, env=QUICK) as tree:
         yield tree
+
+
+def test_a_parent_killed_with_all_reported_and_nothing_else_running_still_ends_its_run(tree):
+    items = numbered(8)
+    run = tree.submit("echo", items, params={"seconds": 0.3}, shard_size=1)
+    tree.wait(run, until=lambda progress: progress["pending"] == 0)
+    until(lambda: tree.progress(run)["in_flight"] <= 2)
+    tree.kill(PARENT)
+    tree.restart(PARENT)
+    assert tree.wait(run)["state"] == "completed"
+    assert account(tree, run, items) == EVEN
 
 
 def test_acknowledged_rows_survive_kills_of_the_parent_and_the_runs_complete(tree):
@@ -39,21 +49,10 @@ def test_acknowledged_rows_survive_kills_of_the_parent_and_the_runs_complete(tre
     assert account(tree, large, LARGE, rows_each=600) == EVEN
     # The same agents, which were never restarted.
     assert {name: tree.pid(name) for name in tree.children if tree.alive(name)} == before
-    tree.stop()
+    tree.stop()  # which frees the database; no test comes after this one
     with duckdb.connect(str(tree.data_dir / "results.duckdb"), read_only=True) as results:
         by_allocation = dict(results.execute("SELECT _allocation, count(*) FROM echo_rows GROUP BY ALL").fetchall())
         ledger = results.execute(f"SELECT stop - start FROM ledger WHERE run IN ({small}, {large})").fetchall()
     # What had its receipt before a kill is what was saved: none of it was run again instead.
     assert acknowledged <= set(by_allocation)
     assert sum(items for (items,) in ledger) == len(SMALL) + len(LARGE)
-
-
-def test_a_parent_killed_with_all_reported_and_nothing_else_running_still_ends_its_run(tree):
-    items = numbered(8)
-    run = tree.submit("echo", items, params={"seconds": 0.3}, shard_size=1)
-    tree.wait(run, until=lambda progress: progress["pending"] == 0)
-    until(lambda: tree.progress(run)["in_flight"] <= 2)
-    tree.kill(PARENT)
-    tree.restart(PARENT)
-    assert tree.wait(run)["state"] == "completed"
-    assert account(tree, run, items) == EVEN
