@@ -41,11 +41,11 @@ def test_a_cancel_ends_running_workers_and_frees_the_slots(tree, carrier):
 
 
 def test_what_was_reported_before_the_cancel_is_kept(tree):
-    items = numbered(30, "kept")
+    items = numbered(150, "kept")
     run = tree.submit("echo", items, params={"seconds": 0.1}, shard_size=1)
     tree.wait(run, until=lambda progress: progress["saved"] >= 5)
     tree.json("POST", f"/api/v1/runs/{run}/cancel")
-    ended = tree.wait(run, until=lambda progress: progress["saved"] + progress["cancelled"] == 30)
+    ended = tree.wait(run, until=lambda progress: progress["saved"] + progress["cancelled"] == len(items))
     assert ended["state"] == "cancelled"
     saved = account(tree, run, items)
     assert (saved.duplicated, saved.strange) == (EVEN.duplicated, EVEN.strange)
@@ -63,10 +63,10 @@ def test_a_cancel_of_an_ended_run_is_refused(tree):
 
 def test_a_cancelled_bundle_does_not_cost_other_runs(tree):
     """Short shards of two runs may share a bundle; only those of the cancelled one end."""
-    first = tree.submit("echo", numbered(400, "x"), params={"seconds": 0.002}, shard_size=1)
-    second = tree.submit("echo", numbered(400, "y"), params={"seconds": 0.002}, shard_size=1)
+    first = tree.submit("echo", numbered(3000, "x"), params={"seconds": 0.002}, shard_size=1)
+    second = tree.submit("echo", numbered(3000, "y"), params={"seconds": 0.002}, shard_size=1)
     tree.wait(first, until=lambda progress: progress["saved"] >= 50)
     tree.json("POST", f"/api/v1/runs/{first}/cancel")
     assert tree.wait(second)["state"] == "completed"
-    assert account(tree, second, numbered(400, "y")) == EVEN
-    assert account(tree, first, numbered(400, "x")).duplicated == set()
+    assert account(tree, second, numbered(3000, "y")) == EVEN
+    assert account(tree, first, numbered(3000, "x")).duplicated == set()

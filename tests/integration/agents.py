@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import requests
 
 from cascade.local import LocalTree
@@ -132,7 +131,3 @@ def echo_segment(*items: str) -> bytes:
     """An Arrow file with one row of ``echo`` per item."""
     dataset = executors.get("echo").dataset
     return encode(to_table(dataset, [(item, 0, f"{item}:0") for item in items]))
-
-
-def table_of(content: bytes) -> pa.Table:
-    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
