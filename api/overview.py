@@ -104,6 +104,7 @@ _NODE_FIELDS = (
     "id",
     "name",
     "role",
+    "dialect",
     "carrier",
     "capacity",
     "active",

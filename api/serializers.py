@@ -12,8 +12,8 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from dispatch.lifecycle.submit import check_items, check_work
-from dispatch.models import WORK_FIELDS, Allocation, Run, Shard, Task
+from dispatch.lifecycle.submit import check_items, check_work, with_settings
+from dispatch.models import WORK_FIELDS, Allocation, Fallback, Run, Shard, Task
 from dispatch.states import ShardState
 from nodes import executors, registry
 from nodes.fields import QuotaSpec
@@ -136,6 +136,16 @@ class WorkOptions(Strict):
     shard_size = Whole(required=False, help_text="Items per shard; 0, the default: sized for the node.")
     balancer = Name(required=False, max_length=200, help_text="Chooses among free nodes. Default most_free.")
     labels = _labels("Only nodes with all these labels.")
+    affinity = _labels("Nodes with these labels are preferred; the others still count.")
+    rate_key = Name(
+        required=False,
+        max_length=200,
+        allow_blank=True,
+        help_text="Which rate limit holds for the items: a text; {host}, {source} and {item} are filled in.",
+    )
+    fallback = serializers.ChoiceField(
+        choices=Fallback.choices, required=False, help_text="May this parent run it itself. Default allowed."
+    )
 
 
 class TaskReference(serializers.Field[Any, Any, Any, Any]):
@@ -207,6 +217,9 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
             "shard_size",
             "balancer",
             "labels",
+            "affinity",
+            "rate_key",
+            "fallback",
             "active",
             "created_at",
         )
@@ -216,7 +229,7 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
         """Refuses a task that could never be run. Raises FieldError, as submitting it would."""
         task = Task(**attrs) if self.instance is None else self.instance
         work = {name: attrs.get(name, getattr(task, name)) for name in (*WORK_FIELDS, "items")}
-        work["params"] = executors.get(work["type"]).check(work["params"])
+        work["params"] = executors.get(work["type"]).check(with_settings(work["type"], work["params"]))
         check_work(work)
         if work["items"]:
             check_items(work["type"], work["items"], work["params"])
@@ -260,6 +273,10 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "shard_size",
             "balancer",
             "labels",
+            "affinity",
+            "rate_key",
+            "fallback",
+            "fire_time",
             "created_at",
             "ended_at",
             "submitted_by",

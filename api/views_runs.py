@@ -39,7 +39,7 @@ from api.views import Moment, NativeSet, Page, WholeFilter, number, only_known, 
 from api.views_tables import ROWS, STREAM, table_response
 from dispatch import lifecycle, queue
 from dispatch.items import Frozen
-from dispatch.models import WORK_FIELDS, Allocation, Run, Shard, Task
+from dispatch.models import Allocation, Run, Shard, Task
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
 from nodes.models import Node
@@ -56,19 +56,14 @@ IDEMPOTENCY_KEY = OpenApiParameter(
 
 def submitted(request: Request, options: Mapping[str, Any], task: Task | None = None) -> Response:
     """Submits a run of ``options``, laid over ``task``'s own where there is one."""
-    given = dict(options)
-    if task is not None:
-        if not task.active:
-            raise Conflict(f"task {task.name!r} is not active")
-        own = {name: getattr(task, name) for name in (*WORK_FIELDS, "items", "name")}
-        given = own | given | {"params": task.params | given.get("params", {})}
     key = request.headers.get("Idempotency-Key")
     if key is not None and not key.strip():
         raise FieldError("Idempotency-Key", "is empty")
     # The record keeps the key with a fingerprint of the submission behind a colon.
     keyed = Run.objects.filter(idempotency_key=key) if key else Run.objects.none()
     earlier = set(keyed.values_list("pk", flat=True))
-    run = lifecycle.submit(**given, task=task, submitted_by=request.user.get_username(), idempotency_key=key)
+    about = {**options, "submitted_by": request.user.get_username(), "idempotency_key": key}
+    run = lifecycle.submit(**about) if task is None else lifecycle.submit_task(task, **about)
     return Response(
         RunSerializer(run).data,
         status=200 if run.pk in earlier else 201,

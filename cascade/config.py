@@ -22,7 +22,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CASCADE_", extra="forbid", validate_assignment=True)
 
-    role: Literal["parent", "child"] = Field("parent", description="What `runserver` starts as.")
+    role: Literal["parent", "child", "standalone"] = Field("parent", description="What `runserver` starts as.")
     data_dir: Path = Field(BASE_DIR / "data", description="Databases, spool and secret key live here.")
     debug: bool = Field(False, description="Django's debug pages; never on a reachable address.")
     django_key: str = Field("", description="Django's secret key; empty: made once and kept in data_dir.")
@@ -57,6 +57,22 @@ class Config(BaseSettings):
     )
     balancers: list[str] = Field([], description="Dotted paths of functions that runs may name as their balancer.")
     worker_deaths: int = Field(3, ge=1, le=10, description="Workers a shard may kill before it is cut in half.")
+    fallback_seconds: float = Field(
+        10, ge=0, le=86_400, description="With no node for a run for so long, this parent runs it itself."
+    )
+    fallback_workers: int = Field(
+        2, ge=0, le=1000, description="Worker processes of this parent's own worker; 0: it never runs anything itself."
+    )
+    max_cpu: float = Field(100, ge=1, le=100, description="A node whose CPU is above this percentage gets no new work.")
+    max_memory: float = Field(
+        100, ge=1, le=100, description="A node whose memory is above this percentage gets no new work."
+    )
+    patient_seconds: float = Field(
+        180, ge=1, le=180, description="offer_seconds and offline_seconds for clients that poll rarely."
+    )
+    webhook_attempts: int = Field(8, ge=1, le=50, description="Tries to bring a webhook to its address.")
+    run_days: float = Field(90, ge=0.01, description="Ended runs, with their allocations, are kept so long.")
+    log_days: float = Field(14, ge=0.01, description="The sync log is kept so long.")
     heartbeat_days: float = Field(7, ge=0.01, description="Heartbeat history is kept so long.")
     max_items: int = Field(1_000_000, ge=1, description="Items a run may have.")
     upload_limit: int = Field(

@@ -47,7 +47,7 @@ class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
 
         cleaned = super().clean()
         given = self.cleaned_data
-        for name, empty in (("params", {}), ("labels", {}), ("items", [])):
+        for name, empty in (("params", {}), ("labels", {}), ("affinity", {}), ("items", [])):
             # An emptied box reads as null.
             if name in given and given[name] is None:
                 given[name] = empty

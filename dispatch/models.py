@@ -1,6 +1,7 @@
-"""Task, Run, Shard, Allocation, Receipt: what is to be done, and what became of it.
+"""Task, Run, Shard, Allocation, Receipt: what is to be done, and what became of it; and what recurring work needs
+beside: sources, rates, webhooks, the sync log.
 
-Only ``dispatch.lifecycle`` changes a state here.
+Only ``dispatch.lifecycle`` changes the state of a run, a shard or an allocation.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from nodes.models import Node
 
 def _choices(states: type[RunState] | type[ShardState] | type[AllocationState]) -> list[tuple[str, str]]:
     return [(state.value, state.value) for state in states]
+
+
+class Fallback(models.TextChoices):
+    """Whether the parent's own worker may run something."""
+
+    ALLOWED = "allowed"
+    REQUIRED = "required"
+    NEVER = "never"
 
 
 class Work(models.Model):
@@ -41,6 +50,20 @@ class Work(models.Model):
     shard_size = models.PositiveIntegerField(default=0, help_text="Items per shard; 0: sized for the node.")
     balancer = models.CharField(max_length=200, default="most_free")
     labels = models.JSONField(default=dict, blank=True, help_text="Only nodes with all these labels.")
+    affinity = models.JSONField(
+        default=dict, blank=True, help_text="Nodes with these labels are preferred; the others still count."
+    )
+    rate_key = models.CharField(
+        max_length=200,
+        blank=True,
+        help_text="Which rate limit holds for its items: a text, with {host}, {source} or {item} filled in.",
+    )
+    fallback = models.CharField(
+        max_length=8,
+        choices=Fallback.choices,
+        default=Fallback.ALLOWED,
+        help_text="May the parent itself run it when no node can; must it; or never.",
+    )
 
     class Meta:
         abstract = True
@@ -49,13 +72,44 @@ class Work(models.Model):
 WORK_FIELDS = tuple(field.name for field in Work._meta.local_fields)
 
 
+class Misfire(models.TextChoices):
+    """What becomes of fire times that passed while the scheduler was away or stopped."""
+
+    SKIP = "skip"
+    ONE = "one"
+    ALL = "all"
+
+
 class Task(Work):
     """A definition that can be run again and again."""
 
     name = models.CharField(max_length=200, unique=True)
     items = models.JSONField(default=list, blank=True)
+    source_kind = models.CharField(
+        max_length=10,
+        blank=True,
+        help_text="With no items of its own: the keys of all active sources of this kind when a run begins.",
+    )
     active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    cron = models.CharField(max_length=100, blank=True, help_text="Five fields, like '*/15 9-17 * * 1-5'.")
+    time_zone = models.CharField(max_length=60, blank=True, help_text="Of the cron fields; empty: the server's.")
+    misfire = models.CharField(
+        max_length=4,
+        choices=Misfire.choices,
+        default=Misfire.ONE,
+        help_text="What becomes of fire times that passed while nobody looked: none of them, one run, or all.",
+    )
+    fired_at = models.DateTimeField(null=True, editable=False, help_text="The last fire time dealt with.")
+    next_fire_at = models.DateTimeField(null=True, editable=False, db_index=True)
+
+    webhook_url = models.CharField(max_length=500, blank=True, help_text="Told when a run of this task has ended.")
+    webhook_template = models.TextField(blank=True, help_text="Body, with {{ run.name }} and the like; empty: JSON.")
+    webhook_headers = models.JSONField(default=dict, blank=True)
+    webhook_secret = models.CharField(max_length=200, blank=True, help_text="Signs the body (HMAC-SHA256).")
+    extra = models.JSONField(default=dict, blank=True, help_text="What clients of other dialects keep with a task.")
 
     class Meta:
         ordering = ["name"]
@@ -83,6 +137,7 @@ class Run(Work):
     rows = models.PositiveBigIntegerField(default=0, help_text="Rows saved.")
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True)
+    fire_time = models.DateTimeField(null=True, help_text="The schedule's time that this run is for.")
     submitted_by = models.CharField(max_length=150, blank=True)
     idempotency_key = models.CharField(max_length=200, null=True, unique=True)
     fingerprint = models.CharField(
@@ -95,6 +150,7 @@ class Run(Work):
     class Meta:
         ordering = ["-id"]
         indexes = [models.Index(fields=["state", "-id"]), models.Index(fields=["-ended_at"])]
+        constraints = [models.UniqueConstraint(fields=["task", "fire_time"], name="run_once_per_fire_time")]
 
     def __str__(self) -> str:
         return self.name or f"run {self.pk}"
@@ -200,3 +256,172 @@ class Allocation(models.Model):
 
     def __str__(self) -> str:
         return f"allocation {self.pk}"
+
+
+class StagedRow(models.Model):
+    """A row that a child uploaded ahead of its report, once per ``key`` within the allocation."""
+
+    allocation = models.ForeignKey(Allocation, on_delete=models.CASCADE, related_name="staged")
+    item = models.CharField(max_length=200, help_text="Key of the item it belongs to.")
+    key = models.CharField(max_length=300)
+    row = models.JSONField()
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [models.UniqueConstraint(fields=["allocation", "key"], name="staged_once")]
+
+    def __str__(self) -> str:
+        return f"{self.key} of allocation {self.allocation_id}"
+
+
+class Source(models.Model):
+    """Something that recurring work goes through: a feed, a symbol, an address. Tasks name them by kind."""
+
+    class Kind(models.TextChoices):
+        FEED = "feed"
+        SYMBOL = "symbol"
+        URL = "url"
+
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    key = models.CharField(max_length=200, help_text="What items, quotas and results call it.")
+    name = models.CharField(max_length=200, blank=True)
+    address = models.CharField(max_length=2000, blank=True)
+    active = models.BooleanField(default=True)
+    extra = models.JSONField(default=dict, blank=True, help_text="Further facts, as they were imported.")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["kind", "key"]
+        constraints = [models.UniqueConstraint(fields=["kind", "key"], name="source_once")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key}"
+
+
+class RateLimit(models.Model):
+    """How fast items of one key may be given out, over all nodes together."""
+
+    key = models.CharField(max_length=200, unique=True, help_text="As runs name it, or with * for many: host:*")
+    per_second = models.FloatField(
+        validators=[MinValueValidator(0.001), MaxValueValidator(100_000)], help_text="Items a second."
+    )
+    burst = models.PositiveIntegerField(
+        default=1, validators=[MinValueValidator(1)], help_text="Items at once after a pause."
+    )
+
+    class Meta:
+        ordering = ["key"]
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.per_second:g} a second"
+
+
+class RateBucket(models.Model):
+    """What is left of a rate: ``tokens`` as of ``filled_at``. Changed in the transaction that grants."""
+
+    key = models.CharField(max_length=200, unique=True)
+    tokens = models.FloatField()
+    filled_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class TypeSettings(models.Model):
+    """Parameters that runs of a type have unless they say otherwise; children get them with the configuration."""
+
+    type = models.CharField(max_length=60, unique=True)
+    params = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        verbose_name_plural = "type settings"
+
+    def __str__(self) -> str:
+        return self.type
+
+
+class ConfigVersion(models.Model):
+    """What children are to have: tasks, sources and type settings, as of one moment. The newest row is in force."""
+
+    digest = models.CharField(max_length=64)
+    content = models.JSONField()
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"version {self.pk}"
+
+
+class Delivery(models.Model):
+    """A webhook's call about one ended run, until it is answered or given up."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        DELIVERED = "delivered"
+        FAILED = "failed"
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="deliveries")
+    url = models.CharField(max_length=500)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_at = models.DateTimeField(default=timezone.now, db_index=True)
+    status = models.PositiveSmallIntegerField(null=True, help_text="Of the last answer.")
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    delivered_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "deliveries"
+        constraints = [models.UniqueConstraint(fields=["run", "url"], name="delivery_once")]
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} to {self.url}"
+
+
+class SyncLog(models.Model):
+    """One exchange worth keeping between this parent and a node. Of many alike within a second there is one row."""
+
+    class Direction(models.TextChoices):
+        PULL = "pull"
+        PUSH = "push"
+
+    class Status(models.IntegerChoices):
+        RUNNING = 0
+        OK = 1
+        FAILED = 2
+
+    node = models.ForeignKey(Node, null=True, on_delete=models.CASCADE, related_name="sync_logs")
+    operation = models.CharField(max_length=40, help_text="dispatch, claim, report, release, config, knock, webhook …")
+    direction = models.CharField(max_length=4, choices=Direction.choices)
+    status = models.PositiveSmallIntegerField(choices=Status.choices, default=Status.OK)
+    count = models.PositiveIntegerField(default=0, help_text="Allocations, rows or entries that it moved.")
+    error = models.TextField(blank=True)
+    extra = models.JSONField(default=dict, blank=True)
+    started_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["node", "-id"]), models.Index(fields=["started_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.pk}"
+
+
+class Switch(models.Model):
+    """Something an operator turns on and off for all processes of this parent: the scheduler."""
+
+    name = models.CharField(max_length=40, unique=True)
+    on = models.BooleanField(default=True)
+    changed_at = models.DateTimeField(auto_now=True)
+    note = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        verbose_name_plural = "switches"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'on' if self.on else 'off'}"

@@ -5,6 +5,7 @@ Each function returns the value as it is kept, or raises FieldError on the field
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -98,6 +99,23 @@ def _number(name: str, value: Any, least: float, most: float) -> float:
     return float(value)
 
 
+def _optional(name: str, value: Any, least: float, most: float) -> float | None:
+    return None if value is None else _number(name, value, least, most)
+
+
+def _facts(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FieldError(name, f"{shown(value)} is not an object")
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, TypeError, RecursionError):
+        raise FieldError(name, "is not plain JSON") from None
+    if len(text) > 20_000 or "\\u0000" in text:
+        raise FieldError(name, "has more than 20000 characters, or a NUL")
+    return value
+
+
 def read_percent(name: str, value: Any) -> float | None:
     if value is None:
         return None
@@ -185,4 +203,9 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "active": _boolean,
     "draining": _boolean,
     "allow_plain_key": _boolean,
+    "max_cpu": lambda name, value: _optional(name, value, 1, 100),
+    "max_memory": lambda name, value: _optional(name, value, 1, 100),
+    "dialect": lambda name, value: read_choice(name, value, Node.Dialect.values),
+    "api_key": lambda name, value: read_text(name, value, 200),
+    "facts": lambda name, value: _facts(name, value),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from nodes import signing
@@ -30,12 +31,22 @@ class IssuedKey:
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated child. ``content_digest`` is the Content-Digest its signature covers, empty for a plain key."""
+    """An authenticated child. ``content_digest`` is the Content-Digest its signature covers, empty for a plain key.
+
+    ``registration`` is set instead of ``key_id`` for a device that came with a registration key; neither is for this
+    parent itself, where it acts for a node that it drives (``inside``).
+    """
 
     node_id: int
     key_id: int
     access_key: str
     content_digest: str = ""
+    registration: int = 0
+
+
+def inside(node_id: int) -> Caller:
+    """This process acting for a node that it carries work for itself. Never made from what a request says."""
+    return Caller(node_id, 0, "(this server)")
 
 
 def issue(node_id: int) -> IssuedKey:
@@ -76,7 +87,9 @@ def revoke_all(node_id: int) -> int:
 
 def is_live(caller: Caller) -> bool:
     """Whether the key is unrevoked and its node active, as of now: for reading, where ``check_live`` is for changes."""
-    return AccessKey.objects.filter(pk=caller.key_id, revoked_at=None, node__active=True).exists()
+    if caller.key_id:
+        return AccessKey.objects.filter(pk=caller.key_id, revoked_at=None, node__active=True).exists()
+    return _unkeyed(caller).exists()
 
 
 def check_live(caller: Caller) -> Node:
@@ -84,6 +97,11 @@ def check_live(caller: Caller) -> Node:
 
     Raises Unauthenticated when the key was revoked, or the node removed or deactivated, since it was authenticated.
     """
+    if not caller.key_id:
+        node = _unkeyed(caller).select_for_update(of=("self",), no_key=True).first()
+        if node is None:
+            raise Unauthenticated(f"{caller.access_key} may not act for node {caller.node_id} any more")
+        return node
     # Locked (PostgreSQL): otherwise a revocation could commit between this look and the caller's commit. On SQLite the
     # transaction is the only writer anyway.
     key = (
@@ -97,6 +115,14 @@ def check_live(caller: Caller) -> Node:
     if not key.node.active:
         raise Unauthenticated(f"node {key.node.name} is not active; an operator can activate it")
     return key.node
+
+
+def _unkeyed(caller: Caller) -> QuerySet[Node]:
+    """The node of a caller without an access key, if it may still act for it."""
+    nodes = Node.objects.filter(pk=caller.node_id, active=True)
+    if caller.registration:
+        return nodes.filter(registration=caller.registration, registration__revoked_at=None)
+    return nodes
 
 
 def new_key(node: Node) -> IssuedKey:

@@ -29,6 +29,14 @@ class Node(models.Model):
         PUSH = "push"
         HTTP = "http"
 
+    class Dialect(models.TextChoices):
+        NATIVE = "native"
+        CASCADE = "cascade"
+        NODE = "node"
+        DISTRIBUTION = "distribution"
+
+    PATIENT = (Dialect.CASCADE, Dialect.DISTRIBUTION)
+
     name = models.CharField(max_length=100, unique=True, validators=[name_validator])
     description = models.CharField(max_length=500, blank=True)
     role = models.CharField(max_length=10, choices=Role.choices, default=Role.CHILD)
@@ -47,10 +55,38 @@ class Node(models.Model):
     labels = models.JSONField(default=dict, blank=True, help_text='An object of texts, like {"region": "eu"}.')
     active = models.BooleanField(default=True, help_text="Off: may not authenticate, gets no work.")
     draining = models.BooleanField(default=False, help_text="On: finishes what it has, gets no new work.")
+    max_cpu = models.FloatField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="Percent; above it no new work. Empty: the server's setting.",
+    )
+    max_memory = models.FloatField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="Percent; above it no new work. Empty: the server's setting.",
+    )
+    dialect = models.CharField(
+        max_length=12,
+        choices=Dialect.choices,
+        default=Dialect.NATIVE,
+        help_text="What its client speaks. Clients of the others poll rarely: their offers and leases last longer.",
+    )
+    api_key = models.CharField(
+        max_length=200,
+        blank=True,
+        help_text="What the parent sends as X-API-Key where it calls the node (carrier http).",
+    )
+    facts = models.JSONField(default=dict, blank=True, help_text="What its client said of itself at registration.")
+    registration = models.ForeignKey(
+        "RegistrationKey", null=True, blank=True, editable=False, on_delete=models.PROTECT, related_name="nodes"
+    )
     allow_plain_key = models.BooleanField(
         default=True, help_text="Accept 'Authorization: AK-SK ak:sk' beside signed requests."
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(auto_now=True)
 
     # What the agent says of itself with each beat.
     version = models.CharField(max_length=40, blank=True, editable=False)
@@ -60,6 +96,8 @@ class Node(models.Model):
     cpu = models.FloatField(null=True, editable=False, help_text="Percent.")
     memory = models.FloatField(null=True, editable=False, help_text="Percent.")
     disk = models.FloatField(null=True, editable=False, help_text="Percent.")
+    config_version = models.PositiveBigIntegerField(null=True, editable=False, help_text="The one it works with.")
+    synced_at = models.DateTimeField(null=True, editable=False, help_text="When it got that.")
     # Measured by the parent from reports: task type -> seconds per item, moving average.
     speeds = models.JSONField(default=dict, blank=True, editable=False)
     # Grows with every grant to any node: who has waited longest, for balancer 'round_robin'.
@@ -70,6 +108,16 @@ class Node(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def embedded(self) -> bool:
+        """The parent's own worker, inside its process."""
+        return self.role == Node.Role.STANDALONE
+
+    @property
+    def patient(self) -> bool:
+        """Its client polls rarely and is silent while it works."""
+        return self.dialect in Node.PATIENT
 
     @classmethod
     def locked(cls, node_id: int) -> Node:
@@ -129,6 +177,24 @@ class AccessKey(models.Model):
 
     def __str__(self) -> str:
         return self.access_key
+
+
+class RegistrationKey(models.Model):
+    """A bearer key with which devices register themselves; each is bound to the key it came with."""
+
+    name = models.CharField(max_length=100)
+    prefix = models.CharField(max_length=12, help_text="Its first characters, to tell keys apart.")
+    digest = models.CharField(max_length=64, unique=True, help_text="sha256 of the key, which is shown once.")
+    many = models.BooleanField(default=False, help_text="On: it registers any number of devices; off: one.")
+    created_at = models.DateTimeField(default=timezone.now)
+    last_used_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"
 
 
 class Heartbeat(models.Model):

@@ -50,15 +50,25 @@ def find_node(name: str) -> Node:
     return node
 
 
+def offline_after(node: Node) -> float:
+    """Seconds of silence after which a node is offline."""
+    return float(settings.CASCADE.patient_seconds if node.patient else settings.CASCADE.offline_seconds)
+
+
 def online_filter(now: dt.datetime) -> Q:
-    """Selects nodes that are active and beat within ``offline_seconds`` before ``now``."""
-    return Q(active=True, last_beat_at__gte=now - dt.timedelta(seconds=settings.CASCADE.offline_seconds))
+    """Selects nodes that are active and were heard from within ``offline_after`` before ``now``."""
+    settled = settings.CASCADE
+    soon = Q(last_beat_at__gte=now - dt.timedelta(seconds=settled.offline_seconds))
+    patient = Q(dialect__in=Node.PATIENT, last_beat_at__gte=now - dt.timedelta(seconds=settled.patient_seconds))
+    return Q(active=True) & (soon | patient)
 
 
 def is_fresh(node: Node, now: dt.datetime) -> bool:
     """Online, and heard from within a lease: a node silent for longer loses what it has, so it gets nothing new."""
     if not is_online(node, now) or node.last_beat_at is None:
         return False
+    if node.patient:
+        return True
     return node.last_beat_at >= now - dt.timedelta(seconds=settings.CASCADE.lease_seconds)
 
 
@@ -83,7 +93,7 @@ def is_online(node: Node, now: dt.datetime) -> bool:
     """As ``online_filter``, for a node at hand."""
     if not node.active or node.last_beat_at is None:
         return False
-    return node.last_beat_at >= now - dt.timedelta(seconds=settings.CASCADE.offline_seconds)
+    return node.last_beat_at >= now - dt.timedelta(seconds=offline_after(node))
 
 
 def state_of(node: Node, now: dt.datetime) -> str:
@@ -242,7 +252,8 @@ def record_beat(
         known["executors"] = read_task_types("executors", executors)
     if leaving:
         # Dated back to where a silent node counts as offline; no second mark for the same thing.
-        at -= dt.timedelta(seconds=settings.CASCADE.offline_seconds + 1)
+        settled = settings.CASCADE
+        at -= dt.timedelta(seconds=max(settled.offline_seconds, settled.patient_seconds) + 1)
     with write():
         if not Node.objects.filter(pk=node_id).update(last_beat_at=at, **load, **known):
             raise NotFound(f"there is no node {node_id}")

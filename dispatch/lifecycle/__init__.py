@@ -4,12 +4,12 @@ A verb reads what it needs, changes it by compare-and-set in one transaction, an
 What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispatch.attempts``, ``dispatch.ranges``.
 """
 
-from dispatch.lifecycle.beats import beat
+from dispatch.lifecycle.beats import beat, seen
 from dispatch.lifecycle.ends import cancel, progress, retry
 from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, disconnected, expire, forgive, grant, offered, release
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved
-from dispatch.lifecycle.submit import submit
+from dispatch.lifecycle.submit import submit, submit_task
 
 __all__ = [
     "OFFER_LIMIT",
@@ -28,5 +28,7 @@ __all__ = [
     "report",
     "retry",
     "saved",
+    "seen",
     "submit",
+    "submit_task",
 ]

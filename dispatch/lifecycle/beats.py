@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
@@ -17,6 +18,7 @@ from dispatch.states import LIVE
 from nodes import keys, registry
 from nodes.keys import Caller
 from nodes.messages import Beat
+from nodes.models import Node
 from nodes.transactions import write
 
 
@@ -41,7 +43,7 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
         )
         if sent.hello:
             release_unheld(node.pk, sent.held)
-        renew(node.pk, sent.held, now)
+        renew(node, sent.held, now)
         start(node.pk, node.capacity, sent.running, now)
         for pk, done in sent.progress.items():
             Allocation.objects.filter(pk=pk, node_id=node.pk, state__in=LIVE).update(
@@ -61,3 +63,20 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
         "long_poll_seconds": settled.long_poll_seconds,
         "time": now.timestamp(),
     }
+
+
+def seen(caller: Caller, types: Sequence[str] | None = None, **load: float | None) -> Node:
+    """A sign of life from a client that does not name what it holds: all its leases run anew.
+
+    ``types`` are the task types it runs, where it is known; ``load`` may have cpu, memory and disk (percent) and
+    running. Raises Unauthenticated for a key revoked since.
+    """
+    now = timezone.now()
+    with write():
+        node = keys.check_live(caller)
+        was_online = registry.is_online(node, now)
+        registry.record_beat(node.pk, at=now, executors=types, **load)  # type: ignore[arg-type]
+        renew(node, None, now)
+        node.refresh_from_db()
+    events.changed(allocate=not was_online)
+    return node

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from dispatch import events
@@ -20,6 +21,7 @@ from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, RunState, 
 from nodes import keys, registry
 from nodes.keys import Caller
 from nodes.messages import Claim
+from nodes.models import Node
 from nodes.transactions import insert_rows, moment, write
 
 SHARD_COLUMNS = ("run_id", "start", "stop", "state", "attempts", "deaths", "losses", "error", "updated_at")
@@ -64,7 +66,15 @@ def grant(plan: Plan, now: datetime) -> None:
     for run, (first, last) in cuts.items():
         made_here = Shard.objects.filter(run=run, start__gte=first, start__lt=last).values_list("start", "pk")
         ids.update({(run, start): pk for start, pk in made_here})
-    until = moment(now + timedelta(seconds=settings.CASCADE.offer_seconds))
+    patient = set(
+        Node.objects.filter(pk__in={made.node for made in grants}, dialect__in=Node.PATIENT).values_list(
+            "pk", flat=True
+        )
+    )
+    until = {
+        False: moment(now + timedelta(seconds=settings.CASCADE.offer_seconds)),
+        True: moment(now + timedelta(seconds=settings.CASCADE.patient_seconds)),
+    }
     pending = str(AllocationState.PENDING)
     insert_rows(
         Allocation,
@@ -73,7 +83,7 @@ def grant(plan: Plan, now: datetime) -> None:
             (
                 *(made.run, made.piece.shard or ids[made.run, made.piece.start], made.node, made.type),
                 *(made.piece.item, made.piece.start, made.piece.stop, made.piece.attempt, pending, False),
-                *(until, made.reason[:300], at, 0, 0, "", ""),
+                *(until[made.node in patient], made.reason[:300], at, 0, 0, "", ""),
             )
             for made in grants
         ],
@@ -106,13 +116,18 @@ def _kept(plan: Plan) -> set[int]:
     return set(pending.values_list("pk", flat=True))
 
 
-def claim(caller: Caller, asked: Claim) -> dict[str, Any]:
-    """What was granted to this node and not fetched yet, with a lease from now on; and what it shall drop."""
+def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str, Any]:
+    """What was granted to this node and not fetched yet, with a lease from now on; and what it shall drop.
+
+    ``most`` allocations at most; by default so many as the node asks for, and the look-ahead beyond.
+    """
+    if most is None:
+        most = min(asked.slots + settings.CASCADE.lookahead_limit, OFFER_LIMIT)
     with write():
         node = keys.check_live(caller)
-        found = _undelivered(node.pk)[: min(asked.slots + settings.CASCADE.lookahead_limit, OFFER_LIMIT)]
+        found = _undelivered(node.pk)[:most]
         ids = [each.pk for each in found]
-        _deliver(node.pk, node.capacity, ids)
+        _deliver(node, ids)
         gone = not_live(node.pk, asked.held)
     if ids:
         events.changed(allocate=False)
@@ -128,7 +143,7 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
     """The child took an offer: its lease begins. ``gone`` lists what it must not run. Repeating it changes nothing."""
     with write():
         node = keys.check_live(caller)
-        delivered = _deliver(node.pk, node.capacity, ids)
+        delivered = _deliver(node, ids)
         # Mostly all of them were waiting for this; only else it needs a look which were not.
         gone = [] if delivered == len(ids) else not_live(node.pk, ids)
     events.changed(allocate=False)
@@ -196,8 +211,13 @@ def forgive(now: datetime) -> None:
     settled = settings.CASCADE
     with write():
         live = Allocation.objects.filter(state__in=LIVE)
-        live.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
-        live.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
+        patient = live.filter(node__dialect__in=Node.PATIENT)
+        for node_id in patient.values_list("node_id", flat=True).distinct():
+            renew(Node.objects.get(pk=node_id), None, now)
+        patient.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.patient_seconds))
+        others = live.exclude(node__dialect__in=Node.PATIENT)
+        others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
+        others.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
 
 
 def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:
@@ -220,12 +240,30 @@ def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> Non
     )
 
 
-def renew(node_id: int, held: Sequence[int], now: datetime) -> None:
-    """Every lease the node names runs anew from now."""
-    if held:
-        Allocation.objects.filter(pk__in=list(held), node_id=node_id, state__in=LIVE).update(
-            deadline=_lease_end(now), delivered=True
-        )
+def renew(node: Node, held: Sequence[int] | None, now: datetime) -> None:
+    """Every lease the node names, or with None every one that it has, runs anew from now."""
+    if held is not None and not held:
+        return
+    live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE)
+    _lease(node, live.filter(delivered=True) if held is None else live.filter(pk__in=list(held)), now)
+
+
+def _lease(node: Node, allocations: QuerySet[Allocation], now: datetime) -> int:
+    """The lease of ``allocations``, all of one node, begins or runs anew; how many there were.
+
+    A beating node's lasts ``lease_seconds``. One that is silent while it works has as long as the work may take.
+    """
+    if not node.patient:
+        until = now + timedelta(seconds=settings.CASCADE.lease_seconds)
+        return allocations.update(deadline=until, delivered=True)
+    count = 0
+    by_timeout: dict[float, list[int]] = {}
+    for pk, timeout in allocations.values_list("pk", "run__timeout"):
+        by_timeout.setdefault(timeout, []).append(pk)
+    for timeout, ids in by_timeout.items():
+        same = Allocation.objects.filter(pk__in=ids, state__in=LIVE)
+        count += same.update(deadline=now + timedelta(seconds=timeout), delivered=True)
+    return count
 
 
 def package(found: Sequence[Parcel]) -> dict[str, Any]:
@@ -251,10 +289,6 @@ def frozen(run_id: int) -> Frozen:
     return Frozen(bytes(Run.objects.values_list("items", flat=True).get(pk=run_id)))
 
 
-def _lease_end(now: datetime) -> datetime:
-    return now + timedelta(seconds=settings.CASCADE.lease_seconds)
-
-
 def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
     waiting = Allocation.objects.filter(
         node_id=node_id, state=AllocationState.PENDING, delivered=False, pk__gt=after
@@ -263,15 +297,14 @@ def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
     return [Parcel(*row) for row in columns]
 
 
-def _deliver(node_id: int, capacity: int, ids: Sequence[int]) -> int:
+def _deliver(node: Node, ids: Sequence[int]) -> int:
     """The leases of ``ids`` begin; returns how many had not begun before."""
     if not ids:
         return 0
     now = timezone.now()
-    delivered = Allocation.objects.filter(pk__in=list(ids), node_id=node_id, state__in=LIVE, delivered=False).update(
-        delivered=True, deadline=_lease_end(now)
-    )
-    start(node_id, capacity, ids, now)
+    fresh = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
+    delivered = _lease(node, fresh, now)
+    start(node.pk, node.capacity, ids, now)
     return delivered
 
 

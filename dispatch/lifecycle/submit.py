@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -15,11 +16,11 @@ from django.db import IntegrityError
 
 from dispatch import balancers, events
 from dispatch.items import freeze, item_key
-from dispatch.models import Run, Task
+from dispatch.models import WORK_FIELDS, Fallback, Run, Source, Task, TypeSettings
 from dispatch.ranges import MOST_ITEMS
 from nodes import executors
 from nodes.executors.base import Item, shown
-from nodes.protocol import FieldError, Unprocessable
+from nodes.protocol import Conflict, FieldError, Unprocessable
 from nodes.transactions import write
 
 KEY_LIMIT = 200
@@ -42,16 +43,22 @@ def submit(
     shard_size: int = 0,
     balancer: str = "most_free",
     labels: Mapping[str, str] | None = None,
+    affinity: Mapping[str, str] | None = None,
+    rate_key: str = "",
+    fallback: str = Fallback.ALLOWED,
+    fire_time: dt.datetime | None = None,
     submitted_by: str = "",
     idempotency_key: str | None = None,
 ) -> Run:
     """A new run over ``items``; the same one again for an ``idempotency_key`` seen before.
 
-    ``split`` asks the executor to cut the items finer ("year"). Times in seconds.
+    ``split`` asks the executor to cut the items finer ("year"). Times in seconds. Parameters that are not given are
+    those of the type's settings, then the executor's own defaults. ``fire_time`` is the time of its task's schedule
+    that the run is for: IntegrityError where that has one already.
     Raises FieldError for anything that could never be run, Unprocessable for a key used with another submission.
     """
     executor = executors.get(type)
-    checked = executor.check(params or {})
+    checked = executor.check(with_settings(type, params or {}))
     frozen = check_items(type, items, dict(checked), split)
     work: dict[str, Any] = {
         "type": type,
@@ -63,6 +70,9 @@ def submit(
         "shard_size": shard_size,
         "balancer": balancer,
         "labels": {} if labels is None else labels,
+        "affinity": {} if affinity is None else affinity,
+        "rate_key": rate_key,
+        "fallback": fallback,
     }
     check_work(work)
     blob = freeze(frozen)
@@ -72,6 +82,7 @@ def submit(
         count=len(frozen),
         name=check_text("name", name, 200),
         task=task,
+        fire_time=fire_time,
         submitted_by=submitted_by[:150],
     )
     if idempotency_key is not None:
@@ -84,12 +95,44 @@ def submit(
         with write():
             run.save(force_insert=True)
     except IntegrityError:
-        # Two submissions raced with one key: the other one's run is the run.
+        # Two submissions raced with one key: the other one's run is the run. (Or the fire time has its run already.)
         if idempotency_key is None or (earlier := _submitted_before(run)) is None:
             raise
         return earlier
     events.changed()
     return run
+
+
+def submit_task(task: Task, **given: Any) -> Run:
+    """A run of ``task``; ``given`` overrides what it says, as in ``submit``, and params are laid over its own.
+
+    Its items are its own, or else the active sources of its kind. Raises as ``submit``, and Conflict for a task that
+    is not active.
+    """
+    if not task.active:
+        raise Conflict(f"task {task.name!r} is not active")
+    own: dict[str, Any] = {field: getattr(task, field) for field in WORK_FIELDS}
+    own |= {"name": task.name, "items": items_of(task) if "items" not in given else []}
+    return submit(**{**own, **given, "params": {**task.params, **(given.get("params") or {})}}, task=task)
+
+
+def items_of(task: Task) -> list[Item]:
+    """What a run of ``task`` would go through now. Raises FieldError where it names a kind without active sources."""
+    if task.items or not task.source_kind:
+        return list(task.items)
+    sources = Source.objects.filter(kind=task.source_kind, active=True).order_by("key")
+    found = list(sources.values_list("key", flat=True))
+    if not found:
+        raise FieldError("source_kind", f"there is no active source of kind {task.source_kind!r}")
+    return list(found)
+
+
+def with_settings(task_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` over the settings that this parent has for the type."""
+    if not isinstance(params, Mapping):
+        raise FieldError("params", f"{shown(params)} is not an object")
+    settled = TypeSettings.objects.filter(type=task_type).values_list("params", flat=True).first()
+    return {**(settled or {}), **params}
 
 
 def _submitted_before(run: Run) -> Run | None:
@@ -128,11 +171,15 @@ def check_work(work: Mapping[str, Any]) -> None:
         known = ", ".join([*sorted(balancers.BALANCERS), *settings.CASCADE.balancers])
         raise FieldError("balancer", f"{name!r} is not one of: {known}; dotted paths are allowed by CASCADE_BALANCERS")
     balancers.get(name)
-    if not isinstance(work["labels"], Mapping):
-        raise FieldError("labels", f"{shown(work['labels'])} is not an object of texts")
-    for label, value in work["labels"].items():
-        check_text("labels", label, 100)
-        check_text(f"labels.{label}", value, 200)
+    for field in ("labels", "affinity"):
+        if not isinstance(work[field], Mapping):
+            raise FieldError(field, f"{shown(work[field])} is not an object of texts")
+        for label, value in work[field].items():
+            check_text(field, label, 100)
+            check_text(f"{field}.{label}", value, 200)
+    check_text("rate_key", work["rate_key"], 200)
+    if work["fallback"] not in Fallback.values:
+        raise FieldError("fallback", f"{shown(work['fallback'])} is not one of: {', '.join(Fallback.values)}")
 
 
 def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") -> list[Item]:

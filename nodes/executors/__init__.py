@@ -11,7 +11,11 @@ from nodes.protocol import FieldError
 EXECUTORS = {
     "data_import": "nodes.executors.data_import:DataImport",
     "echo": "nodes.executors.echo:Echo",
+    "external": "nodes.executors.external:External",
+    "feed_update": "nodes.executors.feed_update:FeedUpdate",
 }
+OUTSIDE = frozenset({"external", "feed_update"})
+"""Types that only clients with code of their own run; named here so that an agent need not import them to know."""
 
 
 @cache
@@ -25,4 +29,10 @@ def get(task_type: str) -> type[Executor]:
 
 
 def names() -> list[str]:
+    """All types."""
     return sorted(EXECUTORS)
+
+
+def runnable() -> list[str]:
+    """The types that this package has code for."""
+    return sorted(set(EXECUTORS) - OUTSIDE)

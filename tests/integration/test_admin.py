@@ -350,6 +350,7 @@ def test_lists_and_pages_leave_large_blobs_where_they_are(browser, alpha, django
 def task_form(**changed) -> dict:
     form = {"name": "nightly", "type": "echo", "active": "on", "items": '["a", "b"]', "params": "{}", "priority": 5}
     form |= {"timeout": 300, "max_attempts": 3, "backoff": 1, "shard_size": 0, "balancer": "most_free", "labels": "{}"}
+    form |= {"affinity": "{}", "rate_key": "", "fallback": "allowed"}
     return form | changed
 
 
