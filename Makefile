@@ -7,7 +7,7 @@ ARGS ?=
 venv := .venv
 py := $(venv)/bin/python
 run_files := requirements.txt requirements-sample.txt
-dev_files := $(run_files) requirements-dev.txt
+dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
@@ -30,7 +30,7 @@ test: dev-packages ## all tests
 
 # Django's own commands get a folder and settings that are nobody's.
 lint: export CASCADE_DATA_DIR := $(venv)/lint
-lint: export CASCADE_CONFIG := $(venv)/lint/cascade.toml
+lint: export CASCADE_CONFIG :=
 lint: dev-packages ## style, types, import directions, migrations
 	$(py) -m ruff check .
 	$(py) -m ruff format --check .

@@ -9,9 +9,18 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cascade.settings")
     try:
         from django.core.management import execute_from_command_line
+
+        from cascade.config import take_arguments
+        from nodes.given import SettingsError
     except ImportError as error:
         raise SystemExit(f"{error}. Run 'make demo' or 'pip install -r requirements.txt' first.") from error
-    execute_from_command_line(sys.argv)
+    try:
+        arguments = take_arguments(sys.argv)
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    execute_from_command_line(arguments)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from api import authentication
 from api.errors import json_error, respond
-from dispatch import events, lifecycle
+from dispatch import configuration, events, lifecycle, synclog
 from dispatch.results import spool
 from nodes import messages
 from nodes.keys import Caller
@@ -209,8 +209,26 @@ def _receive(request: HttpRequest, sha256: str) -> HttpResponse:
     return JsonResponse({"sha256": received.sha256, "bytes": received.size}, status=201)
 
 
+@_answering
+async def config(request: HttpRequest) -> HttpResponse:
+    """The configuration in force, packed by gzip; see ``nodes.agent.configuration`` for what is in it."""
+    if request.method != "GET":
+        response = json_error(405, "only GET is allowed here")
+        response["Allow"] = "GET"
+        return response
+    return await in_thread(_configuration, request)
+
+
+def _configuration(request: HttpRequest) -> HttpResponse:
+    caller = _authenticate(request, hashlib.sha256(b"").digest())
+    made = configuration.document()
+    synclog.note(caller.node_id, "config", synclog.PULL, count=made.entries, extra={"version": made.version})
+    return HttpResponse(made.body, content_type="application/gzip")
+
+
 urlpatterns = [
     path("claim", claim, name="agent-claim"),
+    path("config", config, name="agent-config"),
     path("segments/<str:sha256>", segment, name="agent-segment"),
     path("<str:verb>", verb, name="agent-verb"),
 ]

@@ -136,6 +136,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
                 "executors": _list(_text(), "Task types it can run."),
                 "carrier": _text(enum=["pull", "push", "http"]),
                 "leaving": _flag("It is about to stop."),
+                "config": _whole("The version of the configuration that it has, 0 for none."),
             }
         ),
         _object(
@@ -146,6 +147,8 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
                 "beat_seconds": _number("How often to beat."),
                 "lease_seconds": _number("Without a beat for so long, allocations expire."),
                 "time": _number("The parent's clock, seconds since 1970."),
+                "config": _whole("The version of the configuration in force; 0: none yet."),
+                "config_mark": _text("The beginning of its digest: numbers come again after a restore."),
             }
         ),
     ),
@@ -220,6 +223,23 @@ def _segments() -> Json:
     }
 
 
+def _configuration() -> Json:
+    packed = {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        "operationId": "agent_config",
+        "summary": "Tasks, sources and type settings as of the version in force.",
+        "description": 'Gzip of two lines of JSON: {"version", "mark", "digest", "bytes"}, where the digest is the '
+        'SHA-256 of the second line, and {"tasks", "sources", "settings", "left_out"}.',
+        "tags": [AGENT],
+        "security": [{"signature": []}, {"plainKey": []}],
+        "responses": {
+            "200": {"description": "", "content": packed},
+            **{status: _problem(detail) for status, detail in _PROBLEMS.items()},
+            "404": _problem("There is no configuration yet."),
+        },
+    }
+
+
 def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Json:
     """Adds the agent's verbs and how their requests are authenticated (a POSTPROCESSING_HOOK of drf-spectacular)."""
     for name, (does, body, reply) in VERBS.items():
@@ -230,6 +250,7 @@ def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Jso
         for status, answer in alike.items()
     }
     result["paths"]["/api/v1/agent/segments/{sha256}"] = {"put": _segments()}
+    result["paths"]["/api/v1/agent/config"] = {"get": _configuration()}
     schemes = result.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["signature"] = {
         "type": "apiKey",

@@ -12,8 +12,9 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from dispatch.lifecycle.submit import check_items, check_work, with_settings
-from dispatch.models import WORK_FIELDS, Allocation, Fallback, Run, Shard, Task
+from dispatch import schedule, webhook_bodies
+from dispatch.lifecycle.submit import check_items, check_work, defaults, with_settings
+from dispatch.models import WORK_FIELDS, Allocation, Fallback, Misfire, Run, Shard, Source, Task
 from dispatch.states import ShardState
 from nodes import executors, registry
 from nodes.fields import QuotaSpec
@@ -201,6 +202,35 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
     type = serializers.CharField(max_length=60)
     items = Items(required=False)
     active = serializers.BooleanField(required=False, help_text="Off: cannot be run.")
+    source_kind = serializers.ChoiceField(
+        choices=Source.Kind.choices,
+        required=False,
+        allow_blank=True,
+        help_text="With no items of its own: the keys of all active sources of this kind when a run begins.",
+    )
+    # Free texts here: schedule and webhook_bodies say what is wrong with one.
+    cron = serializers.CharField(
+        required=False, allow_blank=True, help_text="Five fields, like '*/15 9-17 * * 1-5'; empty: no schedule."
+    )
+    time_zone = serializers.CharField(
+        required=False, allow_blank=True, help_text="Of the cron fields, like Europe/Berlin; empty: the server's."
+    )
+    misfire = serializers.ChoiceField(
+        choices=Misfire.choices, required=False, help_text="What becomes of fire times that were missed. Default one."
+    )
+    webhook_url = serializers.CharField(required=False, allow_blank=True, help_text="Told when a run has ended.")
+    webhook_template = serializers.CharField(
+        required=False, allow_blank=True, trim_whitespace=False, help_text="Of the body; empty: JSON about the run."
+    )
+    webhook_headers = serializers.DictField(required=False, help_text="Texts by name.")
+    webhook_secret = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        trim_whitespace=False,
+        write_only=True,
+        help_text="Signs the body (HMAC-SHA256); never shown.",
+    )
+    webhook_signed = serializers.SerializerMethodField(help_text="Whether there is a secret.")
 
     class Meta:
         model = Task
@@ -221,19 +251,47 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
             "rate_key",
             "fallback",
             "active",
+            "source_kind",
+            "cron",
+            "time_zone",
+            "misfire",
+            "fired_at",
+            "next_fire_at",
+            "webhook_url",
+            "webhook_template",
+            "webhook_headers",
+            "webhook_secret",
+            "webhook_signed",
             "created_at",
         )
-        read_only_fields = ("id", "created_at")
+        read_only_fields = ("id", "fired_at", "next_fire_at", "created_at")
+
+    def get_webhook_signed(self, task: Task) -> bool:
+        return bool(task.webhook_secret)
+
+    def create(self, validated_data: dict[str, Any]) -> Task:
+        task = Task(**validated_data)
+        schedule.store(task)
+        return task
+
+    def update(self, instance: Task, validated_data: dict[str, Any]) -> Task:
+        for name, value in validated_data.items():
+            setattr(instance, name, value)
+        schedule.store(instance)
+        return instance
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Refuses a task that could never be run. Raises FieldError, as submitting it would."""
+        if self.instance is None:
+            attrs = {**defaults(), **attrs}
         task = Task(**attrs) if self.instance is None else self.instance
         work = {name: attrs.get(name, getattr(task, name)) for name in (*WORK_FIELDS, "items")}
         work["params"] = executors.get(work["type"]).check(with_settings(work["type"], work["params"]))
         check_work(work)
         if work["items"]:
             check_items(work["type"], work["items"], work["params"])
-        return attrs
+        webhook_bodies.check(attrs)
+        return {**attrs, **schedule.check(attrs)}
 
 
 class TaskInList(TaskSerializer):
@@ -309,7 +367,7 @@ class WouldGrant(serializers.Serializer[Any]):
 
 class WouldRefuse(serializers.Serializer[Any]):
     node = serializers.CharField()
-    code = serializers.CharField(help_text="offline, draining, type, label, limit or slots.")
+    code = serializers.CharField(help_text="offline, draining, type, label, load, limit, fallback, slots, rate, later.")
     reason = serializers.CharField()
 
 
@@ -458,6 +516,8 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
             "quotas",
             "active",
             "draining",
+            "max_cpu",
+            "max_memory",
             "allow_plain_key",
             "created_at",
             "version",
@@ -466,6 +526,8 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
             "cpu",
             "memory",
             "disk",
+            "config_version",
+            "synced_at",
             "speeds",
         )
         read_only_fields = fields
@@ -484,12 +546,25 @@ class NodeChange(Strict):
     api_url = Name(
         required=False, max_length=500, allow_blank=True, help_text="Where the parent reaches it, if it does."
     )
+    api_key = Name(
+        required=False,
+        max_length=200,
+        allow_blank=True,
+        write_only=True,
+        help_text="What the parent sends as X-API-Key where it calls the node. Never shown again.",
+    )
     capacity = Whole(required=False, help_text="Slots, 1 to 10,000: shards running at once. Default 4.")
     weight = Real(required=False, help_text="For balancer 'weighted', 0.01 to 1000. Default 1.")
     labels = _labels('Texts by name, like {"region": "eu"}.')
     quotas = serializers.ListField(child=NodeQuota(), required=False, max_length=1000, help_text="All of its quotas.")
     active = serializers.BooleanField(required=False, help_text="Off: may not authenticate, gets no work.")
     draining = serializers.BooleanField(required=False, help_text="On: finishes what it has, gets no new work.")
+    max_cpu = Real(
+        required=False, allow_null=True, help_text="Percent; above it no new work. null: the setting of the server."
+    )
+    max_memory = Real(
+        required=False, allow_null=True, help_text="Percent; above it no new work. null: the setting of the server."
+    )
     allow_plain_key = serializers.BooleanField(
         required=False, help_text="Accept 'Authorization: AK-SK ak:sk' beside signed requests."
     )

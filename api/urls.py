@@ -7,7 +7,17 @@ from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework.routers import SimpleRouter
 
-from api import views, views_docs, views_nodes, views_runs, views_tables
+from api import (
+    views,
+    views_docs,
+    views_nodes,
+    views_rates,
+    views_runs,
+    views_schedule,
+    views_sources,
+    views_sync,
+    views_tables,
+)
 from api.errors import handler404
 
 router = SimpleRouter(trailing_slash=False)
@@ -15,8 +25,12 @@ router.register("tasks", views_runs.Tasks, "task")
 router.register("runs", views_runs.Runs, "run")
 router.register("shards", views_runs.Shards, "shard")
 router.register("allocations", views_runs.Allocations, "allocation")
+router.register("deliveries", views_schedule.Deliveries, "delivery")
 router.register("nodes", views_nodes.Nodes, "node")
 router.register("quotas", views_nodes.Quotas, "quota")
+router.register("rates", views_rates.Rates, "rate")
+router.register("sources", views_sources.Sources, "source")
+router.register("sync-logs", views_sync.SyncLogs, "sync-log")
 
 
 @csrf_exempt
@@ -31,11 +45,20 @@ urlpatterns = [
     path("v1/token/refresh", views.Refresh.as_view(), name="token-refresh"),
     path("v1/", include(router.urls)),
     path("v1/keys/<str:access_key>", views_nodes.Key.as_view(), name="key"),
+    path("v1/scheduler", views_schedule.Scheduler.as_view(), name="scheduler"),
+    path("v1/scheduler/start", views_schedule.SchedulerStart.as_view(), name="scheduler-start"),
+    path("v1/scheduler/stop", views_schedule.SchedulerStop.as_view(), name="scheduler-stop"),
+    path("v1/scheduler/reload", views_schedule.SchedulerReload.as_view(), name="scheduler-reload"),
     path("v1/executors", views.Executors.as_view(), name="executors"),
+    path("v1/executors/<str:task_type>/settings", views_sources.Settings.as_view(), name="type-settings"),
+    path("v1/balancers", views_rates.Balancers.as_view(), name="balancers"),
     path("v1/providers", views.Providers.as_view(), name="providers"),
     path("v1/tables", views_tables.Tables.as_view(), name="tables"),
     path("v1/tables/<str:name>/rows", views_tables.Rows.as_view(), name="table-rows"),
+    path("v1/cascade/", include("api.dialects.cascade")),
+    path("v1/wx/cascade/", include("api.dialects.cascade")),
     re_path(r"^v1/", unknown),
+    re_path(r"^distribution(?:/|$)", include("api.dialects.distribution")),
     path("schema", views_docs.Schema.as_view(), name="schema"),
     path("docs", views_docs.Docs.as_view(), name="docs"),
 ]

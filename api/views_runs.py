@@ -36,6 +36,7 @@ from api.serializers import (
     TaskSerializer,
 )
 from api.views import Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
+from api.views_schedule import ScheduleSerializer, shown
 from api.views_tables import ROWS, STREAM, table_response
 from dispatch import lifecycle, queue
 from dispatch.items import Frozen
@@ -96,7 +97,7 @@ class Tasks(
     queryset = Task.objects.all()
     serializer_class = TaskSerializer
     filterset_class = TaskFilters
-    ordering_fields = ("id", "name", "type", "priority", "created_at")
+    ordering_fields = ("id", "name", "type", "priority", "next_fire_at", "created_at")
 
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
         if self.action == "run":
@@ -124,6 +125,17 @@ class Tasks(
     def run(self, request: Request, pk: str) -> Response:
         """Submits a run of the task; the body, if any, says what shall differ from it."""
         return submitted(request, self.checked(request), self.get_object())
+
+    @extend_schema(
+        responses=ScheduleSerializer,
+        parameters=[OpenApiParameter("count", int, description="How many fire times to show, 0 to 100. Default 5.")],
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None, filter_backends=())
+    def schedule(self, request: Request, pk: str) -> Response:
+        """When the task fires next, when it did last, and why that brought no run, if it did not."""
+        only_known(request, ("count",))
+        return Response(shown(self.get_object(), number(request, "count", 5, 0, 100)))
 
 
 class RunFilters(filters.FilterSet):

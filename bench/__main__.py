@@ -6,10 +6,17 @@ import argparse
 import sys
 import time
 
-from bench import memory, noop, waits
+from bench import headline, memory, node, noop, unequal, waits
 from bench.report import Table, machine
 
-BENCHMARKS = {"noop": noop.measure, "waits": waits.measure, "memory": memory.measure}
+BENCHMARKS = {
+    "noop": noop.measure,
+    "waits": waits.measure,
+    "headline": headline.measure,
+    "unequal": unequal.measure,
+    "node": node.measure,
+    "memory": memory.measure,
+}
 
 
 def main() -> int:

@@ -1,29 +1,57 @@
-"""The ASGI application: pages and API by Django, sockets by Channels."""
+"""The ASGI application: pages and API by Django, sockets by Channels; of a child its own dialect only."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from django.core.asgi import get_asgi_application
+import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cascade.settings")
-http: Any = get_asgi_application()
+django.setup(set_prefix=False)
 
-from channels.auth import AuthMiddlewareStack  # noqa: E402  (needs the apps to be loaded)
-from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
-from django.urls import re_path  # noqa: E402
+from django.conf import settings  # noqa: E402  (needs the apps to be loaded)
 
-from api import live, sockets  # noqa: E402
 from api.handler import AgentHandler  # noqa: E402
 
-agents: Any = AgentHandler()
-browser = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(live.websocket_urlpatterns)))
-application = ProtocolTypeRouter(
-    {
-        "http": URLRouter([re_path(r"^api/v1/agent/", agents), re_path(r"", http)]),
-        # An agent is no browser: it has no cookie that another site could use, and every upgrade is authenticated.
-        "websocket": URLRouter([*sockets.websocket_urlpatterns, re_path(r"", browser)]),
-    }
-)
+
+def _parent() -> Any:
+    from channels.auth import AuthMiddlewareStack
+    from channels.routing import ProtocolTypeRouter, URLRouter
+    from channels.security.websocket import AllowedHostsOriginValidator
+    from django.core.asgi import get_asgi_application
+    from django.urls import re_path
+
+    from api import live, sockets
+    from api.dialects import node
+
+    http: Any = get_asgi_application()
+    agents: Any = AgentHandler()
+    browser = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(live.websocket_urlpatterns)))
+    alone = settings.CASCADE.role == "standalone"
+    mine = [re_path(node.PREFIXES, agents)] if alone else []
+    routes = ProtocolTypeRouter(
+        {
+            "http": URLRouter([re_path(r"^api/v1/agent/", agents), *mine, re_path(r"", http)]),
+            # An agent is no browser: it has no cookie that another site could use, and every upgrade is authenticated.
+            "websocket": URLRouter([*sockets.websocket_urlpatterns, re_path(r"", browser)]),
+        }
+    )
+    return node.HealthFirst(routes) if alone else routes
+
+
+def _child() -> Any:
+    from api.dialects import node
+
+    answer: Any = AgentHandler()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+    return node.HealthFirst(application)
+
+
+application = _child() if settings.SERVES_CHILD else _parent()

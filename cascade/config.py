@@ -1,26 +1,36 @@
-"""Every setting of a parent, typed, with its default and its unit. The agent's own are in ``nodes/agent/config.py``.
+"""Every setting of a server, typed, with its default and its unit. The agent's own are in ``nodes/agent/config.py``.
 
-Read from ``cascade.toml`` (or the file that CASCADE_CONFIG names), then from the environment
-(CASCADE_<NAME>), then from arguments of ``manage.py runserver``: the later one wins.
+Read from a file (``cascade.toml``, .json or .yaml, or the one that --config or CASCADE_CONFIG names), then from the
+environment (CASCADE_<NAME>), then from arguments: the later one wins. ``nodes.given`` gathers them, and
+``nodes.aliases`` has the names that other systems have for them.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import zoneinfo
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from nodes.agent import config as agent
+from nodes.given import Collected, SettingsError, argument_pairs, collect, shown
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """What this process is and within which limits it works."""
 
-    model_config = SettingsConfigDict(env_prefix="CASCADE_", extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     role: Literal["parent", "child", "standalone"] = Field("parent", description="What `runserver` starts as.")
     data_dir: Path = Field(BASE_DIR / "data", description="Databases, spool and secret key live here.")
@@ -34,7 +44,33 @@ class Config(BaseSettings):
     )
     https: bool = Field(False, description="Served behind TLS: secure cookies, HSTS, redirects to https.")
     time_zone: str = Field("UTC", description="Time zone of pages and logs.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="How much is logged."
+    )
+    host: str = Field("127.0.0.1", description="Address `runserver` listens on; 0.0.0.0: all of this machine's.")
+    port: int = Field(0, ge=0, le=65_535, description="Port it listens on; 0: 8000, or 8900 for a child.")
+
+    node_id: str = Field("", description="What programs that drive this node know it by; empty: the node's name.")
+    node_name: str = Field("", description="What people call this node; empty: what its parent calls it.")
+    node_api_key: str = Field("", description="Programs that drive this node send it as X-API-Key; empty: none asked.")
+    healthy_word: str = Field(
+        "healthy", min_length=1, max_length=30, description="What a node that takes work calls itself in its health."
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Worker processes of a child, whatever its parent grants; without a parent: how many. 0: as many "
+        "as the parent grants, or the machine has cores.",
+    )
+
+    database_url: str = Field(
+        "",
+        description="PostgreSQL instead of SQLite, with requirements-scale.txt: postgresql://user:password@host/name.",
+    )
+    redis_url: str = Field(
+        "", description="Redis between several server processes: redis://host:6379/0; needs requirements-scale.txt."
+    )
 
     beat_seconds: float = Field(5, ge=0.1, le=60, description="How often a child beats.")
     lease_seconds: float = Field(30, ge=0.5, le=3600, description="An allocation without a beat for so long expires.")
@@ -56,6 +92,9 @@ class Config(BaseSettings):
         400, ge=0, le=10_000, description="Most allocations a node may hold beyond its capacity."
     )
     balancers: list[str] = Field([], description="Dotted paths of functions that runs may name as their balancer.")
+    second_copies: bool = Field(
+        True, description="Late shards at the end of a run are given to an idle node, too; the first report counts."
+    )
     worker_deaths: int = Field(3, ge=1, le=10, description="Workers a shard may kill before it is cut in half.")
     fallback_seconds: float = Field(
         10, ge=0, le=86_400, description="With no node for a run for so long, this parent runs it itself."
@@ -67,8 +106,22 @@ class Config(BaseSettings):
     max_memory: float = Field(
         100, ge=1, le=100, description="A node whose memory is above this percentage gets no new work."
     )
+    max_memory_mb: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        description="Memory of a child's processes, in MB, above which it is overloaded; 0: no limit.",
+    )
     patient_seconds: float = Field(
         180, ge=1, le=180, description="offer_seconds and offline_seconds for clients that poll rarely."
+    )
+    default_priority: int = Field(5, ge=1, le=10, description="Of runs that name none; higher goes first.")
+    default_timeout: float = Field(
+        300, ge=0.1, le=7 * 86_400, description="Seconds one shard may run, of runs that name no time-out."
+    )
+    default_max_attempts: int = Field(3, ge=1, le=100, description="Attempts at a shard, of runs that name none.")
+    default_balancer: str = Field(
+        "most_free", min_length=1, max_length=200, description="Chooses the node, for runs that name no balancer."
     )
     webhook_attempts: int = Field(8, ge=1, le=50, description="Tries to bring a webhook to its address.")
     run_days: float = Field(90, ge=0.01, description="Ended runs, with their allocations, are kept so long.")
@@ -90,6 +143,39 @@ class Config(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(value)
+        except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+            raise ValueError("a time zone like Europe/Berlin or UTC") from None
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: str) -> str:
+        if value and (urlsplit(value).scheme not in ("postgresql", "postgres") or not urlsplit(value).path.strip("/")):
+            raise ValueError("an address like postgresql://user:password@host:5432/name")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("an address like redis://host:6379/0")
+        return value
+
+    @property
+    def listens_on(self) -> int:
+        """The port, settled."""
+        return self.port or (8900 if self.role == "child" else 8000)
+
+    @property
+    def hosts(self) -> list[str]:
+        """``allowed_hosts``, settled: a child has no pages and no cookies, and is driven by whatever name it has."""
+        return ["*"] if self.role == "child" and "allowed_hosts" not in self.model_fields_set else self.allowed_hosts
+
     @property
     def database(self) -> Path:
         return self.data_dir / "cascade.sqlite3"
@@ -102,20 +188,157 @@ class Config(BaseSettings):
     def spool(self) -> Path:
         return self.data_dir / "spool"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = Path(os.environ.get("CASCADE_CONFIG", BASE_DIR / "cascade.toml"))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The configuration, the agent's own settings as far as they were given, and where everything came from."""
+
+    config: Config
+    agent: Mapping[str, Any]
+    found: Collected
+
+
+_arguments: list[tuple[str, Any, str]] = []
+_file: str | None = None
+FLAGS = {
+    "role": "what this process is: parent, child or standalone",
+    "host": "address to listen on",
+    "port": "port to listen on",
+    "data_dir": "folder for databases, spool and secret key; of a child: for finished work, too",
+    "log_level": "how much is logged",
+    "node_name": "what people call this node",
+    "node_id": "what programs that drive this node know it by",
+    "workers": "worker processes of a child",
+    "parent": "the parent's address, like http://127.0.0.1:8000",
+    "carrier": "how work comes to a child: auto, push or pull",
+    "key_file": "file with a child's access key and secret key, one a line",
+    "drain_seconds": "how long a child's stop waits for running shards",
+}
+"""Settings with an argument of their own; --set takes any."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments that ``take_arguments`` has read before Django did."""
+    agent.common_arguments(parser)
+    for name, text in FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{text} (CASCADE_{name.upper()})")
+
+
+def take_arguments(argv: Sequence[str]) -> list[str]:
+    """Notes what the command line sets, before Django reads its settings, and gives the rest.
+
+    Every command takes --config and --set; ``runserver`` takes the flags, too, and keeps all of it for its own parser.
+    Raises SettingsError.
+    """
+    global _file
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    serves = len(argv) > 1 and argv[1] == "runserver"
+    (add_arguments if serves else agent.common_arguments)(parser)
+    try:
+        options, rest = parser.parse_known_args(list(argv[1:]))
+    except argparse.ArgumentError:
+        return list(argv)  # the command's own parser says it better
+    _file = options.config
+    _arguments[:] = argument_pairs(options.set)
+    for name in FLAGS if serves else ():
+        if (value := getattr(options, name)) is not None:
+            _arguments.append((name, value, f"argument --{name.replace('_', '-')}"))
+    current.cache_clear()
+    return list(argv) if serves else [argv[0], *rest]
+
+
+def names() -> frozenset[str]:
+    """Every setting of a server and of its agent."""
+    return frozenset(Config.model_fields) | agent.BY_NAME.keys()
+
+
+def load(
+    *,
+    arguments: Sequence[tuple[str, Any, str]] = (),
+    environ: Mapping[str, str] | None = None,
+    file: str | None = None,
+    folder: Path = BASE_DIR,
+) -> Loaded:
+    """Raises SettingsError naming everything that is wrong."""
+    environ = os.environ if environ is None else environ
+    found = collect(names(), arguments=arguments, config=file, folder=folder, environ=environ)
+    values = {
+        name: _from_text(Config.model_fields[name], value) for name, value in found.values(Config.model_fields).items()
+    }
+    made: Config | None = None
+    try:
+        made = Config(**values)
+    except ValidationError as errors:
+        for name in dict.fromkeys(str(error["loc"][0]) for error in errors.errors()):
+            found.wrong(name, f"{shown(name, found.given[name].value)} is not {allowed(name)}")
+    told = {problem.name for problem in found.problems}
+    own = Collected(given={name: each for name, each in found.given.items() if each.written not in told})
+    settled = agent.check(own)
+    found.problems += own.problems
+    if found.problems or made is None:
+        raise SettingsError(found.problems)
+    return Loaded(made, settled, found)
 
 
 @cache
-def current() -> Config:
-    """The configuration of this process, read once. Raises pydantic.ValidationError."""
-    return Config()  # type: ignore[call-arg]  # every field has a default
+def current() -> Loaded:
+    """The configuration of this process, read once. Raises SettingsError."""
+    return load(arguments=_arguments, file=_file)
+
+
+def _from_text(field: FieldInfo, value: Any) -> Any:
+    """Lists come from the environment and from arguments as JSON, or with commas."""
+    if not isinstance(value, str) or get_origin(field.annotation) is not list:
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+# What is allowed, in words
+
+_BOUNDS: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("ge", lambda bound: f"from {bound:,}".replace(",", "")),
+    ("gt", lambda bound: f"above {bound}"),
+    ("le", lambda bound: f"to {bound:,}".replace(",", "")),
+    ("lt", lambda bound: f"below {bound}"),
+)
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "the path of a folder",
+}
+_WORDS = {
+    "time_zone": "a time zone like Europe/Berlin or UTC",
+    "database_url": "an address like postgresql://user:password@host:5432/name",
+    "redis_url": "an address like redis://host:6379/0",
+}
+
+
+def allowed(name: str) -> str:
+    """What a setting may be: "a number from 0.1 to 60"."""
+    if name not in Config.model_fields:
+        return agent.BY_NAME[name].allowed
+    if name in _WORDS:
+        return _WORDS[name]
+    field = Config.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        return f"one of: {', '.join(map(str, get_args(field.annotation)))}"
+    if get_origin(field.annotation) is list:
+        return "a list of texts"
+    bounds = [
+        word(getattr(each, bound))
+        for bound, word in _BOUNDS
+        for each in field.metadata
+        if getattr(each, bound, None) is not None
+    ]
+    unit = ", in seconds" if name.endswith("_seconds") else ", in days" if name.endswith("_days") else ""
+    return " ".join([_KINDS.get(field.annotation, "right"), *bounds]) + unit

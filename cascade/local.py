@@ -405,7 +405,7 @@ class LocalTree:
         base = {name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "DJANGO_"))}
         own = {
             "CASCADE_DATA_DIR": str(self.data_dir),
-            "CASCADE_CONFIG": str(self.data_dir / "cascade.toml"),
+            "CASCADE_CONFIG": str(file) if (file := self.data_dir / "cascade.toml").exists() else "",
             "DJANGO_SETTINGS_MODULE": "cascade.settings",
             "PYTHONUNBUFFERED": "1",
             "NO_PROXY": "127.0.0.1,localhost",

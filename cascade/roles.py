@@ -30,9 +30,17 @@ def loops(options: Namespace) -> list[Loop]:
         from nodes.agent.config import load
         from nodes.agent.hosted import HostedAgent
 
-        return [HostedAgent(load(options), __version__)]
+        return [HostedAgent(load(options, served=True), __version__)]
+    from dispatch.configuration import Configuration
     from dispatch.dispatcher import Dispatcher
+    from dispatch.driving import Driver
     from dispatch.results.saver import Saver
+    from dispatch.webhooks import Webhooks
 
     # The saver first: what a crash left in the spool is saved before new results come.
-    return [Saver(), Dispatcher()]
+    started: list[Loop] = [Saver(), Configuration(), Webhooks(), Dispatcher(), Driver()]
+    if settings.CASCADE.fallback_workers:
+        from cascade.embedded import OwnWorker
+
+        started.append(OwnWorker(settings.CASCADE.fallback_workers))
+    return started

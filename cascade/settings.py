@@ -7,20 +7,20 @@ import secrets
 import sys
 from datetime import timedelta
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cascade import __version__
 from cascade.config import BASE_DIR, Config, current
+from nodes.given import SettingsError
 
 
 def _read() -> Config:
     try:
-        return current()
-    except ValidationError as errors:
-        for error in errors.errors():
-            name = ".".join(str(part) for part in error["loc"])
-            print(f"setting {name} (CASCADE_{name.upper()}): {error['msg']}; got {error['input']!r}", file=sys.stderr)
+        return current().config
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -40,7 +40,7 @@ CASCADE = _read()
 
 SECRET_KEY = CASCADE.django_key or _secret_key(CASCADE.data_dir / "secret_key")
 DEBUG = CASCADE.debug
-ALLOWED_HOSTS = CASCADE.allowed_hosts
+ALLOWED_HOSTS = CASCADE.hosts
 CSRF_TRUSTED_ORIGINS = CASCADE.csrf_trusted_origins
 
 INSTALLED_APPS = [
@@ -63,6 +63,11 @@ INSTALLED_APPS = [
     "drf_spectacular",
 ]
 
+# What serves a child: its own dialect and nothing else. Pages, API and models would cost it 40 MB.
+SERVES_CHILD = CASCADE.role == "child" and sys.argv[1:2] == ["runserver"]
+if SERVES_CHILD:
+    INSTALLED_APPS = ["cascade", "daphne"]
+
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -75,7 +80,7 @@ MIDDLEWARE = [
     "api.middleware.ContentSecurityPolicyMiddleware",
 ]
 
-ROOT_URLCONF = "cascade.urls"
+ROOT_URLCONF = "api.dialects.node" if SERVES_CHILD else "cascade.urls"
 ASGI_APPLICATION = "cascade.asgi.application"
 
 TEMPLATES = [
@@ -93,29 +98,57 @@ TEMPLATES = [
     },
 ]
 
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": CASCADE.database,
-        # The verbs run on pool threads; a connection per thread that is kept saves opening one per message.
+
+def _postgresql(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.strip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": unquote(parts.hostname or ""),
+        "PORT": str(parts.port or ""),
         "CONN_MAX_AGE": None,
-        "OPTIONS": {
-            # Without IMMEDIATE, two processes that read and then write fail with "database is locked".
-            "transaction_mode": "IMMEDIATE",
-            "timeout": 30,
-            "init_command": (
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-16000; PRAGMA temp_store=MEMORY;"
-                # A longer log between checkpoints: each one copies pages back and syncs twice.
-                "PRAGMA wal_autocheckpoint=8000;"
-            ),
-        },
-        # A file, not shared memory: tests use the same threads and processes as production.
-        "TEST": {"NAME": CASCADE.data_dir / "test.sqlite3"},
+        # A connection that the server has closed, at its restart say, is replaced instead of failing a request.
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": dict(parse_qsl(parts.query)),
     }
+
+
+SQLITE = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": CASCADE.database,
+    # The verbs run on pool threads; a connection per thread that is kept saves opening one per message.
+    "CONN_MAX_AGE": None,
+    "OPTIONS": {
+        # Without IMMEDIATE, two processes that read and then write fail with "database is locked".
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 30,
+        "init_command": (
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-16000; PRAGMA temp_store=MEMORY;"
+            # A longer log between checkpoints: each one copies pages back and syncs twice.
+            "PRAGMA wal_autocheckpoint=8000;"
+        ),
+    },
+    # A file, not shared memory: tests use the same threads and processes as production.
+    "TEST": {"NAME": CASCADE.data_dir / "test.sqlite3"},
 }
+
+if not CASCADE.database_url:
+    # The REST framework loads PostgreSQL's driver wherever that is installed: 5 MB for fields that nothing here has.
+    sys.modules.setdefault("django.contrib.postgres", None)  # type: ignore[arg-type]
+DATABASES = {"default": _postgresql(CASCADE.database_url) if CASCADE.database_url else SQLITE}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+if CASCADE.redis_url:
+    # No time-out on a socket that waits for news, nor a small pool: redis-py's own defaults drop idle waiters after
+    # 5 s and refuse a herd of reconnects.
+    _REDIS = {"address": CASCADE.redis_url, "socket_timeout": None, "max_connections": 10_000}
+    CHANNEL_LAYERS: dict[str, Any] = {
+        "default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [_REDIS]}}
+    }
+else:
+    CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
@@ -125,7 +158,8 @@ LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "/"
 
 LANGUAGE_CODE = "en"
-TIME_ZONE = CASCADE.time_zone
+# Django sets the zone of the process; who drives a child compares its times with a local clock.
+TIME_ZONE = None if SERVES_CHILD and "time_zone" not in CASCADE.model_fields_set else CASCADE.time_zone
 USE_TZ = True
 
 STATIC_URL = "static/"
@@ -171,6 +205,7 @@ SPECTACULAR_SETTINGS = {
         "RunState": "api.schema.RUN_STATES",
         "ShardState": "api.schema.SHARD_STATES",
         "AllocationState": "api.schema.ALLOCATION_STATES",
+        "SourceKind": "dispatch.models.Source.Kind",
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

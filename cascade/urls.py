@@ -22,4 +22,9 @@ parent: list[URLPattern | URLResolver] = [
     path("admin/", admin.site.urls),
     *pages.urlpatterns,
 ]
-urlpatterns = node.urlpatterns if settings.CASCADE.role == "child" else parent
+if settings.CASCADE.role == "child":
+    urlpatterns: list[URLPattern | URLResolver] = [*node.urlpatterns]
+elif settings.CASCADE.role == "standalone":
+    urlpatterns = [*node.mounted, *parent]
+else:
+    urlpatterns = parent

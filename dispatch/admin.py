@@ -10,9 +10,10 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 
-from dispatch.models import WORK_FIELDS, Allocation, Receipt, Run, Shard, Task
+from dispatch.models import WORK_FIELDS, Allocation, Misfire, Receipt, Run, Shard, Task
 from nodes import executors
 from nodes.admin import ReadOnly
 from nodes.protocol import CascadeError, FieldError
@@ -34,26 +35,48 @@ GLYPHS = {
 }
 
 
+RECURRING = ("cron", "time_zone", "misfire", "webhook_url", "webhook_template", "webhook_headers", "webhook_secret")
+
+
 class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
     type = forms.ChoiceField(choices=lambda: [(name, name) for name in executors.names()])
+    misfire = forms.ChoiceField(choices=Misfire.choices, required=False, initial=Misfire.ONE)
+    webhook_secret = forms.CharField(
+        required=False,
+        max_length=200,
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text="Signs the body (HMAC-SHA256). Never shown; left empty, it stays as it is.",
+    )
 
     class Meta:
         model = Task
-        fields = ("name", "active", "items", *WORK_FIELDS)
+        fields = ("name", "active", "items", "source_kind", *WORK_FIELDS, *RECURRING)
 
     def clean(self) -> dict[str, Any] | None:
         """What a run of it would be refused for is said here, at the field."""
+        from dispatch import schedule, webhook_bodies
         from dispatch.lifecycle.submit import check_items, check_work
 
         cleaned = super().clean()
         given = self.cleaned_data
-        for name, empty in (("params", {}), ("labels", {}), ("affinity", {}), ("items", [])):
+        for name, empty in (
+            ("params", {}),
+            ("labels", {}),
+            ("affinity", {}),
+            ("items", []),
+            ("webhook_headers", {}),
+        ):
             # An emptied box reads as null.
             if name in given and given[name] is None:
                 given[name] = empty
+        given["misfire"] = given.get("misfire") or Misfire.ONE
+        given["webhook_secret"] = given.get("webhook_secret") or self.instance.webhook_secret
         if self.errors:
             return cleaned
         try:
+            given |= schedule.check(given)
+            webhook_bodies.check(given)
             if not isinstance(given["labels"], dict) or not isinstance(given["params"], dict):
                 wrong = "params" if isinstance(given["labels"], dict) else "labels"
                 raise FieldError(wrong, 'is not an object, like {"source": "sample"}')
@@ -80,6 +103,8 @@ class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "timeout",
         "max_attempts",
         "balancer",
+        "cron",
+        "next_fire_at",
         "runs_of",
         "created_at",
     )
@@ -88,6 +113,21 @@ class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_per_page = 50
     show_full_result_count = False
     actions = ("run_now",)
+    readonly_fields = ("fired_at", "next_fire_at", "next_fires")
+
+    def save_model(self, request: HttpRequest, obj: Task, form: Any, change: bool) -> None:
+        from dispatch import schedule
+
+        schedule.store(obj)
+
+    @admin.display(description="next fire times")
+    def next_fires(self, task: Task) -> str:
+        from dispatch import schedule
+
+        about = schedule.describe(task, 5, timezone.now())
+        times = ", ".join(str(timezone.localtime(at, schedule.zone_of(task))) for at in about["next"])
+        error = about["error"] or {}
+        return f"{times or '–'}{'. Last error: ' + error['error'] if error else ''}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
         tasks = super().get_queryset(request)
@@ -102,9 +142,7 @@ class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         from dispatch import lifecycle
 
         def run(task: Task) -> str:
-            work = {name: getattr(task, name) for name in WORK_FIELDS}
-            by = request.user.get_username()
-            made = lifecycle.submit(items=task.items, name=task.name, task=task, submitted_by=by, **work)
+            made = lifecycle.submit_task(task, submitted_by=request.user.get_username())
             return f"Task {task.name}: submitted run {made.pk} with {made.count} items."
 
         _each(self, request, queryset, run)
@@ -345,3 +383,6 @@ def _each(
             modeladmin.message_user(request, act(each), messages.SUCCESS)
         except CascadeError as error:
             modeladmin.message_user(request, f"{each._meta.verbose_name} {each.pk}: {error}", messages.ERROR)
+
+
+from dispatch import admin_rates, admin_schedule, admin_sources  # noqa: E402, F401  registers its models

@@ -1,16 +1,16 @@
-"""The loop that keeps work moving: expire, allocate, wake the nodes that got work, prune."""
+"""The loop that keeps work moving: expire, fire schedules, allocate, wake the nodes that got work, prune."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from contextlib import suppress
 
-from django.db import close_old_connections, connection
+from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
-from dispatch import events, lifecycle, queue
-from nodes import registry
+from dispatch import ending, events, lifecycle, pruning, queue, schedule, synclog
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,13 @@ GATHER_SECONDS = 0.001
 """After a wake-up, what arrives within so long is served by the same pass."""
 UNHURRIED_SECONDS = 0.02
 """The same while every node has work queued beyond its slots: nobody waits, and larger batches cost less."""
+RATE_SECONDS = 0.02
+"""Work that only waits for a rate limit's next token causes no more passes than this."""
 PRUNE_SECONDS = 600.0
+PRUNE_BUDGET = 0.2
+PRUNE_PAUSE = 5.0
+FIRE_SECONDS = 0.9
+"""Schedules are looked at once a second; a busy dispatcher makes many more passes."""
 EXPIRE_SECONDS = 0.5
 AWAY_SECONDS = 5.0
 """A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that."""
@@ -34,7 +40,9 @@ class Dispatcher:
         self._thread = threading.Thread(target=self.run, name="dispatcher", daemon=True)
         self._pruned = 0.0
         self._gather = GATHER_SECONDS
+        self._pause = PASS_SECONDS
         self._expired = 0.0
+        self._fired = 0.0
         self._looked: tuple[float, float] | None = None
 
     def start(self) -> None:
@@ -49,7 +57,7 @@ class Dispatcher:
     def run(self) -> None:
         logger.info("dispatcher started")
         while not self._stopping.is_set():
-            if events.dispatcher.wait(PASS_SECONDS):
+            if events.dispatcher.wait(self._pause):
                 time.sleep(self._gather)
             events.dispatcher.clear()
             try:
@@ -59,6 +67,8 @@ class Dispatcher:
                 logger.exception("a pass of the dispatcher failed")
                 close_old_connections()
                 self._stopping.wait(PASS_SECONDS)
+        with suppress(DatabaseError):
+            synclog.flush(now=True)
         connection.close()
 
     def once(self) -> None:
@@ -69,12 +79,21 @@ class Dispatcher:
         if time.monotonic() - self._expired > EXPIRE_SECONDS:
             self._expired = time.monotonic()
             lifecycle.expire(timezone.now())
+        if time.monotonic() - self._fired > FIRE_SECONDS:
+            self._fired = time.monotonic()
+            schedule.fire(timezone.now())
         passed = queue.allocate_now()
         self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
-        events.tell(passed.nodes, {"type": "node.work"})
+        self._pause = min(PASS_SECONDS, max(passed.wake, RATE_SECONDS)) if passed.wake is not None else PASS_SECONDS
+        nodes = passed.nodes or ending.even_out_now()
+        events.tell(nodes, {"type": "node.work"})
+        synclog.flush()
         if time.monotonic() - self._pruned > PRUNE_SECONDS:
-            self._pruned = time.monotonic()
-            registry.prune(timezone.now())
+            began = time.monotonic()
+            pruning.prune(timezone.now(), seconds=PRUNE_BUDGET)
+            # What did not fit goes on soon, with passes in between.
+            unfinished = time.monotonic() - began >= PRUNE_BUDGET
+            self._pruned = time.monotonic() - (PRUNE_SECONDS - PRUNE_PAUSE if unfinished else 0)
 
     def _was_away(self, clock: float, monotonic: float) -> bool:
         """At the start, after a pause of this process, and when the clock jumps."""

@@ -1,7 +1,7 @@
 """Who is woken when something has changed. Called after commit only; a lost wake-up costs latency, never work.
 
 ``changed()`` tells this process: the dispatcher's next pass, the saver, the live page. ``tell()`` reaches whoever waits
-for one node, over the channel layer: a socket, or a claim that long-polls.
+for one node, over the channel layer: a socket, or a claim that long-polls; and the listeners in this process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -22,6 +22,11 @@ dispatcher = threading.Event()
 """Set when there may be something to allocate."""
 saver = threading.Event()
 """Set when there may be something to save."""
+webhooks = threading.Event()
+"""Set when there may be a webhook to call."""
+
+Listener = Callable[[Sequence[int], Mapping[str, Any]], None]
+_listeners: list[Listener] = []
 
 _count = itertools.count(1)
 _version = 0
@@ -57,11 +62,24 @@ def bind(loop: asyncio.AbstractEventLoop) -> None:
     _loop = loop
 
 
+def listen(listener: Listener) -> None:
+    """From now on ``listener`` hears what this process tells nodes: their ids and the message. It must be quick, for
+    it is called by the thread that tells.
+    """
+    _listeners.append(listener)
+
+
+def unlisten(listener: Listener) -> None:
+    _listeners.remove(listener)
+
+
 def tell(node_ids: Iterable[int], message: dict[str, Any]) -> None:
     """Send ``message`` (its ``type`` names the consumer's method) to whoever waits for these nodes."""
     ids = list(node_ids)
     if not ids:
         return
+    for listener in list(_listeners):
+        listener(ids, message)
     if _loop is not None and _loop.is_running():
         _loop.call_soon_threadsafe(lambda: asyncio.ensure_future(_send(ids, message)))
     else:

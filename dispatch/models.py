@@ -235,6 +235,7 @@ class Allocation(models.Model):
     deadline = models.DateTimeField()
     reason = models.CharField(max_length=300, help_text="Why this node.")
     granted_at = models.DateTimeField(default=timezone.now)
+    delivered_at = models.DateTimeField(null=True, help_text="When its node fetched or accepted it.")
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     seconds = models.FloatField(null=True, help_text="Running time, by the child.")

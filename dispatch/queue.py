@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
+import heapq
+import threading
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from django.conf import settings
 from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
-from dispatch import lifecycle
-from dispatch.allocator import Demand, Lookahead, Offer, Phase, Piece, Plan, QuotaRule, allocate
+from dispatch import buckets, events, lifecycle, rated
+from dispatch.allocator import Demand, Local, Lookahead, Offer, Phase, Piece, Plan, QuotaRule, Terms, allocate
 from dispatch.items import item_key
 from dispatch.lifecycle.grants import frozen
 from dispatch.models import Allocation, Run, Shard
+from dispatch.rates import Limits
 from dispatch.states import LIVE, RunState, ShardState
 from nodes import registry
 from nodes.models import Node, Quota
-from nodes.transactions import write
+from nodes.protocol import Conflict, NotFound
+from nodes.transactions import retried, write
 
 RETURNED_LIMIT = 1000
 """Pending shards of each run looked at in one pass; the next pass sees the rest."""
@@ -28,36 +32,115 @@ RETURNED_LIMIT = 1000
 
 @dataclass(frozen=True)
 class Passed:
-    """What a pass did: the nodes that got work, and whether it was all look-ahead, for nodes that are busy."""
+    """What a pass did: the nodes that got work, and whether it was all look-ahead, for nodes that are busy.
+
+    ``wake`` is in how many seconds a rate limit lets something through that waits for that alone.
+    """
 
     nodes: frozenset[int] = frozenset()
     ahead: bool = False
+    wake: float | None = None
 
     def __bool__(self) -> bool:
         return bool(self.nodes)
 
 
+class Wakes:
+    """When shards that were put off will be due. A hint for this process: lost, it costs up to a second."""
+
+    def __init__(self) -> None:
+        self._heap: list[dt.datetime] = []
+        self._lock = threading.Lock()
+
+    def note(self, pieces: Iterable[Piece], now: dt.datetime) -> None:
+        with self._lock:
+            for piece in pieces:
+                if piece.wait:
+                    heapq.heappush(self._heap, now + dt.timedelta(seconds=piece.wait))
+
+    def after(self, now: dt.datetime, other: float | None = None) -> float | None:
+        """Seconds until the next one, or ``other`` where that is sooner."""
+        with self._lock:
+            while self._heap and self._heap[0] <= now:
+                heapq.heappop(self._heap)
+            first = (self._heap[0] - now).total_seconds() if self._heap else None
+        return min((each for each in (first, other) if each is not None), default=None)
+
+
+_wakes = Wakes()
+
+
+@retried
 def allocate_now() -> Passed:
     """One pass: everything that can be granted now is granted."""
     if not _something_to_do(timezone.now()):
-        return Passed()
+        return Passed(wake=_wakes.after(timezone.now()))
     with write():
-        # The nodes' rows are the lock: capacity and quotas of a pass hold until its grants are written.
-        nodes = list(Node.objects.select_for_update().filter(active=True).order_by("pk"))
+        nodes = locked()
         now = timezone.now()
-        plan = _plan(nodes, now)
-        if not plan.grants and not plan.aside:
-            return Passed()
-        lifecycle.grant(plan, now)
+        plan, terms = _plan(nodes, now, lock=True)
+        _write(plan, terms, now)
     return Passed(
         frozenset(made.node for made in plan.grants),
-        all(made.phase is Phase.LOOKAHEAD for made in plan.grants),
+        all(made.phase is Phase.LOOKAHEAD for made in plan.grants) if plan.grants else False,
+        _wakes.after(now, plan.wake),
     )
+
+
+@retried
+def assign(run_id: int, node_id: int) -> int:
+    """Grants the run's next piece to this node now, as an operator wishes. Returns the allocation's id.
+
+    What the node may have holds for operators too. Raises NotFound, and Conflict, which says why, when the run has
+    nothing left to give or the node cannot take it.
+    """
+    with write():
+        run = Run.objects.defer("items").filter(pk=run_id).first()
+        if run is None:
+            raise NotFound(f"there is no run {run_id}")
+        if not Node.objects.filter(pk=node_id).exists():
+            raise NotFound(f"there is no node {node_id}")
+        nodes = [node for node in locked() if node.pk == node_id]
+        if run.state != RunState.RUNNING:
+            raise Conflict(f"run {run_id} is {run.state}")
+        if not nodes:
+            raise Conflict(f"node {node_id} is not active")
+        now = timezone.now()
+        plan, terms = _plan(nodes, now, run_id=run_id, explain=True, lock=True, most=1)
+        if not plan.grants:
+            reasons = [refusal.reason for refusal in plan.refusals]
+            raise Conflict(f"{nodes[0].name}: {reasons[0]}" if reasons else f"run {run_id} has nothing left to assign")
+        (made,) = plan.grants
+        _write(replace(plan, grants=[replace(made, reason="assigned by an operator")]), terms, now)
+        mine = Allocation.objects.filter(run=run_id, node=node_id, start=made.piece.start, state__in=LIVE)
+        granted = mine.order_by("-pk").values_list("pk", flat=True).first()
+        if granted is None:
+            # On PostgreSQL a cancel came in between.
+            raise Conflict(f"run {run_id} has just ended")
+    events.changed()
+    events.tell([node_id], {"type": "node.work"})
+    return granted
 
 
 def explain(run_id: int | None = None) -> Plan:
     """What a pass would do now, with the reasons of all that would still wait. Changes nothing."""
-    return _plan(list(Node.objects.all()), timezone.now(), run_id=run_id, explain=True)
+    plan, _ = _plan(list(Node.objects.all()), timezone.now(), run_id=run_id, explain=True)
+    return plan
+
+
+def locked() -> list[Node]:
+    """The active nodes; nobody else grants to any of them before the transaction, which must be open, ends."""
+    # The nodes' rows are the lock: capacity, quotas and rates of a pass hold until its grants are written.
+    return list(Node.objects.select_for_update().filter(active=True).order_by("pk"))
+
+
+def _write(plan: Plan, terms: Terms, now: dt.datetime) -> None:
+    if not plan.grants and not plan.aside and not plan.later:
+        return
+    lifecycle.grant(plan, now)
+    if plan.spent:
+        buckets.spend(terms.buckets, plan.spent)
+    _wakes.note([*plan.later, *(piece for _, piece in plan.aside)], now)
 
 
 def _something_to_do(now: dt.datetime) -> bool:
@@ -72,21 +155,47 @@ def _ready(now: dt.datetime) -> Q:
     return Q(not_before=None) | Q(not_before__lte=now)
 
 
-def _plan(nodes: Sequence[Node], now: dt.datetime, *, run_id: int | None = None, explain: bool = False) -> Plan:
-    offers = _offers(nodes, now)
-    demands = _demands(now, offers, run_id)
+def _plan(
+    nodes: Sequence[Node],
+    now: dt.datetime,
+    *,
+    run_id: int | None = None,
+    explain: bool = False,
+    lock: bool = False,
+    most: int | None = None,
+) -> tuple[Plan, Terms]:
+    """``most`` is for an operator's wish: so many grants, nothing queued ahead, nothing left to other nodes."""
     settled = settings.CASCADE
-    return allocate(
-        demands,
-        offers,
+    offered = offers(nodes, now)
+    runs = list(_running(run_id).defer("items", "params"))
+    limits = buckets.limits() if any(run.rate_key for run in runs) else Limits(())
+    demands = _demands(runs, now, offered, limits, explain=explain)
+    terms = Terms(
         target_seconds=settled.target_seconds,
-        lookahead=Lookahead(settled.lookahead_seconds, settled.lookahead_limit),
-        seed=max((offer.last_grant for offer in offers), default=0),
-        explain=explain,
+        lookahead=Lookahead() if most else Lookahead(settled.lookahead_seconds, settled.lookahead_limit),
+        local=Local(settled.fallback_seconds, always=most is not None or settled.role == "standalone"),
+        buckets=buckets.load(_rate_keys(demands), limits, now, lock=lock) if limits else {},
+        seed=max((offer.last_grant for offer in offered), default=0),
+        most=most,
     )
+    return allocate(demands, offered, terms, explain=explain), terms
 
 
-def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
+def _running(run_id: int | None = None) -> QuerySet[Run]:
+    runs = Run.objects.filter(state=RunState.RUNNING)
+    return runs if run_id is None else runs.filter(pk=run_id)
+
+
+def _rate_keys(demands: Sequence[Demand]) -> set[str]:
+    keys = {demand.rate for demand in demands}
+    keys |= {key for demand in demands for _, _, key in demand.stretches or ()}
+    keys |= {piece.rate for demand in demands if demand.rated for piece in demand.returned}
+    return keys - {""}
+
+
+def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
+    """What each of ``nodes`` has and holds, as the allocator takes it."""
+    settled = settings.CASCADE
     quotas: dict[int, dict[tuple[str, str], QuotaRule]] = defaultdict(dict)
     for quota in Quota.objects.filter(node__in=nodes):
         quotas[quota.node_id][quota.task_type, quota.item] = QuotaRule(quota.slots, quota.limit)
@@ -98,7 +207,7 @@ def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
         Offer(
             node=node.pk,
             name=node.name,
-            capacity=node.capacity,
+            capacity=registry.slots(node),
             types=frozenset(node.executors),
             in_use=in_use[node.pk],
             quotas=quotas[node.pk],
@@ -108,52 +217,87 @@ def _offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
             weight=node.weight,
             cpu=node.cpu,
             memory=node.memory,
+            max_cpu=settled.max_cpu if node.max_cpu is None else node.max_cpu,
+            max_memory=settled.max_memory if node.max_memory is None else node.max_memory,
             speeds=node.speeds,
             last_grant=node.last_grant,
+            patient=node.patient,
+            embedded=node.embedded,
         )
         for node in nodes
     ]
 
 
-def _demands(now: dt.datetime, offers: Sequence[Offer], run_id: int | None) -> list[Demand]:
-    runs = Run.objects.filter(state=RunState.RUNNING).defer("items", "params")
-    if run_id is not None:
-        runs = runs.filter(pk=run_id)
-    served: dict[int, int] = dict(
-        Allocation.objects.filter(state__in=LIVE).order_by().values_list("run_id").annotate(Count("pk"))
-    )
+def _demands(
+    runs: Sequence[Run], now: dt.datetime, offers: Sequence[Offer], limits: Limits, *, explain: bool
+) -> list[Demand]:
+    served = _served(offers)
     marks = _marks(offers)
-    returned = _returned(now, runs)
+    returned = _returned(now, runs, rated=explain)
     demands = []
     for run in runs:
         if run.cut >= run.count and run.pk not in returned:
             continue
         named = marks.get(run.type)
-        demands.append(
-            Demand(
-                run=run.pk,
-                type=run.type,
-                cut=run.cut,
-                count=run.count,
-                priority=run.priority,
-                served=served.get(run.pk, 0),
-                age=run.created_at.timestamp(),
-                shard_size=run.shard_size,
-                balancer=run.balancer,
-                labels=run.labels,
-                returned=[_named(run.pk, piece, named) for piece in returned[run.pk]] if named else returned[run.pk],
-                marked=_marked(run, named) if named else (),
-            )
+        slots, elsewhere = served.get(run.pk, (0, 0))
+        demand = Demand(
+            run=run.pk,
+            type=run.type,
+            cut=run.cut,
+            count=run.count,
+            priority=run.priority,
+            served=slots,
+            age=run.created_at.timestamp(),
+            shard_size=run.shard_size,
+            balancer=run.balancer,
+            labels=run.labels,
+            affinity=run.affinity,
+            returned=[_named(run.pk, piece, named) for piece in returned[run.pk]] if named else returned[run.pk],
+            marked=_marked(run, named) if named else (),
+            fallback=run.fallback,
+            elsewhere=elsewhere,
+            waited=(now - run.created_at).total_seconds(),
+            begun=run.cut > 0,
         )
+        demands.append(_rated(demand, run, limits) if run.rate_key and limits else demand)
     return demands
 
 
-def _returned(now: dt.datetime, runs: QuerySet[Run]) -> dict[int, list[Piece]]:
-    """Pieces that came back and may be tried again, by run."""
+def _served(offers: Sequence[Offer]) -> dict[int, tuple[int, int]]:
+    """Run -> slots it has, and how many of them on other nodes than the parent's own worker."""
+    live = Allocation.objects.filter(state__in=LIVE).order_by().values_list("run_id")
+    embedded = [offer.node for offer in offers if offer.embedded]
+    if not embedded:
+        return {run: (slots, slots) for run, slots in live.annotate(Count("pk"))}
+    elsewhere = Count("pk", filter=~Q(node_id__in=embedded))
+    return {run: (slots, others) for run, slots, others in live.annotate(slots=Count("pk"), elsewhere=elsewhere)}
+
+
+def _rated(demand: Demand, run: Run, limits: Limits) -> Demand:
+    """``demand`` with the rate limits that hold for its items."""
+    if not rated.by_item(run):
+        key = rated.of_run(run, limits)
+        return replace(demand, rate=key, returned=[replace(piece, rate=key) for piece in demand.returned])
+    returned = []
+    for piece in demand.returned:
+        _, stop, key = rated.of_items(run, piece.start, piece.stop, limits)[0]
+        # A shard cut before there was this limit may have items of several keys: those of the first one now.
+        returned.append(replace(piece, stop=stop, rate=key, rest=piece.stop if stop < piece.stop else 0))
+    reach = min(run.count, run.cut + rated.WINDOW)
+    return replace(demand, returned=returned, stretches=rated.of_items(run, run.cut, reach, limits))
+
+
+def _returned(now: dt.datetime, runs: Sequence[Run], *, rated: bool = False) -> dict[int, list[Piece]]:
+    """Pieces that came back and may be tried again, by run; with ``rated`` also those that were never tried and wait
+    for a rate limit, so that it can be told.
+    """
     returned: dict[int, list[Piece]] = defaultdict(list)
-    waiting = Shard.objects.filter(_ready(now), state=ShardState.PENDING, run__in=runs.values("pk"))
+    ready = _ready(now) | Q(attempts=0, deaths=0, losses=0) if rated else _ready(now)
+    # Not the runs by number: there may be more of them than a query takes.
+    of_runs = Q(run=runs[0].pk) if len(runs) == 1 else Q(run__in=_running().values("pk"))
+    waiting = Shard.objects.filter(ready, of_runs, state=ShardState.PENDING)
     # Mostly there are none, and the question for the first ones of each run is a costly one to put.
-    if not waiting.exists():
+    if not runs or not waiting.exists():
         return returned
     first = waiting.annotate(place=Window(RowNumber(), partition_by="run", order_by="pk"))
     for shard in first.filter(place__lte=RETURNED_LIMIT).order_by("pk"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 Range = tuple[int, int]
 
 
-def size_for(remaining: int, slots: int, *, fixed: int, seconds_per_item: float | None, target_seconds: float) -> int:
-    """How many items the next shard gets.
+def size_for(remaining: int, slots: float, *, fixed: int, seconds_per_item: float | None, target_seconds: float) -> int:
+    """How many items the next shard gets, of ``remaining`` that ``slots`` as fast as its own share.
 
     ``fixed`` > 0 decides alone. Otherwise target_seconds worth of items by the measured speed (one item as a probe
     while it is unknown), but never more than half of a fair part of what is left, so that the tail is fine-grained
@@ -19,7 +20,7 @@ def size_for(remaining: int, slots: int, *, fixed: int, seconds_per_item: float 
     if seconds_per_item is None:
         return min(1, remaining)
     wanted = int(target_seconds / max(seconds_per_item, 1e-7))
-    guided = -(-remaining // (2 * max(slots, 1)))
+    guided = math.ceil(remaining / (2 * max(slots, 1)))
     worthwhile = int(EXCHANGE_SECONDS / max(seconds_per_item, 1e-7))
     return max(1, min(wanted, max(guided, worthwhile), remaining, MOST_ITEMS))
 

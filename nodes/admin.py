@@ -155,6 +155,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "cpu_percent",
         "memory_percent",
         "version",
+        "config_version",
         "live_keys",
     )
     list_filter = (StateFilter, "role", "carrier", "draining", "active")
@@ -169,6 +170,8 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "state",
         "in_use",
         "version",
+        "config_version",
+        "synced_at",
         "executors",
         "last_beat_at",
         "cpu_percent",
@@ -190,6 +193,8 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     "in_use",
                     "carrier",
                     "version",
+                    "config_version",
+                    "synced_at",
                     "executors",
                     "last_beat_at",
                     "cpu_percent",
@@ -397,3 +402,6 @@ def _refused(request: HttpRequest, view: Callable[[], HttpResponse]) -> HttpResp
     except CascadeError as error:
         messages.error(request, str(error))
         return HttpResponseRedirect(request.path)
+
+
+from nodes import admin_registrations  # noqa: E402, F401  registers its model

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from nodes import signing
 from nodes.executors.base import shown
-from nodes.models import AccessKey, Node
+from nodes.models import AccessKey, Node, RegistrationKey
 from nodes.protocol import Conflict, NotFound, Unauthenticated
 from nodes.transactions import write
 
@@ -98,6 +98,9 @@ def check_live(caller: Caller) -> Node:
     Raises Unauthenticated when the key was revoked, or the node removed or deactivated, since it was authenticated.
     """
     if not caller.key_id:
+        if caller.registration:
+            # Locked for the same reason as an access key below.
+            RegistrationKey.objects.select_for_update(no_key=True).filter(pk=caller.registration).first()
         node = _unkeyed(caller).select_for_update(of=("self",), no_key=True).first()
         if node is None:
             raise Unauthenticated(f"{caller.access_key} may not act for node {caller.node_id} any more")

@@ -49,6 +49,8 @@ class Beat:
     executors: tuple[str, ...] | None
     carrier: str
     leaving: bool
+    config: int | None = None
+    """The version of the configuration that it works with, 0 for none; None when it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def read_beat(body: Any) -> Beat:
         else tuple(_text(each, "executors", 60) for each in _list(executors, "executors", 100)),
         carrier=_carrier(body.get("carrier", "pull")),
         leaving=body.get("leaving") is True,
+        config=None if body.get("config") is None else _whole(body["config"], "config"),
     )
 
 

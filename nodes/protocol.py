@@ -7,7 +7,8 @@ claim    {"boot", "slots", "held": [id…], "wait": s}
              "work": [[allocation, run, start, stop, attempt, [item…]]…], "cancel": [id…], "drain": bool}
 accept   {"allocations": [id…]} -> {"gone": [id…]}                       (push only: answers an offer)
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
-          "executors", "carrier"} -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time"}
+          "executors", "carrier", "config": version}
+         -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark"}
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
 cancel   parent to child: a frame on the socket, or in the reply to claim and beat.

@@ -8,6 +8,7 @@ a door of their own, ``keys``.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -124,6 +125,18 @@ def in_use(nodes: Iterable[Node]) -> dict[int, int]:
     return counts
 
 
+def told_slots(node: Node) -> int | None:
+    """How many shards its machine takes at once now, where the parent was told so; see ``tell_slots``."""
+    told = node.facts.get("slots") if isinstance(node.facts, dict) else None
+    return told if isinstance(told, int) and not isinstance(told, bool) and told >= 0 else None
+
+
+def slots(node: Node) -> int:
+    """How many shards it can be given at once: its capacity, or what its machine takes where that is less."""
+    told = told_slots(node)
+    return node.capacity if told is None else min(node.capacity, told)
+
+
 # Nodes and quotas
 
 
@@ -161,6 +174,20 @@ def add_node(
             raise _name_taken(name) from None
         _store_quotas(node, quotas)
         return node, new_key(node)
+
+
+def own_node(capacity: int) -> Node:
+    """The node that stands for this server's own worker, made at its first start. It has no key."""
+    with write():
+        node = Node.objects.select_for_update().filter(role=Node.Role.STANDALONE).first()
+        if node is None:
+            taken = set(Node.objects.values_list("name", flat=True))
+            names = (f"local-{number}" if number > 1 else "local" for number in itertools.count(1))
+            name = next(name for name in names if name not in taken)
+            node = Node(name=name, role=Node.Role.STANDALONE, description="This server itself.")
+        node.capacity = capacity
+        node.save()
+        return node
 
 
 def update_node(node_id: int, *, quotas: Sequence[QuotaSpec] | None = None, **fields: Any) -> Node:
@@ -233,11 +260,12 @@ def record_beat(
     executors: Sequence[str] | None = None,
     carrier: str | None = None,
     leaving: bool = False,
+    history: bool = True,
 ) -> None:
     """What a node says of itself, ``at`` by the parent's clock. cpu, memory and disk are percent, put within 0 to 100.
 
     Empty or None for version, executors, carrier and boot leaves what is known. ``leaving`` is the last word of a node
-    that stops on purpose: it is offline at once. A row of history is added every 15 s.
+    that stops on purpose: it is offline at once. A row of ``history`` is added every 15 s.
     """
     load = {name: read_percent(name, value) for name, value in {"cpu": cpu, "memory": memory, "disk": disk}.items()}
     counts = {name: read_whole(name, value, 0, SLOTS_LIMIT) for name, value in (("held", held), ("running", running))}
@@ -258,8 +286,22 @@ def record_beat(
         if not Node.objects.filter(pk=node_id).update(last_beat_at=at, **load, **known):
             raise NotFound(f"there is no node {node_id}")
         since = at - dt.timedelta(seconds=HISTORY_SECONDS)
-        if not Heartbeat.objects.filter(node_id=node_id, at__gt=since).exists():
+        if history and not Heartbeat.objects.filter(node_id=node_id, at__gt=since).exists():
             Heartbeat.objects.create(node_id=node_id, at=at, **load, **counts)
+
+
+def tell_slots(node_id: int, slots: int | None) -> None:
+    """A driven node takes so many shards at once now, fewer than its capacity perhaps; None: it does not say."""
+    with write():
+        node = Node.locked(node_id)
+        facts = {name: value for name, value in node.facts.items() if name != "slots"}
+        Node.objects.filter(pk=node_id).update(facts=facts if slots is None else {**facts, "slots": slots})
+
+
+def synced(node_id: int, version: int | None, now: dt.datetime) -> None:
+    """The node works with this version of the configuration from now on; None: with none."""
+    with write():
+        Node.objects.filter(pk=node_id).update(config_version=version, synced_at=now if version else None)
 
 
 def prune(now: dt.datetime) -> dict[str, int]:

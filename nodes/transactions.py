@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
-from django.db import connection, models, transaction
+from django.db import OperationalError, connection, models, transaction
 
 _turn = threading.RLock()
 
@@ -26,6 +29,35 @@ def write() -> Iterator[None]:
         return
     with _turn, transaction.atomic():
         yield
+
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+_DEADLOCKS = ("40P01", "40001")
+"""SQLSTATE of a deadlock and of a serialization failure: the transaction is undone, and may be tried again."""
+DEADLOCK_TRIES = 6
+
+
+def retried(verb: Verb) -> Verb:
+    """Runs ``verb``, which opens its own ``write()``, again where PostgreSQL undid it to break a deadlock.
+
+    Two verbs may need the same rows in another order: a cancel goes from the run to its shards, a report from its
+    shards to their run. What was undone has done nothing, so that doing it again is safe.
+    """
+
+    @wraps(verb)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        for left in reversed(range(DEADLOCK_TRIES)):
+            try:
+                return verb(*args, **kwargs)
+            except OperationalError as error:
+                # Inside somebody else's transaction it is theirs to be done again.
+                undone = getattr(error.__cause__, "sqlstate", None) in _DEADLOCKS
+                if not undone or not left or connection.in_atomic_block:
+                    raise
+                time.sleep(random.uniform(0, 0.05))
+        raise AssertionError("unreachable")
+
+    return cast(Verb, again)
 
 
 def insert_rows(model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -22,7 +22,9 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith("CASCADE_")]:
     del os.environ[_name]
 os.environ["CASCADE_DATA_DIR"] = _FOLDER
-os.environ["CASCADE_CONFIG"] = os.path.join(_FOLDER, "cascade.toml")
+os.environ["CASCADE_CONFIG"] = ""
+if _database := os.environ.get("TEST_DATABASE_URL"):
+    os.environ["CASCADE_DATABASE_URL"] = _database
 os.environ["DJANGO_SETTINGS_MODULE"] = "cascade.settings"
 # Now, not in pytest_configure: conftest files below this one import models.
 django.setup()

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from django.core.exceptions import RequestAborted
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.urls import URLPattern, re_path
 from django.views.decorators.csrf import csrf_exempt
@@ -56,14 +58,25 @@ def methods(shape: Shape, **views: View) -> View:
             return view(request, *args, **kwargs)
         except CascadeError as error:
             return shape(error)
-        except UnreadablePostError:
+        except (UnreadablePostError, RequestAborted):
             return shape(FieldError("body", "was cut off"))
+        except OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            # Out of the busy time-out: nothing was changed, so the same request may be sent again.
+            response = shape(Busy("the database is busy; try again"))
+            response["Retry-After"] = "1"
+            return response
 
     return answer
 
 
 class NotAllowed(CascadeError):
     status = 405
+
+
+class Busy(CascadeError):
+    status = 503
 
 
 def content(request: HttpRequest) -> bytes:
@@ -121,19 +134,27 @@ def whole(request: HttpRequest, name: str, default: int, least: int = 0, most: i
         raise FieldError(name, f"{shown(text)} is not a whole number") from None
 
 
-def child(request: HttpRequest, dialect: str, types: list[str]) -> tuple[Caller, Node]:
-    """Whose AK/SK this came with; it counts as a sign of life, as some clients send no other.
+def child(request: HttpRequest, dialect: str, types: list[str], **load: float | None) -> tuple[Caller, Node]:
+    """Whose AK/SK this came with; it counts as a sign of life, as some clients send no other. ``load`` as in ``seen``.
 
-    Raises Unauthenticated, Forbidden, TooMany; Forbidden for a node that is registered for another dialect.
+    Raises as ``authenticated``.
     """
+    caller = authenticated(request, dialect)
+    return caller, lifecycle.seen(caller, types, **load)
+
+
+def authenticated(request: HttpRequest, dialect: str) -> Caller:
+    """Whose AK/SK this came with. Raises Unauthenticated, TooMany, and Forbidden for a node of another dialect."""
     method, url, headers = authentication.request_parts(request)
     sha256 = hashlib.sha256(content(request)).digest()
     client = authentication.client_address(request)
     caller = authentication.authenticate(method, url, headers, sha256, client=client)
-    node = Node.objects.get(pk=caller.node_id)
+    node = Node.objects.filter(pk=caller.node_id).first()
+    if node is None:
+        raise Unauthenticated("the node of this key was removed")
     if node.dialect != dialect:
         raise Forbidden(f"node {node.name} speaks the dialect {node.dialect}, not {dialect}")
-    return caller, lifecycle.seen(caller, types)
+    return caller
 
 
 def operator(request: HttpRequest) -> str:

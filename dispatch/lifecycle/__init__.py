@@ -4,31 +4,44 @@ A verb reads what it needs, changes it by compare-and-set in one transaction, an
 What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispatch.attempts``, ``dispatch.ranges``.
 """
 
+from dispatch.lifecycle.answered import once
 from dispatch.lifecycle.beats import beat, seen
+from dispatch.lifecycle.copies import copy, take_back, tell_superseded
 from dispatch.lifecycle.ends import cancel, progress, retry
 from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, disconnected, expire, forgive, grant, offered, release
+from dispatch.lifecycle.recalled import recall
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved
+from dispatch.lifecycle.staged import begin, report_failure, report_staged, stage
 from dispatch.lifecycle.submit import submit, submit_task
 
 __all__ = [
     "OFFER_LIMIT",
     "accept",
     "beat",
+    "begin",
     "cancel",
     "claim",
+    "copy",
     "damaged",
     "disconnected",
     "expire",
     "forgive",
     "grant",
     "offered",
+    "once",
     "progress",
+    "recall",
     "release",
     "report",
+    "report_failure",
+    "report_staged",
     "retry",
     "saved",
     "seen",
+    "stage",
     "submit",
     "submit_task",
+    "take_back",
+    "tell_superseded",
 ]

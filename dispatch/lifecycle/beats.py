@@ -10,7 +10,7 @@ from django.db.models import F, Value
 from django.db.models.functions import Least
 from django.utils import timezone
 
-from dispatch import events
+from dispatch import configuration, events
 from dispatch.lifecycle.grants import not_live, release_unheld, renew, start
 from dispatch.models import Allocation
 from dispatch.ranges import MOST_ITEMS
@@ -19,9 +19,10 @@ from nodes import keys, registry
 from nodes.keys import Caller
 from nodes.messages import Beat
 from nodes.models import Node
-from nodes.transactions import write
+from nodes.transactions import retried, write
 
 
+@retried
 def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
     """Renews the leases of what the node holds; the reply is in ``nodes.protocol``. Only the parent's clock counts."""
     now = timezone.now()
@@ -41,6 +42,8 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
             carrier=sent.carrier,
             leaving=sent.leaving,
         )
+        if sent.config is not None and (sent.config or None) != node.config_version:
+            registry.synced(node.pk, sent.config or None, now)
         if sent.hello:
             release_unheld(node.pk, sent.held)
         renew(node, sent.held, now)
@@ -53,6 +56,7 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
     # A beat frees no slot; only a node that was not there before changes what can be granted.
     events.changed(allocate=sent.hello or sent.leaving or not registry.is_online(node, now))
     settled = settings.CASCADE
+    in_force = configuration.newest()
     return {
         "node": node.name,
         "cancel": cancel,
@@ -62,20 +66,24 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
         "lease_seconds": settled.lease_seconds,
         "long_poll_seconds": settled.long_poll_seconds,
         "time": now.timestamp(),
+        "config": in_force.version,
+        "config_mark": in_force.mark,
     }
 
 
+@retried
 def seen(caller: Caller, types: Sequence[str] | None = None, **load: float | None) -> Node:
     """A sign of life from a client that does not name what it holds: all its leases run anew.
 
     ``types`` are the task types it runs, where it is known; ``load`` may have cpu, memory and disk (percent) and
-    running. Raises Unauthenticated for a key revoked since.
+    running: what it does not have stays as it was said last. Raises Unauthenticated for a key revoked since.
     """
     now = timezone.now()
     with write():
         node = keys.check_live(caller)
         was_online = registry.is_online(node, now)
-        registry.record_beat(node.pk, at=now, executors=types, **load)  # type: ignore[arg-type]
+        known = {"cpu": node.cpu, "memory": node.memory, "disk": node.disk}
+        registry.record_beat(node.pk, at=now, executors=types, history=bool(load), **{**known, **load})  # type: ignore[arg-type]
         renew(node, None, now)
         node.refresh_from_db()
     events.changed(allocate=not was_online)

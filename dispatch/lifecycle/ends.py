@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import F, Sum
 from django.utils import timezone
 
 from dispatch import events
 from dispatch.attempts import Failure, Limits, Outcome, Record, Verdict, after
-from dispatch.models import Allocation, Run, Shard
+from dispatch.models import Allocation, Delivery, Run, Shard
 from dispatch.ranges import halves
 from dispatch.states import (
     ALLOCATION,
@@ -29,8 +30,10 @@ from dispatch.states import (
     run_end,
 )
 from nodes.protocol import Conflict, NotFound
-from nodes.transactions import write
+from nodes.transactions import retried, write
 
+SLICE = 5000
+"""So many ids a statement names at most."""
 _END = {Verdict.FAILED: ShardState.FAILED, Verdict.QUARANTINED: ShardState.QUARANTINED}
 
 
@@ -47,9 +50,23 @@ def unsuccessful(allocations: Sequence[Allocation], state: AllocationState, fail
         state=state, finished_at=now, error=detail
     )
     limits = limits_of({each.run_id for each in allocations})
-    for each in allocations:
-        give_up(each.shard, failure, detail, limits[each.run_id])
+    shards = {each.shard_id: each for each in allocations}
+    # With another copy under way nothing is lost yet.
+    for shard in shards.keys() - twins_of(list(shards), but=ids).keys():
+        give_up(shards[shard].shard, failure, detail, limits[shards[shard].run_id])
     finish({each.run_id for each in allocations})
+
+
+def twins_of(shards: Sequence[int], *, but: Sequence[int]) -> dict[int, list[tuple[int, int | None]]]:
+    """Shard -> its live allocations (id, node) that are not among ``but``; shards without any are left out."""
+    twins: dict[int, list[tuple[int, int | None]]] = {}
+    for some in range(0, len(shards), SLICE):
+        live = Allocation.objects.filter(shard__in=shards[some : some + SLICE], state__in=LIVE).order_by()
+        for shard, pk, node in live.values_list("shard_id", "pk", "node_id"):
+            twins.setdefault(shard, []).append((pk, node))
+    left = set(but)
+    kept = {shard: [pair for pair in pairs if pair[0] not in left] for shard, pairs in twins.items()}
+    return {shard: pairs for shard, pairs in kept.items() if pairs}
 
 
 def limits_of(run_ids: Iterable[int]) -> dict[int, Limits]:
@@ -100,6 +117,7 @@ def settle(shard: Shard, outcome: Outcome, detail: str) -> None:
         Run.objects.filter(pk=shard.run_id).update(quarantined=F("quarantined") + items)
 
 
+@retried
 def cancel(run_id: int) -> Run:
     """Stops what is not finished. What was reported already is saved. Raises NotFound, Conflict for an ended run."""
     with write():
@@ -128,6 +146,7 @@ def cancel(run_id: int) -> Run:
     return Run.objects.defer("items").get(pk=run_id)
 
 
+@retried
 def retry(run_id: int) -> int:
     """Opens again what failed or was quarantined, with all attempts anew. Returns the number of items.
 
@@ -153,6 +172,8 @@ def retry(run_id: int) -> int:
         Run.objects.filter(pk=run_id, state=run.state).update(
             state=RunState.RUNNING, failed=0, quarantined=0, ended_at=None
         )
+        # Its end is news again when it comes.
+        Delivery.objects.filter(run_id=run_id, state=Delivery.State.WAITING).delete()
     events.changed()
     return int(items)
 
@@ -162,9 +183,21 @@ def finish(run_ids: Iterable[int]) -> None:
     if not (run_ids := set(run_ids)):
         return
     open_runs = Run.objects.filter(pk__in=run_ids, state=RunState.RUNNING)
-    for pk, *counts in open_runs.values_list("pk", "count", "saved", "failed", "quarantined", "cancelled"):
-        if (end := run_end(*counts)) is not None:
-            Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=timezone.now())
+    columns = ("pk", "task__webhook_url", "count", "saved", "failed", "quarantined", "cancelled")
+    for pk, url, *counts in open_runs.values_list(*columns):
+        if (end := run_end(*counts)) is None:
+            continue
+        ended = Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=timezone.now())
+        if ended and url:
+            _announce(pk, url)
+
+
+def _announce(run_id: int, url: str) -> None:
+    """Has ``dispatch.webhooks`` tell ``url`` of the run's end, once the caller's transaction has committed."""
+    # A run that ended before, and was opened again: a new row, as receivers drop an id that they have seen.
+    Delivery.objects.filter(run_id=run_id, url=url).delete()
+    Delivery.objects.create(run_id=run_id, url=url, next_at=timezone.now())
+    transaction.on_commit(events.webhooks.set)
 
 
 def progress(run: Run) -> dict[str, Any]:

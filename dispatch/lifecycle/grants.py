@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -11,10 +13,11 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from dispatch import events
+from dispatch import events, synclog
 from dispatch.allocator import Plan
 from dispatch.attempts import Failure
 from dispatch.items import Frozen
+from dispatch.lifecycle.cuts import SHARD_COLUMNS, postpone, shorten
 from dispatch.lifecycle.ends import unsuccessful
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, RunState, ShardState, before
@@ -22,13 +25,13 @@ from nodes import keys, registry
 from nodes.keys import Caller
 from nodes.messages import Claim
 from nodes.models import Node
-from nodes.transactions import insert_rows, moment, write
+from nodes.transactions import insert_rows, moment, retried, write
 
-SHARD_COLUMNS = ("run_id", "start", "stop", "state", "attempts", "deaths", "losses", "error", "updated_at")
 ALLOCATION_COLUMNS = (
     *("run_id", "shard_id", "node_id", "type", "item", "start", "stop", "attempt", "state", "delivered"),
     *("deadline", "reason", "granted_at", "progress", "rows", "error", "log"),
 )
+TIMEOUTS_HELD = 4
 OFFER_LIMIT = 1000
 """Allocations in one offer or claim at most; the next one brings the rest."""
 
@@ -59,9 +62,17 @@ def grant(plan: Plan, now: datetime) -> None:
     insert_rows(
         Shard,
         SHARD_COLUMNS,
-        [(run, piece.start, piece.stop, str(state), 0, 0, 0, "", at) for run, piece, state in fresh],
+        [
+            (
+                *(run, piece.start, piece.stop, str(state), 0, 0, 0, ""),
+                *(moment(now + timedelta(seconds=piece.wait)) if piece.wait else None, at),
+            )
+            for run, piece, state in fresh
+        ],
     )
     Shard.objects.filter(pk__in=kept).update(state=ShardState.ALLOCATED, not_before=None, updated_at=now)
+    shorten(grants, now)
+    postpone(plan, now)
     ids: dict[tuple[int, int], int] = {}
     for run, (first, last) in cuts.items():
         made_here = Shard.objects.filter(run=run, start__gte=first, start__lt=last).values_list("start", "pk")
@@ -89,6 +100,8 @@ def grant(plan: Plan, now: datetime) -> None:
         ],
     )
     registry.granted([made.node for made in grants], now)
+    for node_id, count in Counter(made.node for made in grants).items():
+        synclog.note(node_id, "dispatch", synclog.PUSH, count=count)
 
 
 def _cut(plan: Plan) -> dict[int, tuple[int, int]]:
@@ -116,6 +129,7 @@ def _kept(plan: Plan) -> set[int]:
     return set(pending.values_list("pk", flat=True))
 
 
+@retried
 def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str, Any]:
     """What was granted to this node and not fetched yet, with a lease from now on; and what it shall drop.
 
@@ -130,6 +144,7 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
         _deliver(node, ids)
         gone = not_live(node.pk, asked.held)
     if ids:
+        synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))
         events.changed(allocate=False)
     return {**package(found), "cancel": gone, "drain": node.draining}
 
@@ -139,6 +154,7 @@ def offered(node_id: int, after: int = 0) -> list[Parcel]:
     return _undelivered(node_id, after)
 
 
+@retried
 def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
     """The child took an offer: its lease begins. ``gone`` lists what it must not run. Repeating it changes nothing."""
     with write():
@@ -146,10 +162,12 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
         delivered = _deliver(node, ids)
         # Mostly all of them were waiting for this; only else it needs a look which were not.
         gone = [] if delivered == len(ids) else not_live(node.pk, ids)
+    synclog.note(node.pk, "accept", synclog.PUSH, count=len(ids) - len(gone))
     events.changed(allocate=False)
     return {"gone": gone}
 
 
+@retried
 def release(caller: Caller, ids: Sequence[int], detail: str = "") -> dict[str, Any]:
     """The child hands back what it has not finished; the items go to somebody else, with no attempt counted."""
     with write():
@@ -162,6 +180,7 @@ def release(caller: Caller, ids: Sequence[int], detail: str = "") -> dict[str, A
         unsuccessful(
             live, AllocationState.CANCELLED, Failure.RETURNED, f"released by the node{': ' if detail else ''}{detail}"
         )
+    synclog.note(node.pk, "release", synclog.PUSH, count=len(live), extra={"detail": detail} if detail else None)
     events.changed()
     return {"released": [each.pk for each in live]}
 
@@ -174,6 +193,7 @@ def release_unheld(node_id: int, held: Sequence[int]) -> None:
     unsuccessful(lost, AllocationState.EXPIRED, Failure.LOST, "the node came back without it")
 
 
+@retried
 def expire(now: datetime) -> int:
     """Takes back allocations whose lease or offer has ended. Returns how many."""
     if not Allocation.objects.filter(state__in=LIVE, deadline__lt=now).exists():
@@ -187,8 +207,15 @@ def expire(now: datetime) -> int:
         )
         leases = [each for each in overdue if each.delivered]
         offers = [each for each in overdue if not each.delivered]
-        unsuccessful(leases, AllocationState.EXPIRED, Failure.LOST, "the lease expired: no beat from the node")
+        stuck = _stuck(leases)
+        lost = [each for each in leases if each.pk not in stuck]
+        late = [each for each in leases if each.pk in stuck]
+        unsuccessful(lost, AllocationState.EXPIRED, Failure.LOST, "the lease expired: no beat from the node")
+        unsuccessful(late, AllocationState.EXPIRED, Failure.TIMEOUT, "not reported within its time-out")
         unsuccessful(offers, AllocationState.EXPIRED, Failure.RETURNED, "not fetched in time")
+    for ended, why in ((leases, "the lease expired: no beat"), (offers, "not fetched in time")):
+        for node_id, count in Counter(each.node_id for each in ended).items():
+            synclog.note(node_id, "expire", synclog.PUSH, count=count, error=why)
     events.changed()
     events.tell(
         {each.node_id for each in leases if each.node_id}, {"type": "node.cancel", "ids": [each.pk for each in leases]}
@@ -196,6 +223,20 @@ def expire(now: datetime) -> int:
     return len(overdue)
 
 
+def _stuck(leases: Sequence[Allocation]) -> set[int]:
+    """Those of devices that went on beating all the time that the work may take, and longer (``_lease``)."""
+    devices = Allocation.objects.filter(
+        pk__in=[each.pk for each in leases], node__dialect=Node.Dialect.DISTRIBUTION, delivered_at__isnull=False
+    )
+    longest = {
+        pk: since + timedelta(seconds=timeout + settings.CASCADE.patient_seconds)
+        for pk, since, timeout in devices.values_list("pk", "delivered_at", "run__timeout")
+        if since is not None
+    }
+    return {each.pk for each in leases if each.pk in longest and each.deadline >= longest[each.pk]}
+
+
+@retried
 def disconnected(node_id: int, now: datetime) -> None:
     """A node's socket closed: unless it is heard from again within two beats, its offers go to others."""
     soon = now + timedelta(seconds=2 * settings.CASCADE.beat_seconds)
@@ -206,6 +247,7 @@ def disconnected(node_id: int, now: datetime) -> None:
         )
 
 
+@retried
 def forgive(now: datetime) -> None:
     """Every lease and offer runs anew: the parent was away, so silence says nothing about the children."""
     settled = settings.CASCADE
@@ -213,7 +255,7 @@ def forgive(now: datetime) -> None:
         live = Allocation.objects.filter(state__in=LIVE)
         patient = live.filter(node__dialect__in=Node.PATIENT)
         for node_id in patient.values_list("node_id", flat=True).distinct():
-            renew(Node.objects.get(pk=node_id), None, now)
+            renew(Node.objects.get(pk=node_id), None, now, forgiving=True)
         patient.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.patient_seconds))
         others = live.exclude(node__dialect__in=Node.PATIENT)
         others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
@@ -240,29 +282,43 @@ def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> Non
     )
 
 
-def renew(node: Node, held: Sequence[int] | None, now: datetime) -> None:
-    """Every lease the node names, or with None every one that it has, runs anew from now."""
+def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> None:
+    """Every lease the node names, or with None every one that it has, runs anew from now.
+
+    A client that names nothing may have forgotten what it fetched before it was restarted: unless ``forgiving``, its
+    requests keep a lease alive for TIMEOUTS_HELD time-outs since the delivery at most.
+    """
     if held is not None and not held:
         return
     live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE)
-    _lease(node, live.filter(delivered=True) if held is None else live.filter(pk__in=list(held)), now)
+    mine = live.filter(delivered=True) if held is None else live.filter(pk__in=list(held))
+    _lease(node, mine, now, timeouts=math.inf if forgiving else TIMEOUTS_HELD)
 
 
-def _lease(node: Node, allocations: QuerySet[Allocation], now: datetime) -> int:
+def _lease(
+    node: Node, allocations: QuerySet[Allocation], now: datetime, *, timeouts: float = math.inf, **more: datetime
+) -> int:
     """The lease of ``allocations``, all of one node, begins or runs anew; how many there were.
 
     A beating node's lasts ``lease_seconds``. One that is silent while it works has as long as the work may take.
     """
     if not node.patient:
         until = now + timedelta(seconds=settings.CASCADE.lease_seconds)
-        return allocations.update(deadline=until, delivered=True)
+        return allocations.update(deadline=until, delivered=True, **more)
     count = 0
-    by_timeout: dict[float, list[int]] = {}
-    for pk, timeout in allocations.values_list("pk", "run__timeout"):
-        by_timeout.setdefault(timeout, []).append(pk)
-    for timeout, ids in by_timeout.items():
-        same = Allocation.objects.filter(pk__in=ids, state__in=LIVE)
-        count += same.update(deadline=now + timedelta(seconds=timeout), delivered=True)
+    by_end: dict[datetime, list[int]] = {}
+    for pk, timeout, since, before_now in allocations.values_list("pk", "run__timeout", "delivered_at", "deadline"):
+        longest = timeouts * timeout
+        end = now + timedelta(seconds=timeout)
+        if node.dialect == Node.Dialect.DISTRIBUTION:
+            # Devices beat while they work: silent ones have lost it, and who beats may still be stuck.
+            longest = min(longest, timeout + settings.CASCADE.patient_seconds)
+            end = now + timedelta(seconds=min(timeout, settings.CASCADE.patient_seconds))
+        if since is not None and timeouts != math.inf:
+            end = max(min(end, since + timedelta(seconds=longest)), before_now)
+        by_end.setdefault(end, []).append(pk)
+    for end, ids in by_end.items():
+        count += Allocation.objects.filter(pk__in=ids, state__in=LIVE).update(deadline=end, delivered=True, **more)
     return count
 
 
@@ -303,8 +359,10 @@ def _deliver(node: Node, ids: Sequence[int]) -> int:
         return 0
     now = timezone.now()
     fresh = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
-    delivered = _lease(node, fresh, now)
-    start(node.pk, node.capacity, ids, now)
+    delivered = _lease(node, fresh, now, delivered_at=now)
+    # Clients of those dialects say themselves when they begin (``begin``).
+    if not node.patient:
+        start(node.pk, node.capacity, ids, now)
     return delivered
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import datetime as dt
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
+from django.db import connection
 from django.db.models import F
 from django.utils import timezone
 
-from dispatch import events
+from dispatch import events, synclog
 from dispatch.attempts import Failure, Limits, backoff
 from dispatch.items import item_key
-from dispatch.lifecycle.ends import finish, give_up, limits_of
+from dispatch.lifecycle import copies
+from dispatch.lifecycle.ends import finish, give_up, limits_of, twins_of
 from dispatch.lifecycle.grants import frozen
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.ranges import covers
@@ -28,7 +30,7 @@ from nodes.keys import Caller
 from nodes.messages import Entry
 from nodes.models import Node
 from nodes.protocol import CascadeError
-from nodes.transactions import moment, update_rows, write
+from nodes.transactions import moment, retried, update_rows, write
 
 PACE = 0.3
 """Weight of the newest measurement in a node's seconds per item."""
@@ -57,6 +59,7 @@ class _Accepted:
     entries: list[tuple[Entry, _Ticket]] = field(default_factory=list)
 
 
+@retried
 def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
     """Takes the results of finished allocations; answers each with its receipt or with why not.
 
@@ -69,6 +72,7 @@ def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
     results: dict[int, dict[str, Any]] = {}
     with write():
         node = keys.check_live(caller)
+        _lock_shards([entry.allocation for entry in entries])
         tickets = _tickets(caller, [entry.allocation for entry in entries], lock=True)
         batches: dict[tuple[str, str], _Accepted] = {}
         for entry in entries:
@@ -80,15 +84,48 @@ def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
             key = (ticket.type, entry.segment)
             batches.setdefault(key, _Accepted(*key)).entries.append((entry, ticket))
             results[entry.allocation] = {"status": 200, "receipt": entry.digest}
+        twins = copies.supersede(*_won(batches.values()), now)
         for batch in batches.values():
             _accept(node, batch, now)
         _measure(node, [pair for batch in batches.values() for pair in batch.entries], now)
         # Only what failed can end a run here; what is done ends it when it is saved.
         finish({ticket.run for batch in batches.values() for entry, ticket in batch.entries if entry.unsaved})
+    _note(node.pk, entries, results)
+    copies.tell_superseded(twins)
     if batches:
         events.changed()
         events.reported()
     return {"results": [{"allocation": entry.allocation, **results[entry.allocation]} for entry in entries]}
+
+
+def _won(batches: Iterable[_Accepted]) -> tuple[list[int], list[int]]:
+    """(shards, allocations) of what brought a result; a failure leaves the shard to its other copy, if it has one."""
+    won = [ticket for batch in batches for entry, ticket in batch.entries if not entry.failure]
+    return [ticket.shard for ticket in won], [ticket.pk for ticket in won]
+
+
+def _note(node_id: int, entries: Sequence[Entry], results: Mapping[int, dict[str, Any]]) -> None:
+    """Into the sync log: rows that were taken, and how many entries were not, with the first reason."""
+    rows = refused = 0
+    first = ""
+    for entry in entries:
+        result = results[entry.allocation]
+        if result["status"] != 200:
+            refused += 1
+            first = first or result["detail"]
+        elif "repeated" not in result:
+            rows += entry.rows
+    if refused:
+        synclog.note(node_id, "report", synclog.PUSH, count=refused, error=first)
+    if refused < len(entries):
+        synclog.note(node_id, "report", synclog.PUSH, count=rows)
+
+
+def _lock_shards(ids: Sequence[int]) -> None:
+    """Two copies of a shard may be reported at once: one waits here for the other. (SQLite has one writer anyway.)"""
+    if connection.features.has_select_for_update:
+        shards = Shard.objects.filter(allocations__in=list(ids)).order_by("pk")
+        list(shards.select_for_update(of=("self",)).values_list("pk", flat=True))
 
 
 def _tickets(caller: Caller, ids: Sequence[int], *, lock: bool = False) -> dict[int, _Ticket]:
@@ -247,12 +284,14 @@ def _take_apart(
         return {}
     notes: dict[int, str] = {}
     shards = Shard.objects.select_for_update().in_bulk([ticket.shard for _, ticket in partial])
+    twins = twins_of([ticket.shard for _, ticket in partial], but=[ticket.pk for _, ticket in partial])
     limits = limits_of({ticket.run for _, ticket in partial})
     for entry, ticket in partial:
         shard = shards[ticket.shard]
         if entry.failure:
             notes[ticket.pk] = entry.message or entry.failure
-            give_up(shard, Failure(entry.failure), notes[ticket.pk], limits[ticket.run])
+            if ticket.shard not in twins:
+                give_up(shard, Failure(entry.failure), notes[ticket.pk], limits[ticket.run])
             continue
         first = entry.errors[0]
         notes[ticket.pk] = (

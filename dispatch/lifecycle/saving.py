@@ -12,11 +12,12 @@ from dispatch import events
 from dispatch.lifecycle.ends import finish
 from dispatch.models import Receipt, Run, Shard
 from dispatch.states import SHARD, ShardState, before
-from nodes.transactions import write
+from nodes.transactions import retried, write
 
 SLICE = 5000
 
 
+@retried
 def saved(receipts: Sequence[Receipt]) -> None:
     """These receipts' rows are in the result store. Repeating it, after a crash in between, changes nothing."""
     now = timezone.now()
@@ -49,6 +50,7 @@ def saved(receipts: Sequence[Receipt]) -> None:
     events.changed()
 
 
+@retried
 def damaged(receipt: Receipt, detail: str) -> None:
     """The spooled rows of ``receipt`` cannot be read: its items are done again, with no attempt counted."""
     now = timezone.now()

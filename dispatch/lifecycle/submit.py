@@ -6,7 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -14,7 +14,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import IntegrityError
 
-from dispatch import balancers, events
+from dispatch import balancers, buckets, events, packages
 from dispatch.items import freeze, item_key
 from dispatch.models import WORK_FIELDS, Fallback, Run, Source, Task, TypeSettings
 from dispatch.ranges import MOST_ITEMS
@@ -36,12 +36,12 @@ def submit(
     name: str = "",
     task: Task | None = None,
     split: str = "",
-    priority: int = 5,
-    timeout: float = 300.0,
-    max_attempts: int = 3,
+    priority: int | None = None,
+    timeout: float | None = None,
+    max_attempts: int | None = None,
     backoff: float = 1.0,
     shard_size: int = 0,
-    balancer: str = "most_free",
+    balancer: str | None = None,
     labels: Mapping[str, str] | None = None,
     affinity: Mapping[str, str] | None = None,
     rate_key: str = "",
@@ -49,26 +49,28 @@ def submit(
     fire_time: dt.datetime | None = None,
     submitted_by: str = "",
     idempotency_key: str | None = None,
+    first: Callable[[], None] | None = None,
 ) -> Run:
     """A new run over ``items``; the same one again for an ``idempotency_key`` seen before.
 
     ``split`` asks the executor to cut the items finer ("year"). Times in seconds. Parameters that are not given are
-    those of the type's settings, then the executor's own defaults. ``fire_time`` is the time of its task's schedule
-    that the run is for: IntegrityError where that has one already.
+    those of the type's settings, then the executor's own defaults; priority, timeout, max_attempts and balancer are
+    then those of this server's settings. ``fire_time`` is the time of its task's schedule that the run is for:
+    IntegrityError where that has one already. ``first`` is called in the transaction that inserts the run; what it
+    raises calls both off.
     Raises FieldError for anything that could never be run, Unprocessable for a key used with another submission.
     """
     executor = executors.get(type)
     checked = executor.check(with_settings(type, params or {}))
     frozen = check_items(type, items, dict(checked), split)
+    named = {"priority": priority, "timeout": timeout, "max_attempts": max_attempts, "balancer": balancer}
     work: dict[str, Any] = {
         "type": type,
         "params": checked,
-        "priority": priority,
-        "timeout": timeout,
-        "max_attempts": max_attempts,
+        **defaults(),
+        **{name: value for name, value in named.items() if value is not None},
         "backoff": backoff,
         "shard_size": shard_size,
-        "balancer": balancer,
         "labels": {} if labels is None else labels,
         "affinity": {} if affinity is None else affinity,
         "rate_key": rate_key,
@@ -91,8 +93,12 @@ def submit(
         run.fingerprint = hashlib.sha256(blob + json.dumps(work, sort_keys=True).encode()).hexdigest()
         if (earlier := _submitted_before(run)) is not None:
             return earlier
+    # Not part of what an idempotency key stands for: it depends on who is there.
+    run.shard_size = run.shard_size or packages.fair_size(type, run.count, run.labels)
     try:
         with write():
+            if first is not None:
+                first()
             run.save(force_insert=True)
     except IntegrityError:
         # Two submissions raced with one key: the other one's run is the run. (Or the fire time has its run already.)
@@ -101,6 +107,17 @@ def submit(
         return earlier
     events.changed()
     return run
+
+
+def defaults() -> dict[str, Any]:
+    """What work has that says nothing of it, by this server's settings."""
+    settled = settings.CASCADE
+    return {
+        "priority": settled.default_priority,
+        "timeout": settled.default_timeout,
+        "max_attempts": settled.default_max_attempts,
+        "balancer": settled.default_balancer,
+    }
 
 
 def submit_task(task: Task, **given: Any) -> Run:
@@ -132,7 +149,7 @@ def with_settings(task_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(params, Mapping):
         raise FieldError("params", f"{shown(params)} is not an object")
     settled = TypeSettings.objects.filter(type=task_type).values_list("params", flat=True).first()
-    return {**(settled or {}), **params}
+    return executors.get(task_type).merged(settled or {}, params)
 
 
 def _submitted_before(run: Run) -> Run | None:
@@ -167,8 +184,8 @@ def check_work(work: Mapping[str, Any]) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_ITEMS:
         raise FieldError("shard_size", f"{size!r} is not a whole number from 0 (automatic) to {MOST_ITEMS}")
     name = check_text("balancer", work["balancer"], 200)
-    if name not in balancers.BALANCERS and name not in settings.CASCADE.balancers:
-        known = ", ".join([*sorted(balancers.BALANCERS), *settings.CASCADE.balancers])
+    if name not in (allowed := [*balancers.names(), *settings.CASCADE.balancers]):
+        known = ", ".join(allowed)
         raise FieldError("balancer", f"{name!r} is not one of: {known}; dotted paths are allowed by CASCADE_BALANCERS")
     balancers.get(name)
     for field in ("labels", "affinity"):
@@ -177,7 +194,7 @@ def check_work(work: Mapping[str, Any]) -> None:
         for label, value in work[field].items():
             check_text(field, label, 100)
             check_text(f"{field}.{label}", value, 200)
-    check_text("rate_key", work["rate_key"], 200)
+    buckets.check(check_text("rate_key", work["rate_key"], 200), work.get("params"))
     if work["fallback"] not in Fallback.values:
         raise FieldError("fallback", f"{shown(work['fallback'])} is not one of: {', '.join(Fallback.values)}")
 

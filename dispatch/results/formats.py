@@ -1,4 +1,4 @@
-"""Rows on their way out: batches as pieces of a Parquet file, an Arrow IPC stream, CSV or JSON."""
+"""Rows on their way out: batches as pieces of a Parquet file, an Arrow IPC stream, CSV, JSON or JSON lines."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ FORMATS = {
     "arrow": "application/vnd.apache.arrow.stream",
     "csv": "text/csv; charset=utf-8",
     "json": "application/json",
+    "jsonl": "application/x-ndjson",
 }
 
 
 def stream(reader: pa.RecordBatchReader, format: str) -> tuple[str, Iterator[bytes]]:
     """The content type, and what ``reader`` reads as pieces of a Parquet file, an Arrow IPC stream, CSV with a head
-    line, or a JSON array of objects; a batch at a time.
+    line, a JSON array of objects, or an object a line; a batch at a time.
 
     In JSON times are ISO 8601, and NaN and the infinities null. Raises FieldError for another ``format``.
     """
     if format not in FORMATS:
         raise FieldError("format", f"{shown(format)} is not one of: {', '.join(FORMATS)}")
-    return FORMATS[format], _json(reader) if format == "json" else _binary(reader, format)
+    texts = {"json": _json, "jsonl": _json_lines}
+    return FORMATS[format], texts[format](reader) if format in texts else _binary(reader, format)
 
 
 class _Pieces(io.RawIOBase):
@@ -81,11 +83,24 @@ def _binary(reader: pa.RecordBatchReader, format: str) -> Iterator[bytes]:
 
 
 def _json(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    lead = "["
+    for lines in _objects(reader):
+        yield (lead + "\n" + ",\n".join(lines)).encode()
+        lead = ","
+    yield (b"[]" if lead == "[" else b"\n]") + b"\n"
+
+
+def _json_lines(reader: pa.RecordBatchReader) -> Iterator[bytes]:
+    for lines in _objects(reader):
+        yield ("\n".join(lines) + "\n").encode()
+
+
+def _objects(reader: pa.RecordBatchReader) -> Iterator[list[str]]:
+    """The rows of each batch that has any, as JSON objects."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     names = reader.schema.names
-    lead = "["
     try:
         for batch in reader:
             columns = []
@@ -97,9 +112,6 @@ def _json(reader: pa.RecordBatchReader) -> Iterator[bytes]:
                     values = [None if value is None else value.isoformat() for value in values]
                 columns.append(values)
             if batch.num_rows:
-                lines = (json.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
-                yield (lead + "\n" + ",\n".join(lines)).encode()
-                lead = ","
-        yield (b"[]" if lead == "[" else b"\n]") + b"\n"
+                yield [json.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
     finally:
         reader.close()

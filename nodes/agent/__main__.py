@@ -11,7 +11,7 @@ import sys
 from nodes import __version__
 from nodes.agent.config import AgentConfig, parse
 from nodes.agent.loop import Agent
-from nodes.protocol import FieldError
+from nodes.given import SettingsError
 
 
 async def _run(config: AgentConfig) -> None:
@@ -30,11 +30,19 @@ async def _run(config: AgentConfig) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in ("run", "tasks"):
+        from nodes.agent import offline
+
+        sys.exit(offline.main(sys.argv[1:]))
     try:
         config = parse()
-    except FieldError as error:
-        sys.exit(f"error: {error}")
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
     logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    for note in config.notes:
+        logging.warning("%s", note)
     try:
         asyncio.run(_run(config))
     except BlockingIOError:

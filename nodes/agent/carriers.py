@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nodes import signing
 from nodes.agent.clock import ParentClock
@@ -78,6 +78,11 @@ class Rest:
         """Brings a segment to the parent's spool; doing it again costs nothing there."""
         await self._run("PUT", f"/api/v1/agent/segments/{sha256}", file, 300.0)
 
+    async def fetch(self, name: str) -> bytes:
+        """What the parent has under this name, as it is. Raises Unreachable, Refused."""
+        content: bytes = (await self._run("GET", f"/api/v1/agent/{name}", b"", 120.0))["content"]
+        return content
+
     async def _run(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Body] = loop.create_future()
@@ -130,6 +135,8 @@ class Rest:
                     raise Unreachable(f"{method} {path}: {error}") from None
                 if answer.status_code == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(answer.text):
                     continue
+                if method == "GET" and answer.status_code == HTTPStatus.OK:
+                    return {"content": answer.content}
                 return _decoded(answer.status_code, answer.content, answer.headers.get("Retry-After"))
             raise AssertionError("unreachable")
         finally:
@@ -227,6 +234,47 @@ class Push:
                 await self._socket.close()
 
 
+class Uploads(Protocol):
+    """Where segments go."""
+
+    async def upload(self, sha256: str, file: Path) -> None: ...
+
+
+class Line(Protocol):
+    """What an agent needs of a way to its parent; ``Link`` is the one over a network."""
+
+    taking: bool
+    """Off: no more claims."""
+    long_poll: float
+
+    @property
+    def rest(self) -> Uploads: ...
+
+    @property
+    def carrier(self) -> str: ...
+
+    @property
+    def reachable(self) -> bool:
+        """Whether new work can come now."""
+
+    async def call(self, verb: str, body: Body) -> Body:
+        """Raises Unreachable, Refused."""
+
+    async def run(self) -> None:
+        """Keeps the way open, until cancelled."""
+
+    def wake(self) -> None:
+        """There may be work for us: ask now."""
+
+    def close(self) -> None: ...
+
+
+Inbound = Callable[[Body], None]
+Connected = Callable[[], Awaitable[None]]
+MakeLine = Callable[[Inbound, Callable[[], Body], Connected], Line]
+"""(inbound, claim, connected), as for ``Link``."""
+
+
 class Link:
     """The way to the parent: by push while it works, else by pull, and back.
 
@@ -238,10 +286,9 @@ class Link:
     def __init__(
         self,
         config: AgentConfig,
-        *,
-        inbound: Callable[[Body], None],
+        inbound: Inbound,
         claim: Callable[[], Body],
-        connected: Callable[[], Awaitable[None]],
+        connected: Connected,
     ) -> None:
         self._config = config
         self._clock = ParentClock()
@@ -251,6 +298,9 @@ class Link:
         self._connected = connected
         self._push: Push | None = None
         self._tried = asyncio.Event()
+        self._knocked = asyncio.Event()
+        self._waiting_claim = False
+        self._asking: asyncio.Task[None] | None = None
         self.long_poll = 30.0
         self.taking = True
         """Off: no more claims."""
@@ -360,25 +410,50 @@ class Link:
                     away = False
                 began = loop.time()
                 body = {**self._claim(), "wait": self.long_poll}
-                reply = await self.rest.call("claim", body, patience=self.long_poll + 15)
+                self._waiting_claim = True
+                try:
+                    reply = await self.rest.call("claim", body, patience=self.long_poll + 15)
+                finally:
+                    self._waiting_claim = False
                 if "work" not in reply:
                     raise Unreachable("the answer to a claim names no work: it is not one of a parent")
                 self._inbound({"type": "claimed", **reply})
                 attempt = 0
                 if not reply["work"] and not reply.get("cancel") and loop.time() - began < EMPTY_SECONDS:
-                    await asyncio.sleep(EMPTY_SECONDS)  # a parent that lets nobody wait
+                    await self._pause(EMPTY_SECONDS)  # a parent that lets nobody wait
             except Unreachable as error:
                 attempt, away = attempt + 1, True
                 logger.warning("no claim from %s: %s", self._config.parent, error)
-                await asyncio.sleep(error.wait if error.wait is not None else jitter(attempt))
+                await self._pause(error.wait if error.wait is not None else jitter(attempt))
             except Refused as error:
                 attempt, away = attempt + 1, True
                 logger.error("%s refuses us: %s", self._config.parent, error)
-                await asyncio.sleep(jitter(attempt + 4))
+                await self._pause(jitter(attempt + 4))
             except Exception:
                 attempt, away = attempt + 1, True
                 logger.exception("a claim failed")
-                await asyncio.sleep(jitter(attempt + 4))
+                await self._pause(jitter(attempt + 4))
+
+    async def _pause(self, seconds: float) -> None:
+        """Until the next claim, or until somebody knocks."""
+        self._knocked.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._knocked.wait()
+
+    def wake(self) -> None:
+        """Somebody knocked: claim at once, whatever we wait for. Call it on the agent's loop."""
+        self._knocked.set()
+        asking = self._asking is not None and not self._asking.done()
+        if self.taking and not asking and (self._waiting_claim or self._push is not None):
+            # The claim that waits may wait on a dead line. It is not given up: work may come with its answer.
+            self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        try:
+            self._inbound({"type": "claimed", **await self.call("claim", {**self._claim(), "wait": 0})})
+        except (Unreachable, Refused) as error:
+            logger.warning("no claim from %s: %s", self._config.parent, error)
 
     def close(self) -> None:
         self.rest.close()

@@ -1,6 +1,6 @@
-"""Every setting of the agent: from arguments, else the environment, else the default.
+"""Every setting of the agent: from a file, the environment, or arguments (the later one wins), else the default.
 
-Keys never come from arguments, which every user of a machine can read in its process list.
+Secrets never come from arguments, which every user of a machine can read in its process list.
 """
 
 from __future__ import annotations
@@ -9,49 +9,94 @@ import argparse
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from nodes.given import Collected, Given, Problem, SettingsError, argument_pairs, collect, shown
 from nodes.protocol import FieldError
 
 _ACCESS_KEY = re.compile(r"\ACN[0-9a-zA-Z]{8,38}\Z")
 _SECRET_KEY = re.compile(r"\ACS[0-9A-Za-z_-]{43}\Z")
 CARRIERS = ("auto", "push", "pull")
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+DRAIN_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class AgentConfig:
-    """``parent`` is its base URL; ``carrier`` one of auto (push while it works, else pull), push, pull."""
+class Setting:
+    """One setting: ``allowed`` completes "… is not", and ``read`` gives the value or raises ValueError or TypeError."""
 
-    parent: str
-    access_key: str
-    secret_key: str
-    carrier: str = "auto"
-    data_dir: Path = Path("agent")
-    drain_seconds: float = 20.0
-    """How long a stop waits for running shards before it hands them back."""
-    log_level: str = "INFO"
+    name: str
+    default: Any
+    description: str
+    allowed: str
+    read: Callable[[Any], Any]
 
-    def __post_init__(self) -> None:
-        if not _is_address(self.parent):
-            raise FieldError("parent", f"{self.parent!r} is not an address like http://parent.example:8000")
-        if not _ACCESS_KEY.match(self.access_key):
-            raise FieldError("access_key", f"{self.access_key!r} is not an access key, which starts with CN")
-        if not _SECRET_KEY.match(self.secret_key):
-            # Never shown, not even when it is wrong: it may be the right one with a slip.
-            raise FieldError("secret_key", "is not a secret key, which is CS and 43 characters more")
-        if self.carrier not in CARRIERS:
-            raise FieldError("carrier", f"{self.carrier!r} is not one of: {', '.join(CARRIERS)}")
-        if not 0 <= self.drain_seconds <= 86_400:
-            raise FieldError("drain_seconds", f"{self.drain_seconds} is not between 0 and 86400")
-        if self.log_level not in LEVELS:
-            raise FieldError("log_level", f"{self.log_level!r} is not one of: {', '.join(LEVELS)}")
+    def settled(self, value: Any) -> Any:
+        """Raises FieldError with what was given and what is allowed."""
+        try:
+            return self.read(value)
+        except (TypeError, ValueError):
+            raise FieldError(self.name, f"{shown(self.name, value)} is not {self.allowed}") from None
 
-    def __repr__(self) -> str:
-        return f"AgentConfig(parent={self.parent!r}, access_key={self.access_key!r}, carrier={self.carrier!r})"
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).isprintable():
+        raise TypeError
+    return str(value)
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.match(value):
+            raise ValueError
+        return value
+
+    return read
+
+
+def _secret(value: Any) -> str:
+    from nodes import signing  # loads cryptography
+
+    secret = _matching(_SECRET_KEY)(value)
+    try:
+        signing.public_key_of(secret)
+    except FieldError:
+        raise ValueError from None
+    return secret
+
+
+def _one_of(allowed: Sequence[str]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError
+        return str(value)
+
+    return read
+
+
+def _number(least: float, most: float, kind: Callable[[Any], float] = float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not least <= (number := kind(value)) <= most or number != float(value):
+            raise ValueError
+        return number
+
+    return read
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str | Path) or not str(value).strip() or "\x00" in str(value):
+        raise ValueError
+    return str(value)
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str) or not _is_address(value):
+        raise ValueError
+    return value.rstrip("/")
 
 
 def _is_address(text: str) -> bool:
@@ -64,60 +109,246 @@ def _is_address(text: str) -> bool:
     return bool(good) and "@" not in url.netloc and not url.query and not url.fragment and text.isprintable()
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the agent's arguments; ``manage.py runserver --role child`` takes the same."""
-    parser.add_argument("--parent", help="the parent's address, like http://127.0.0.1:8000 (CASCADE_PARENT)")
-    parser.add_argument("--carrier", choices=CARRIERS, help="how work comes (CASCADE_CARRIER; default auto)")
-    parser.add_argument("--key-file", help="file with access key and secret key, one a line (CASCADE_KEY_FILE)")
-    parser.add_argument("--data-dir", help="where finished work waits for its receipt (CASCADE_AGENT_DIR)")
-    parser.add_argument("--drain-seconds", type=float, help="how long a stop waits for running shards (default 20)")
+SETTINGS: tuple[Setting, ...] = (
+    Setting("parent", "", "The parent's address.", "an address like http://parent.example:8000", _address),
+    Setting(
+        "access_key",
+        "",
+        "Names this child to its parent.",
+        "an access key, which starts with CN",
+        _matching(_ACCESS_KEY),
+    ),
+    Setting(
+        "secret_key",
+        "",
+        "Signs what this child sends.",
+        "a secret key, which is CS and 43 characters more",
+        _secret,
+    ),
+    Setting("key_file", "", "A file with both keys, one a line, instead of them.", "the path of a file", _path),
+    Setting(
+        "carrier",
+        "auto",
+        "How work comes; auto: push while it works, else pull.",
+        f"one of: {', '.join(CARRIERS)}",
+        _one_of(CARRIERS),
+    ),
+    Setting(
+        "agent_dir",
+        "",
+        "Where finished work waits for its receipt. Empty: in data_dir, or else in ~/.cascade.",
+        "the path of a folder",
+        _path,
+    ),
+    Setting("data_dir", "", "See the server's; agent_dir is in it.", "the path of a folder", _path),
+    Setting(
+        "drain_seconds",
+        DRAIN_SECONDS,
+        "How long a stop waits for running shards before it hands them back.",
+        "a number from 0 to 86400, in seconds",
+        _number(0, 86_400),
+    ),
+    Setting(
+        "workers",
+        0,
+        "Worker processes at most, whatever the parent grants; without a parent: how many. 0: as many as the parent "
+        "grants, or the machine has cores.",
+        "a whole number from 0 to 10000",
+        _number(0, 10_000, int),
+    ),
+    Setting("node_id", "", "What programs that drive this node know it by. Empty: the node's name.", "a text", _text),
+    Setting("node_name", "", "What people call this node. Empty: what its parent calls it.", "a text", _text),
+    Setting(
+        "max_memory_mb",
+        0,
+        "Memory of this node's processes, in MB, above which it is overloaded. 0: no limit.",
+        "a whole number from 0 to 100000000",
+        _number(0, 100_000_000, int),
+    ),
+    Setting("log_level", "INFO", "How much is logged.", f"one of: {', '.join(LEVELS)}", _one_of(LEVELS)),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+_SERVER = """
+    role debug django_key allowed_hosts csrf_trusted_origins https time_zone host port node_api_key healthy_word
+    beat_seconds lease_seconds offer_seconds offline_seconds long_poll_seconds target_seconds lookahead_seconds
+    lookahead_limit balancers worker_deaths fallback_seconds fallback_workers max_cpu max_memory patient_seconds
+    webhook_attempts run_days log_days heartbeat_days max_items upload_limit allow_plain_keys signature_seconds
+    duckdb_memory sql_seconds default_priority default_timeout default_max_attempts default_balancer
+    second_copies database_url redis_url
+"""
+SERVER = frozenset(_SERVER.split())
+"""What else a file may set: settings of the server around an agent, which one that runs alone need not look at."""
 
 
-def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> AgentConfig:
-    """Raises FieldError naming what is missing or wrong."""
+@dataclass(frozen=True)
+class AgentConfig:
+    """``parent`` is its base URL, empty for an agent that has none; ``carrier`` one of auto (push while it works, else
+    pull), push, pull. ``workers`` 0: as many as the parent grants.
+    """
 
-    def given(name: str, variable: str) -> str | None:
-        return getattr(options, name, None) or environ.get(variable)
+    parent: str = ""
+    access_key: str = ""
+    secret_key: str = ""
+    carrier: str = "auto"
+    data_dir: Path = Path("agent")
+    drain_seconds: float = DRAIN_SECONDS
+    """How long a stop waits for running shards before it hands them back."""
+    log_level: str = "INFO"
+    node_id: str = ""
+    node_name: str = ""
+    workers: int = 0
+    max_memory_mb: int = 0
+    notes: tuple[str, ...] = ()
+    """What is to be said of the settings, once, at the start."""
 
-    parent = given("parent", "CASCADE_PARENT")
-    if not parent:
-        raise FieldError("parent", "is required: --parent http://… or CASCADE_PARENT")
-    access_key, secret_key = _keys(given("key_file", "CASCADE_KEY_FILE"), environ)
-    folder = given("data_dir", "CASCADE_AGENT_DIR") or Path.home() / ".cascade" / access_key
-    drain = getattr(options, "drain_seconds", None)
-    return AgentConfig(
-        parent=parent.rstrip("/"),
-        access_key=access_key,
-        secret_key=secret_key,
-        carrier=given("carrier", "CASCADE_CARRIER") or "auto",
-        data_dir=Path(folder).expanduser().resolve(),
-        drain_seconds=20.0 if drain is None else drain,
-        log_level=environ.get("CASCADE_LOG_LEVEL", "INFO"),
+    def __post_init__(self) -> None:
+        names = ["carrier", "drain_seconds", "log_level", "workers", "max_memory_mb"]
+        for name in [*names, *(("parent", "access_key", "secret_key") if self.parent else ())]:
+            BY_NAME[name].settled(getattr(self, name))
+
+    def __repr__(self) -> str:
+        return f"AgentConfig(parent={self.parent!r}, access_key={self.access_key!r}, carrier={self.carrier!r})"
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what every program that reads settings takes."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="settings in TOML, JSON or YAML (CASCADE_CONFIG; default cascade.toml, .json, …)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting, like lease_seconds=20; repeatable",
     )
 
 
-def _keys(file: str | None, environ: Mapping[str, str]) -> tuple[str, str]:
-    if file is None:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the agent's arguments; ``manage.py runserver --role child`` takes the same."""
+    parser.add_argument("--parent", help="the parent's address, like http://127.0.0.1:8000 (CASCADE_PARENT)")
+    parser.add_argument("--carrier", help="how work comes: auto, push or pull (CASCADE_CARRIER; default auto)")
+    parser.add_argument("--key-file", help="file with access key and secret key, one a line (CASCADE_KEY_FILE)")
+    parser.add_argument("--data-dir", help="where finished work waits for its receipt (CASCADE_AGENT_DIR)")
+    parser.add_argument("--drain-seconds", help="how long a stop waits for running shards (default 20)")
+
+
+def given_arguments(options: argparse.Namespace) -> list[tuple[str, Any, str]]:
+    """What of ``options`` sets the agent, as ``collect`` takes it. Raises SettingsError."""
+    named = {"parent": "parent", "carrier": "carrier", "key_file": "key_file", "data_dir": "agent_dir"}
+    named |= {
+        "drain_seconds": "drain_seconds",
+        "workers": "workers",
+        "log_level": "log_level",
+        "node_name": "node_name",
+        "node_id": "node_id",
+    }
+    pairs = argument_pairs(getattr(options, "set", None) or [])
+    for option, name in named.items():
+        if (value := getattr(options, option, None)) is not None:
+            pairs.append((name, value, f"argument --{option.replace('_', '-')}"))
+    return pairs
+
+
+def check(found: Collected) -> dict[str, Any]:
+    """The agent's settings with their values, as far as they were given; what is wrong is added to ``found``."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = found.given.get(setting.name)
+        if given is None or (given.value == "" and setting.default == ""):
+            continue
         try:
-            return environ["CASCADE_ACCESS_KEY"], environ["CASCADE_SECRET_KEY"]
-        except KeyError as missing:
-            raise FieldError(
-                missing.args[0], "is not set; `manage.py node add NAME` on the parent prints both keys"
-            ) from None
-    path = Path(file).expanduser()
+            values[setting.name] = setting.settled(given.value)
+        except FieldError as error:
+            found.wrong(setting.name, error.message)
+    return values
+
+
+def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *, served: bool = False) -> AgentConfig:
+    """``served``: there is a server around the agent, so that it may be without a parent: programs drive it.
+
+    Raises SettingsError, a FieldError, naming all that is missing or wrong.
+    """
+    found = collect(
+        SERVER | BY_NAME.keys(),
+        arguments=given_arguments(options),
+        environ=environ,
+        config=getattr(options, "config", None),
+        role="child",
+    )
+    values = check(found)
+    access_key, secret_key = _keys(found, values, environ)
+    if not values.get("parent") and (not served or access_key) and "parent" not in found.given:
+        found.problems.append(Problem("parent", "is required: --parent http://…, CASCADE_PARENT or a file", ""))
+    elif values.get("parent") and not (access_key and secret_key) and not found.problems:
+        missing = "CASCADE_SECRET_KEY" if access_key else "CASCADE_ACCESS_KEY"
+        found.problems.append(
+            Problem(missing, "is not set; `manage.py node add NAME` on the parent prints both keys", "")
+        )
+    if found.problems:
+        raise SettingsError(found.problems)
+    folder = values.get("agent_dir") or _folder(values, access_key)
+    return AgentConfig(
+        parent=values.get("parent", ""),
+        access_key=access_key,
+        secret_key=secret_key,
+        data_dir=Path(folder).expanduser().resolve(),
+        **{name: values[name] for name in _PLAIN if name in values},
+        notes=tuple(found.notes),
+    )
+
+
+_PLAIN = ("carrier", "drain_seconds", "log_level", "node_id", "node_name", "workers", "max_memory_mb")
+
+
+def _folder(values: Mapping[str, Any], access_key: str) -> Path:
+    """One for each agent, also where several share a data folder."""
+    name = access_key or values.get("node_id") or values.get("node_name") or "alone"
+    if base := values.get("data_dir"):
+        return Path(base) / "agent" / name
+    return Path.home() / ".cascade" / name
+
+
+def _keys(found: Collected, values: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str]:
+    """Both keys, or "" for one that is missing or wrong. A pair that was given nearer than a key file comes first."""
+    file = found.given.get("key_file")
+    pair = [found.given.get(name) for name in ("access_key", "secret_key")]
+    if file is not None and "key_file" in values and not all(each and each.place > file.place for each in pair):
+        return _read_keys(found, file)
+    for name in ("access_key", "secret_key"):
+        variable = f"CASCADE_{name.upper()}"
+        if name not in found.given and environ.get(variable) == "":
+            setting = BY_NAME[name]
+            found.problems.append(Problem(name, f"{shown(name, '')} is not {setting.allowed}", variable))
+    return values.get("access_key", ""), values.get("secret_key", "")
+
+
+def _read_keys(found: Collected, given: Given) -> tuple[str, str]:
+    path = Path(str(given.value)).expanduser()
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise FieldError("key_file", f"{path} can be read by others; run: chmod 600 {path}")
         lines = path.read_text().split()
+        if len(lines) != 2:
+            raise FieldError("key_file", f"{path} must hold the access key and the secret key, one a line")
+        return BY_NAME["access_key"].settled(lines[0]), BY_NAME["secret_key"].settled(lines[1])
     except OSError as error:
-        raise FieldError("key_file", f"{path}: {error.strerror}") from None
-    if len(lines) != 2:
-        raise FieldError("key_file", f"{path} must hold the access key and the secret key, one a line")
-    return lines[0], lines[1]
+        found.wrong("key_file", f"{path}: {error.strerror}")
+    except UnicodeDecodeError:
+        found.wrong("key_file", f"{path} must hold the access key and the secret key, one a line")
+    except FieldError as error:
+        found.wrong("key_file", error.message)
+    return "", ""
 
 
 def parse(argv: Sequence[str] | None = None) -> AgentConfig:
     """The configuration of ``python -m nodes.agent``."""
     parser = argparse.ArgumentParser(prog="python -m nodes.agent", description="Takes work from a Cascade parent.")
+    common_arguments(parser)
     arguments(parser)
+    parser.add_argument("--workers", help="worker processes at most (default: as many as the parent grants)")
+    parser.add_argument("--log-level", dest="log_level", help=f"one of: {', '.join(LEVELS)} (default INFO)")
     return load(parser.parse_args(argv))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 
+from nodes.agent.carriers import MakeLine
 from nodes.agent.config import AgentConfig
 from nodes.agent.loop import Agent
 
@@ -18,8 +19,9 @@ agent: Agent | None = None
 class HostedAgent:
     """Runs an agent in a thread of its own, beside the server that answers for it."""
 
-    def __init__(self, config: AgentConfig, version: str) -> None:
+    def __init__(self, config: AgentConfig, version: str, *, line: MakeLine | None = None) -> None:
         self._config = config
+        self._line = line
         self._version = version
         self._thread = threading.Thread(target=self._run, name="agent")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -48,6 +50,6 @@ class HostedAgent:
     async def _main(self) -> None:
         global agent
         self._loop = asyncio.get_running_loop()
-        agent = Agent(self._config, self._version)
+        agent = Agent(self._config, self._version, line=self._line)
         self._up.set()
         await agent.run()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nodes import executors
-from nodes.agent.carriers import Body, Link, Refused, Unreachable
+from nodes.agent.alone import NoLine
+from nodes.agent.carriers import Body, Line, Link, MakeLine, Refused, Unreachable
 from nodes.agent.config import AgentConfig
+from nodes.agent.configuration import Store, Sync
+from nodes.agent.direct import Direct
+from nodes.agent.health import Sampler, Tally
 from nodes.agent.outbox import Outbox
 from nodes.agent.sender import Sender
 from nodes.agent.vitals import Vitals
@@ -25,9 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 BUNDLE_SECONDS = 0.02
 """Shards so short that several of them take no longer than this go to a worker in one trip."""
 PACE = 0.3
+WATCH_SECONDS = 1.0
 END_SECONDS = 5.0
 GIVE_UP_SECONDS = 10.0
 """How long a stop tries to bring the last results to a parent that does not answer; they wait in the outbox."""
@@ -68,12 +76,12 @@ class Bundle:
 class Agent:
     """One child. ``run()`` returns when ``stop()`` was called and everything is reported or handed back."""
 
-    def __init__(self, config: AgentConfig, version: str = "") -> None:
+    def __init__(self, config: AgentConfig, version: str = "", *, line: MakeLine | None = None) -> None:
         self.config = config
         self.version = version
         self.boot = secrets.token_hex(8)
         self.node = ""
-        self.capacity = 1
+        self.capacity = 1 if config.parent or line else config.workers or os.cpu_count() or 1
         self.beat_seconds = 5.0
         self.draining = False
         self._queue: deque[Work] = deque()
@@ -90,7 +98,18 @@ class Agent:
         self._changed = asyncio.Event()
         self._paced = asyncio.Event()
         self._vitals = Vitals(config.data_dir)
-        self._link = Link(config, inbound=self._hear, claim=self._claim, connected=self._greet)
+        make = line or (partial(Link, config) if config.parent else NoLine)
+        self._link: Line = make(self._hear, self._claim, self._greet)
+        self.tally = Tally()
+        self.sampler = Sampler(config.data_dir, resident=config.max_memory_mb > 0)
+        self.direct = Direct(
+            config.data_dir / "direct", self.tally, free=self._has_slot, pool=self._workers, changed=self._slot_freed
+        )
+        # Only over a network: an agent inside its parent's process has the configuration there.
+        self._sync = None
+        if isinstance(self._link, Link):
+            rest = self._link.rest
+            self._sync = Sync(Store(config.data_dir), lambda: rest.fetch("config"), self._paced.set)
         self._sender = Sender(
             self._outbox, self._link, held=self._held, gone=self._take_back, queued=lambda: bool(self._queue)
         )
@@ -102,8 +121,11 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())
+        if self._sync is not None:
+            self._sync.open()
         self._sender.wake()
-        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._sender.run(), self._beat())]
+        self.direct.open()
+        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._sender.run(), self._beat(), self._watch())]
         stopped = asyncio.create_task(self._stop_asked.wait())
         try:
             done, _ = await asyncio.wait([stopped, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -116,6 +138,8 @@ class Agent:
             await asyncio.wait([stopped, *jobs], timeout=END_SECONDS)
             if self._pool is not None:
                 self._pool.stop()
+            if self._sync is not None:
+                self._sync.close()
             self._link.close()
             self._outbox.close()
 
@@ -128,6 +152,7 @@ class Agent:
         """SIGTERM: hand back what has not begun, wait for what runs, report, say good-bye."""
         logger.info("stopping: %d running, %d to hand back", len(self._bundles), len(self._queue))
         self._link.taking = False
+        self.direct.stop()  # nobody can fetch their results any more
         deadline = self._loop.time() + self.config.drain_seconds
         await self._release([work.allocation for work in self._queue], "the node stops")
         await self._say_leaving()
@@ -158,7 +183,38 @@ class Agent:
     @property
     def active(self) -> int:
         """Slots in use."""
-        return len(self._bundles)
+        return len(self._bundles) + self.direct.active
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def call(self, verb: Callable[..., T], *args: Any) -> Future[T]:
+        """``verb`` on the agent's loop, from any thread."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(verb(*args))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._loop.call_soon_threadsafe(run)
+        return answer
+
+    def wake(self) -> None:
+        """There may be work for us. Call it on the agent's loop."""
+        self._link.wake()
+
+    async def drain(self) -> None:
+        """Takes nothing more, from whomever; returns when nothing runs, after ``drain_seconds`` at most."""
+        self._link.taking = False
+        self.direct.closed = "this node is about to stop"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_seconds):
+                while self.active or self._queue:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     # Work comes in
 
@@ -189,7 +245,7 @@ class Agent:
         self._fill()
 
     def _claim(self) -> Body:
-        free = max(self.capacity - len(self._bundles) - len(self._queue), 0)
+        free = max(self.capacity - self.active - len(self._queue), 0)
         return {"boot": self.boot, "slots": free, "held": sorted(self._held)}
 
     # Work is done
@@ -197,7 +253,7 @@ class Agent:
     def _fill(self) -> None:
         """Gives every free slot something to do."""
         # Before the first word of the parent the capacity is a guess.
-        while self._greeted and self._queue and len(self._bundles) < self.capacity:
+        while self._greeted and self._queue and self.active < self.capacity:
             works = self._take()
             bundle = Bundle(works, self._workers().start([work.shard() for work in works], self._patience(works)))
             self._bundles.append(bundle)
@@ -232,7 +288,21 @@ class Agent:
         return self._pool
 
     def _note_progress(self, allocation: int, done: int) -> None:
-        self._progress[allocation] = done
+        if allocation >= 0:  # below are tasks handed directly to us
+            self._progress[allocation] = done
+
+    def _has_slot(self) -> bool:
+        return self.active < self.capacity and not self._queue and not self.draining and not self.stopping
+
+    def _slot_freed(self) -> None:
+        self._fill()
+        self._changed.set()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self.sampler.take()
+            self.direct.forget()
 
     def _finished(self, bundle: Bundle) -> None:
         from nodes.agent.pool import Cancelled, Crashed, TimedOut
@@ -265,6 +335,7 @@ class Agent:
             self._progress.pop(work.allocation, None)
         self._fill()  # first of all: a free slot costs more than a report a moment later
         if entries:
+            self.tally.add(entries)
             self._outbox.put(entries)
             self._sender.wake()
         self._changed.set()
@@ -357,6 +428,7 @@ class Agent:
             "carrier": self._link.carrier,
             # What runs is still ours, but send no more.
             "leaving": not self._link.reachable,
+            **({} if self._sync is None else {"config": self._sync.number}),
             **self._vitals.now(),
         }
 
@@ -369,7 +441,11 @@ class Agent:
             self._paced.set()
         self._link.long_poll = float(reply.get("long_poll_seconds", self._link.long_poll))
         capacity = int(reply.get("capacity", self.capacity))
+        if self.config.workers:
+            capacity = min(capacity, self.config.workers)
         if capacity != self.capacity:
             logger.info("capacity is %d now", capacity)
             self.capacity = capacity
+        if self._sync is not None:
+            self._sync.heard(reply.get("config"), reply.get("config_mark"))
         self._hear({"type": "beat", "cancel": reply.get("cancel"), "drain": reply.get("drain", False)})

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nodes import executors
+from nodes import drive, executors
 from nodes.executors.base import Dataset, ItemFailed, Rows
 from nodes.executors.rows import encode, inline, to_table
 from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
@@ -30,6 +30,7 @@ LOG_LIMIT = 16_000
 """Characters of a shard's log that are kept: its end, where a failure shows."""
 MESSAGE_LIMIT = 2_000
 PROGRESS_SECONDS = 0.5
+NICER = 5
 INLINE_CHARACTERS = 60_000
 
 Shard = dict[str, Any]
@@ -48,6 +49,8 @@ def serve(pipe: Connection, outbox: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    # Beats and questions of how this node is must not wait behind the work they are about.
+    os.nice(NICER)
     while True:
         try:
             bundle = pipe.recv()
@@ -90,9 +93,13 @@ class _Tail(io.TextIOBase):
 def run(bundle: list[Shard], outbox: str) -> list[dict[str, Any]]:
     """Entries (see ``nodes.protocol``) for the shards of ``bundle``, in order. Larger rows go to one segment file.
 
-    An item's failure costs that item; only what the executor cannot even begin costs its shard.
+    An item's failure costs that item; only what the executor cannot even begin costs its shard. A shard that names a
+    file for its ``result`` was handed to this node directly: its rows stay in that file.
     """
     results: list[_Result] = [_run_shard(shard) for shard in bundle]
+    for shard, result in zip(bundle, results, strict=True):
+        if "result" in shard:
+            _leave(shard, result)
     large = [result for result in results if result.rows and not result.inline]
     if large:
         _write_segment(large, Path(outbox))
@@ -183,6 +190,25 @@ def _run_items(shard: Shard, result: _Result) -> None:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
+
+
+def _leave(shard: Shard, result: _Result) -> None:
+    """The rows of ``result`` into the file that ``shard`` names, as its status will show them."""
+    result.entry.pop("rows", None)
+    if "failure" not in result.entry:
+        dataset, kept = result.dataset, result.rows
+        assert dataset is not None
+        pieces = (inline(dataset, rows, sys.maxsize) or [] for rows in kept)
+        problem = drive.write_result(
+            Path(shard["result"]), shard["type"], shard["params"], shard["items"], result.entry, pieces
+        )
+        if problem:
+            result.entry = {
+                "allocation": shard["allocation"],
+                "failure": {"kind": "error", "message": problem},
+                "seconds": result.entry["seconds"],
+            }
+    result.rows = []
 
 
 def _write_segment(results: list[_Result], outbox: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from nodes.agent.carriers import Link, Refused, Unreachable, jitter
+from nodes.agent.carriers import Line, Refused, Unreachable, jitter
 from nodes.agent.outbox import Outbox
 from nodes.protocol import FRAME_BYTES_LIMIT
 
@@ -36,7 +36,7 @@ class Sender:
     def __init__(
         self,
         outbox: Outbox,
-        link: Link,
+        link: Line,
         *,
         held: set[int],
         gone: Callable[[Iterable[int]], None],

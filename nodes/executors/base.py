@@ -188,8 +188,8 @@ _ALLOWED = {
 }
 
 
-def check_params(declared: Sequence[Param], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` checked against ``declared``, with defaults filled in.
+def check_params(declared: Sequence[Param], given: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
+    """``given`` checked against ``declared``, with defaults filled in or, if ``partial``, only what is given.
 
     Raises FieldError for an unknown name, a missing required one, or a bad value.
     """
@@ -206,6 +206,8 @@ def check_params(declared: Sequence[Param], given: Mapping[str, Any]) -> dict[st
         # null means "not given", as JSON clients that fill in every key send it.
         if given.get(name) is not None:
             checked[name] = param.check(given[name])
+        elif partial:
+            continue
         elif param.default is REQUIRED:
             raise FieldError(f"params.{name}", f"is required: {param.help or param.kind}")
         elif param.default is not None:
@@ -230,6 +232,16 @@ class Executor(ABC):
     def check(cls, params: Mapping[str, Any]) -> dict[str, Any]:
         """The checked parameters; overridden where one parameter decides which others exist. Raises FieldError."""
         return check_params(cls.params, params)
+
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The checked parameters that all runs of this type shall have unless they say otherwise: any part of them."""
+        return check_params(cls.params, settings, partial=True)
+
+    @classmethod
+    def merged(cls, settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+        """``params`` of a run over the type's ``settings``, as far as these hold for it."""
+        return {**settings, **params}
 
     @classmethod
     def check_item(cls, item: Item) -> None:

@@ -72,6 +72,29 @@ class DataImport(Executor):
         return checked
 
     @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Beside its own parameters, where they name a source, those of that source. Raises FieldError."""
+        if not isinstance(settings, Mapping):
+            raise FieldError("params", f"{shown(settings)} is not an object")
+        source = check_params([SOURCE], {"source": settings.get("source")}, partial=True).get("source")
+        if source is None:
+            return check_params(cls.params, settings, partial=True)
+        provider = providers.get(source)
+        checked = check_params((*cls.params, *provider.params), settings, partial=True)
+        if checked.get("freq", provider.freqs[0]) not in provider.freqs:
+            raise FieldError(
+                "params.freq", f"{shown(checked['freq'])} is not offered by {source}: {', '.join(provider.freqs)}"
+            )
+        return checked
+
+    @classmethod
+    def merged(cls, settings: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings for a source say nothing to a run with another one, save what all sources have."""
+        if params.get("source") not in (None, settings.get("source")):
+            settings = {param.name: settings[param.name] for param in cls.params if param.name in settings}
+        return {**settings, **params}
+
+    @classmethod
     def check_item(cls, item: Item) -> None:
         _parts(item)
 

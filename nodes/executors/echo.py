@@ -10,6 +10,9 @@ from typing import Any
 
 from nodes.executors.base import Column, Dataset, Executor, Item, ItemFailed, Param, Rows, item_key
 
+SLOWNESS = "ECHO_SLOWNESS"
+"""Environment variable: its children play machines that are so many times slower."""
+
 
 class Echo(Executor):
     """``rows`` rows per item: the item as text, a number from 0, and both joined by a colon."""
@@ -33,7 +36,7 @@ class Echo(Executor):
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__(params)
         self.rows: int = params.get("rows", 1)
-        self.seconds: float = params.get("seconds", 0.0)
+        self.seconds: float = params.get("seconds", 0.0) * float(os.environ.get(SLOWNESS, 1))
         self.fail_items = frozenset(map(str, params.get("fail_items", ())))
         self.crash_items = frozenset(map(str, params.get("crash_items", ())))
 

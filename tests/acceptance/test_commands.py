@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
-from cascade.local import Child, LocalTree
+from cascade.local import ROOT, Child, LocalTree, free_port
 from tests.acceptance.trees import EVEN, QUICK, account, until
 
 
@@ -63,12 +65,12 @@ WRONG = [
     (["submit", "echo", "--item", "a", "--priority", "11"], 2, "priority: 11"),
     (["submit", "echo", "--item", "a", "--split", "year"], 2, "split: 'year': echo items cannot be split"),
     (["submit", "echo", "--items-file", "/no/such/file"], 2, "--items-file: "),
-    (["node", "add", "worker"], 1, "a node called 'worker' exists already"),
-    (["node", "add", "small", "--capacity", "2", "--quota", "echo=3"], 1, "--quota echo=3: 3 is above the node's"),
-    (["node", "add", "small", "--quota", "nothing=1"], 1, "--quota nothing=1: 'nothing' is not a task type"),
-    (["node", "drain", "nobody"], 1, "no node is called 'nobody'; there are: worker"),
-    (["node", "revoke", "worker", "--key", "CN123"], 1, "worker has no key CN123"),
-    (["signin", "nobody"], 1, "member of the staff"),
+    (["node", "add", "worker"], 4, "a node called 'worker' exists already"),
+    (["node", "add", "small", "--capacity", "2", "--quota", "echo=3"], 2, "--quota echo=3: 3 is above the node's"),
+    (["node", "add", "small", "--quota", "nothing=1"], 2, "--quota nothing=1: 'nothing' is not a task type"),
+    (["node", "drain", "nobody"], 3, "no node is called 'nobody'; there are: "),
+    (["node", "revoke", "worker", "--key", "CN123"], 3, "worker has no key CN123"),
+    (["signin", "nobody"], 3, "member of the staff"),
 ]
 
 
@@ -79,7 +81,7 @@ def test_wrong_input_is_refused_in_one_line_with_its_own_status(tree):
         assert says in done.stderr, (arguments, done.stderr)
         assert done.returncode == status, arguments
         assert "Traceback" not in done.stderr
-    assert set(tree.nodes()) == {"worker"}
+    assert set(tree.nodes()) - {"local"} == {"worker"}
 
 
 # node and status
@@ -125,6 +127,101 @@ def test_status_shows_nodes_and_runs_to_people_and_to_programs(tree):
     (worker,) = [node for node in told["nodes"] if node["name"] == "worker"]
     assert (worker["state"], worker["capacity"], worker["in_use"]) == ("online", 2, 0)
     assert run in [each["run"] for each in told["runs"]]
+
+
+# rows while the server holds them
+
+
+def test_rows_are_read_and_exported_while_the_server_runs(tree, tmp_path):
+    run = tree.submit("echo", ["x", "y"])
+    tree.wait(run)
+    done = tree.manage("run", "results", str(run), "--format", "jsonl", "--order", "item")
+    assert [json.loads(line)["item"] for line in done.stdout.splitlines()] == ["x", "y"]
+    file = tmp_path / "rows.csv"
+    done = tree.manage("export", "--run", str(run), "--out", str(file), "--where", "item=y", "--columns", "item")
+    assert file.read_text().split() == ['"item"', '"y"']
+    assert str(file) in done.stderr
+    wrong = tree.manage("run", "results", str(run), "--where", "colour=red", check=False)
+    assert (wrong.returncode, "colour" in wrong.stderr) == (2, True)
+    missing = tree.manage("export", "nothing", check=False)
+    assert (missing.returncode, "nothing" in missing.stderr) == (3, True)
+
+
+def test_a_reader_that_has_had_enough_ends_the_command_without_a_word(tree):
+    run = tree.submit("echo", ["many"], params={"rows": 50_000})
+    tree.wait(run)
+    command = [tree.python, "manage.py", "run", "results", str(run)]
+    popen = subprocess.Popen(
+        command, cwd=ROOT, env=tree._environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert popen.stdout is not None
+    assert popen.stderr is not None
+    assert popen.stdout.readline() == '"item","number","value"\n'
+    popen.stdout.close()
+    assert popen.stderr.read() == ""
+    assert popen.wait(30) == 0
+
+
+# completion
+
+
+def test_bash_completes_commands_options_and_names(tree):
+    script = tree.data_dir / "completion.bash"
+    script.write_text(tree.manage("completion", "bash").stdout)
+    asked = [
+        ("ru", {"run", "runs", "runserver"}),
+        ("node ", {"add", "list", "drain", "resume", "rotate", "revoke", "remove"}),
+        ("node drain ", {"worker"}),
+        ("node add x --carr", {"--carrier"}),
+        ("node add x --carrier pu", {"pull", "push"}),
+        ("submit ec", {"echo"}),
+        ("run results 1 --format j", {"json", "jsonl"}),
+        ("runs --state can", {"cancelled"}),
+        ("config --role ", {"parent", "child", "standalone"}),
+    ]
+    lines = [f"source {script}"]
+    for words, _ in asked:
+        # As bash's own line editor calls it.
+        given = [tree.python, "manage.py", *words.split(), *([""] if words.endswith(" ") else [])]
+        lines.append(f"COMP_WORDS=({' '.join(map(shlex.quote, given))}); COMP_CWORD={len(given) - 1}; COMPREPLY=()")
+        lines.append('_cascade; echo "${COMPREPLY[*]}"')
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(lines)],
+        cwd=ROOT,
+        env=tree._environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    for (words, expected), line in zip(asked, done.stdout.splitlines(), strict=True):
+        assert expected <= set(line.split()), words
+
+
+# settings
+
+
+def test_a_child_serves_where_its_file_says_and_tells_where_it_is(tree, tmp_path):
+    key = json.loads(tree.manage("node", "add", "served", "--json").stdout)
+    port = free_port()
+    file = tmp_path / "node_config.yaml"
+    file.write_text(
+        f"node_name: Served\nport: {port}\nmax_workers: 2\nmaster_url: {tree.url}\nenable_monitoring: true\n"
+    )
+    argv = [tree.python, "manage.py", "runserver", "--noreload", "--role", "child", "--config", str(file)]
+    keys = {"CASCADE_ACCESS_KEY": key["access_key"], "CASCADE_SECRET_KEY": key["secret_key"]}
+    tree.spawn("served", argv, {**keys, "CASCADE_DATA_DIR": str(tmp_path)})
+    until(lambda: tree.nodes()["served"]["state"] == "online")
+    health = requests.get(f"http://127.0.0.1:{port}/api/v1/health", timeout=10).json()
+    assert health["node_name"] == "Served"
+    log = tree.tail("served", 60)
+    assert f"settings    {file}" in log
+    assert f"listens on  127.0.0.1:{port}" in log
+    assert "enable_monitoring (node_config.yaml, key enable_monitoring) has no effect" in log
+    # The parent grants four slots; two workers are all that this file allows.
+    assert "'served' with 2 slots" in log
+    assert key["secret_key"] not in log
+    tree.terminate("served")
 
 
 # signin

@@ -55,7 +55,7 @@ def start(part: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "DJANGO_"))}
     environment |= {
         "CASCADE_DATA_DIR": str(folder),
-        "CASCADE_CONFIG": str(folder / "cascade.toml"),
+        "CASCADE_CONFIG": "",
         # Capacity alone is what is watched here.
         "CASCADE_LOOKAHEAD_LIMIT": "0",
         "DJANGO_SETTINGS_MODULE": "cascade.settings",

@@ -167,7 +167,7 @@ async def asked_in(server: Server, seconds: float) -> int:
 
     async def connected() -> None: ...
 
-    link = Link(config(server.url, carrier="pull"), inbound=lambda _: None, claim=dict, connected=connected)
+    link = Link(config(server.url, carrier="pull"), lambda _: None, dict, connected)
     link.long_poll = 0
     running = asyncio.create_task(link.run())
     await asyncio.sleep(seconds)
@@ -236,3 +236,61 @@ async def test_a_cancel_at_the_moment_when_the_socket_closes_is_a_cancel():
 
 def address(parent: Any) -> str:
     return f"ws://127.0.0.1:{next(iter(parent.sockets)).getsockname()[1]}"
+
+
+def link(server: Server, came: asyncio.Queue[dict[str, Any]]) -> Link:
+    async def connected() -> None:
+        """The beat is not what this is about."""
+
+    return Link(config(server.url, carrier="pull"), came.put_nowait, lambda: {"slots": 1}, connected)
+
+
+async def test_a_knock_ends_the_pause_after_a_failure(server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nodes.agent.carriers.jitter", lambda attempt: 600.0)
+    failed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fail(asked: Any) -> Answer:
+        loop.call_soon_threadsafe(failed.set)
+        return told(502, {})
+
+    server.answers = [fail, told(200, {"work": [[7]], "runs": {}})]
+    came: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    line = link(server, came)
+    job = asyncio.create_task(line.run())
+    try:
+        await failed.wait()
+        await asyncio.sleep(0.1)  # the answer is read, the pause begun
+        assert came.empty()
+        line.wake()
+        async with asyncio.timeout(5):
+            assert (await came.get())["work"] == [[7]]
+    finally:
+        job.cancel()
+
+
+async def test_a_knock_claims_beside_a_claim_that_waits(server):
+    release = threading.Event()
+    waiting = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(asked: Any) -> Answer:
+        loop.call_soon_threadsafe(waiting.set)
+        release.wait(30)
+        return told(200, {"work": [[1]], "runs": {}})
+
+    server.answers = [wait, told(200, {"work": [[2]], "runs": {}}), told(200, {"work": [], "runs": {}})]
+    came: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    line = link(server, came)
+    job = asyncio.create_task(line.run())
+    try:
+        async with asyncio.timeout(10):
+            await waiting.wait()
+            line.wake()
+            assert (await came.get())["work"] == [[2]]
+            assert [json.loads(each.body)["wait"] for each in server.asked] == [30.0, 0]
+            release.set()  # what the first claim brings is not lost
+            assert (await came.get())["work"] == [[1]]
+    finally:
+        release.set()
+        job.cancel()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 
 from dispatch import balancers
-from dispatch.allocator import Demand, Offer, Seat, allocate
+from dispatch.allocator import Demand, Offer, Seat, Terms, allocate
 from nodes.protocol import FieldError
 
 
@@ -20,7 +21,7 @@ def node(name: str, capacity: int, used: int = 0, **fields: Any) -> Offer:
 def order(balancer: str, *nodes: Offer, count: int = 1, seed: int = 0) -> str:
     """The names of the nodes that get ``count`` shards, in order."""
     run = Demand(1, "echo", 0, count, shard_size=1, balancer=balancer)
-    return "".join(chr(made.node) for made in allocate([run], nodes, seed=seed).grants)
+    return "".join(chr(made.node) for made in allocate([run], nodes, Terms(seed=seed)).grants)
 
 
 def test_most_free_prefers_free_slots() -> None:
@@ -39,6 +40,19 @@ def test_round_robin_goes_round_beginning_with_whoever_waited_longest() -> None:
 def test_weighted_shares_in_proportion_to_the_weights() -> None:
     shares = Counter(order("weighted", node("a", 90, weight=1.0), node("b", 90, weight=3.0), count=40))
     assert shares == {"a": 10, "b": 30}
+
+
+def test_weighted_counts_a_loaded_node_for_less() -> None:
+    nodes = [node("a", 90, cpu=80.0, memory=40.0), node("b", 90, cpu=10.0, memory=10.0)]
+    # 0.4 and 0.9 of what they could do.
+    assert Counter(order("weighted", *nodes, count=26)) == {"a": 8, "b": 18}
+    strong = node("c", 90, cpu=80.0, memory=40.0, weight=9.0)
+    assert order("weighted", strong, node("d", 90)) == "c"
+
+
+def test_a_node_at_its_end_keeps_some_weight() -> None:
+    nodes = [node("a", 90, cpu=100.0, memory=100.0), node("b", 90)]
+    assert Counter(order("weighted", *nodes, count=42)) == {"a": 2, "b": 40}
 
 
 def test_random_is_repeatable_by_its_seed_and_uses_all_nodes() -> None:
@@ -81,6 +95,49 @@ def backwards(seat: Seat, task_type: str, seed: int) -> float:
 
 def test_a_balancer_of_ones_own_is_named_by_its_path() -> None:
     assert order("tests.unit.test_balancers.backwards", node("a", 2), node("b", 2), count=3) == "bba"
+
+
+class Installed(NamedTuple):
+    """An entry point as importlib.metadata makes them."""
+
+    name: str
+    loaded: Any
+
+    def load(self) -> Any:
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Installed]]:
+    """Entry points of installed packages, of the group that is asked for."""
+    points: list[Installed] = []
+    monkeypatch.setattr(balancers, "entry_points", lambda group: points if group == "cascade.balancers" else [])
+    balancers.installed.cache_clear()
+    balancers.get.cache_clear()
+    yield points
+    monkeypatch.undo()
+    balancers.installed.cache_clear()
+    balancers.get.cache_clear()
+
+
+def test_an_installed_package_offers_balancers_by_name(packages: list[Installed]) -> None:
+    packages += [Installed("last_first", backwards), Installed("most_free", backwards)]
+    assert "last_first" in balancers.names()
+    assert order("last_first", node("a", 2), node("b", 2), count=3) == "bba"
+    assert balancers.meaning("last_first") == "The last name first."
+    # None of them hides one of ours.
+    assert balancers.get("most_free") is balancers.most_free
+
+
+@pytest.mark.parametrize("error", [ImportError("gone"), RuntimeError("no licence"), SyntaxError("odd")])
+def test_an_installed_balancer_that_cannot_be_loaded_is_said(packages: list[Installed], error: Exception) -> None:
+    packages.append(Installed("broken", error))
+    with pytest.raises(FieldError) as raised:
+        balancers.get("broken")
+    assert raised.value.field == "balancer"
+    assert balancers.meaning("broken") == ""
 
 
 @pytest.mark.parametrize("name", ["", "fastest", "no.such.module", "dispatch.balancers.nothing", ".", "a..b", "\x00.x"])

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError
 from django.utils import timezone
 
+from cascade import console
 from nodes import keys, registry
 from nodes.fields import parse_quota
 from nodes.keys import IssuedKey
 from nodes.models import Node
-from nodes.protocol import CascadeError, FieldError
+from nodes.protocol import CascadeError, FieldError, NotFound
 
 URL = "http://127.0.0.1:8000"
 
 
-class Command(BaseCommand):
+class Command(console.Command):
     help = "Add, list, drain, resume, remove nodes; rotate and revoke their keys."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,11 +39,24 @@ class Command(BaseCommand):
         add.add_argument("--description", default="")
         add.add_argument("--role", choices=["child", "relay"], default="child")
         add.add_argument("--weight", type=float, default=1.0, help="For balancer 'weighted' (default 1).")
+        add.add_argument("--max-cpu", type=float, metavar="PERCENT", help="No new work above it (setting max_cpu).")
+        add.add_argument("--max-memory", type=float, metavar="PERCENT", help="No new work above it.")
+        add.add_argument(
+            "--carrier",
+            choices=Node.Carrier.values,
+            default=Node.Carrier.PULL,
+            help="How work reaches it: its agent says pull or push; http: this parent calls it at --api-url.",
+        )
+        add.add_argument("--api-url", default="", help="Where this parent reaches it, like http://worker:8900.")
+        add.add_argument("--api-key", default="", help="What it asks for as X-API-Key; - reads it from standard input.")
+        add.add_argument(
+            "--dialect", choices=Node.Dialect.values, default=Node.Dialect.NATIVE, help="What its client speaks."
+        )
         _add_url(add)
-        _add_json(add)
+        console.add_json(add)
 
         listing = verbs.add_parser("list", help="All nodes, with state, slots, quotas and keys.")
-        _add_json(listing)
+        console.add_json(listing)
 
         for verb, text in (
             ("drain", "It finishes what it has and gets no new work."),
@@ -55,7 +67,7 @@ class Command(BaseCommand):
         rotate = verbs.add_parser("rotate", help="A new key; the newest before it stays valid until revoked.")
         rotate.add_argument("name")
         _add_url(rotate)
-        _add_json(rotate)
+        console.add_json(rotate)
 
         revoke = verbs.add_parser("revoke", help="Makes its keys invalid, at once.")
         revoke.add_argument("name")
@@ -66,19 +78,20 @@ class Command(BaseCommand):
         remove.add_argument("--force", action="store_true", help="Even while it holds live work.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            getattr(self, f"_{options['verb']}")(options)
-        except FieldError as error:
-            collection, _, rest = error.field.partition(".")
-            # quotas.1.slots is the second --quota; its text says more than its number.
-            where = f"--quota {options['quota'][int(rest.split('.')[0])]}" if collection == "quotas" else error.field
-            raise CommandError(f"{where}: {error.message}") from None
-        except CascadeError as error:
-            raise CommandError(str(error)) from None
-        except DatabaseError as error:
-            raise CommandError(f"the database: {error}; is it made? python manage.py migrate makes it") from error
+        getattr(self, f"_{options['verb']}")(options)
+
+    def explained(self, error: CascadeError, options: dict[str, Any]) -> str:
+        """quotas.1.slots is the second --quota; its text says more than its number."""
+        if not isinstance(error, FieldError):
+            return str(error)
+        collection, _, rest = error.field.partition(".")
+        if collection == "quotas":
+            return f"--quota {options['quota'][int(rest.split('.')[0])]}: {error.message}"
+        return str(error)
 
     def _add(self, options: dict[str, Any]) -> None:
+        if options["carrier"] == Node.Carrier.HTTP and not options["api_url"]:
+            raise FieldError("--api-url", "is needed with --carrier http: where this parent calls the node")
         node, key = registry.add_node(
             options["name"],
             capacity=options["capacity"],
@@ -87,6 +100,12 @@ class Command(BaseCommand):
             role=options["role"],
             labels=dict(_label(text) for text in options["label"]),
             weight=options["weight"],
+            carrier=options["carrier"],
+            api_url=options["api_url"],
+            api_key=sys.stdin.readline().strip() if options["api_key"] == "-" else options["api_key"],
+            dialect=options["dialect"],
+            max_cpu=options["max_cpu"],
+            max_memory=options["max_memory"],
         )
         quotas = ", ".join(str(quota) for quota in node.quotas.all()) or "none"
         self._show_key(f"Added node {node.name}: capacity {node.capacity}, quotas: {quotas}.", key, options)
@@ -96,12 +115,9 @@ class Command(BaseCommand):
         nodes = list(Node.objects.prefetch_related("quotas", "keys"))
         in_use = registry.in_use(nodes)
         if options["json"]:
-            self.stdout.write(json.dumps([_as_dict(node, in_use[node.pk]) for node in nodes], indent=2))
+            self.tell_json([_as_dict(node, in_use[node.pk]) for node in nodes])
             return
-        if not nodes:
-            self.stdout.write("No nodes yet. Add one: python manage.py node add NAME --capacity 8")
-            return
-        rows = [("NAME", "STATE", "CARRIER", "IN USE", "QUOTAS", "VERSION", "LAST BEAT", "KEYS")]
+        rows = []
         for node in nodes:
             quotas = ", ".join(str(quota) for quota in node.quotas.all())
             live = [key.access_key for key in node.keys.all() if key.revoked_at is None]
@@ -111,15 +127,14 @@ class Command(BaseCommand):
                     registry.state_of(node, now),
                     node.carrier,
                     f"{in_use[node.pk]} of {node.capacity}",
-                    quotas or "-",
-                    node.version or "-",
+                    quotas,
+                    node.version,
                     registry.ago(node.last_beat_at, now),
                     ", ".join(live) or "none",
                 )
             )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        head = ("name", "state", "carrier", "in use", "quotas", "version", "last beat", "keys")
+        self.tell_table(head, rows, empty="No nodes yet. Add one: python manage.py node add NAME --capacity 8")
 
     def _drain(self, options: dict[str, Any]) -> None:
         node = registry.drain(registry.find_node(options["name"]).pk)
@@ -146,7 +161,7 @@ class Command(BaseCommand):
             self.stdout.write(f"Revoked {count} {'key' if count == 1 else 'keys'} of {node.name}.")
             return
         if not node.keys.filter(access_key=options["key"]).exists():
-            raise CommandError(f"{node.name} has no key {options['key']}; see: python manage.py node list")
+            raise NotFound(f"{node.name} has no key {options['key']}; see: python manage.py node list")
         keys.revoke(options["key"])
         self.stdout.write(f"Revoked {options['key']} of {node.name}.")
 
@@ -169,7 +184,7 @@ class Command(BaseCommand):
                 "command": served,
                 "agent_command": bare,
             }
-            self.stdout.write(json.dumps(made, indent=2))
+            self.tell_json(made)
             return
         self.stdout.write(f"""{headline}
 
@@ -189,10 +204,6 @@ or, without Django:
 
 def _add_url(parser: ArgumentParser) -> None:
     parser.add_argument("--url", default=URL, help=f"This parent's address as the child reaches it (default {URL}).")
-
-
-def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="For programs.")
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -218,6 +229,6 @@ def _as_dict(node: Node, in_use: int) -> dict[str, Any]:
         "labels": node.labels,
         "version": node.version,
         "executors": node.executors,
-        "last_beat_at": node.last_beat_at.isoformat() if node.last_beat_at else None,
+        "last_beat_at": node.last_beat_at,
         "keys": [key.access_key for key in node.keys.all() if key.revoked_at is None],
     }

@@ -16,8 +16,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
-from cascade import roles
-from nodes.agent import config as agent_config
+from cascade import checks, config, console, reach, roles
 from nodes.protocol import CascadeError
 
 SWITCH_SECONDS = 0.0005
@@ -29,20 +28,27 @@ class Command(DaphneCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument(
-            "--role", choices=["parent", "child"], help="what this process is (CASCADE_ROLE; default parent)"
-        )
         parser.add_argument("--reload", action="store_true", help="restart when a source file changes, for development")
-        agent_config.arguments(parser.add_argument_group("child"))  # type: ignore[arg-type]
+        # They are read before Django's settings are, by manage.py; here they only stand in the help.
+        config.add_arguments(parser.add_argument_group("settings"))  # type: ignore[arg-type]
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["role"]:
-            settings.CASCADE.role = options["role"]
+        settled = settings.CASCADE
+        if (role := options.get("role")) and role != settled.role:
+            settled.role = role
+        host = f"[{settled.host}]" if ":" in settled.host else settled.host
+        if not (given := options["addrport"]):
+            options["addrport"] = f"{host}:{settled.listens_on}"
+        elif given.isdigit():
+            options["addrport"] = f"{host}:{given}"
         # Restarting whenever a file changes would end running shards, so it has to be asked for.
         options["use_reloader"] = options["reload"]
         super().handle(*args, **options)
 
     def inner_run(self, *args: Any, **options: Any) -> None:
+        wrong = [message for message in checks.check_settings(None) if message.is_serious()]
+        if wrong:
+            raise CommandError("\n".join(str(message.msg) for message in wrong), returncode=console.WRONG)
         child = settings.CASCADE.role == "child"
         if not child:
             self._migrate()
@@ -52,13 +58,38 @@ class Command(DaphneCommand):
             for loop in roles.loops(argparse.Namespace(**options)):
                 loop.start()
                 started.append(loop)
+            self._tell()
             super().inner_run(*args, **options)
         except CascadeError as error:
-            raise CommandError(str(error)) from None
+            raise CommandError(str(error), returncode=console.status_of(error)) from None
         finally:
+            reach.withdraw()
             _second_signal_ends()
             for loop in reversed(started):
                 loop.stop()
+
+    def _tell(self) -> None:
+        """Where things are, for people; and where this server is, for commands that ask it."""
+        settled, found = settings.CASCADE, config.current().found
+        host = self.addr if self._raw_ipv6 is False else f"[{self.addr}]"
+        local = "127.0.0.1" if self.addr in ("0.0.0.0", "0") else "[::1]" if self.addr == "::" else host
+        url = f"http://{local}:{self.port}"
+        if settled.role != "child":
+            reach.announce(url)
+        sources = ", ".join(dict.fromkeys(each.origin for each in found.given.values() if each.place))
+        lines = [
+            ("role", settled.role),
+            ("settings", f"{found.file or 'no file'}{'; ' if sources else ''}{sources}"),
+            ("data", str(settled.data_dir)),
+            ("listens on", f"{host}:{self.port}"),
+        ]
+        if settled.role != "child":
+            lines.append(("sign in", f"python manage.py signin NAME --url {url} (manage.py createsuperuser makes one)"))
+        for name, text in lines:
+            self.stdout.write(f"{name:11} {text}")
+        for note in found.notes:
+            self.stdout.write(f"note        {note}")
+        self.stdout.flush()
 
     def check_migrations(self) -> None:
         """Done before the loops start; a child has no database."""

@@ -8,19 +8,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from django.core.management import BaseCommand, CommandError
+from django.core.management import CommandError
 
+from cascade import console
 from dispatch import lifecycle
-from dispatch.models import Run
+from dispatch.models import Fallback, Run
 from dispatch.states import RUN_ENDED, RunState
 from nodes import executors, providers
 from nodes.executors.base import Item
-from nodes.protocol import CascadeError, FieldError
+from nodes.protocol import FieldError
 
 EVERY_SECONDS = 0.2
 
 
-class Command(BaseCommand):
+class Command(console.Command):
     help = "Submits a run; a running parent (manage.py runserver) allocates it."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -35,50 +36,57 @@ class Command(BaseCommand):
         )
         parser.add_argument("--split", default="", help="cut items finer, like 'year' (data_import)")
         parser.add_argument("--name", default="", help="what people call this run")
-        parser.add_argument("--priority", type=int, default=5, help="1 to 10; higher goes first")
-        parser.add_argument("--timeout", type=float, default=300.0, help="seconds one shard may run")
-        parser.add_argument("--max-attempts", type=int, default=3)
+        parser.add_argument("--priority", type=int, help="1 to 10; higher goes first (setting default_priority)")
+        parser.add_argument("--timeout", type=float, help="seconds one shard may run (setting default_timeout)")
+        parser.add_argument("--max-attempts", type=int, help="default: setting default_max_attempts")
         parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the second attempt; doubles")
         parser.add_argument("--shard-size", type=int, default=0, help="items per shard; 0: sized for each node")
-        parser.add_argument("--balancer", default="most_free")
+        parser.add_argument("--balancer", help="chooses the node (default: setting default_balancer)")
         parser.add_argument(
             "--label", action="append", default=[], metavar="NAME=VALUE", help="only nodes with this label"
         )
         parser.add_argument(
             "--wait", action="store_true", help="wait for the end; the exit status is 0 only for 'completed'"
         )
-        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+        parser.add_argument(
+            "--prefer", action="append", default=[], metavar="NAME=VALUE", help="nodes with this label are preferred"
+        )
+        parser.add_argument("--rate-key", default="", help="which rate limit holds, like 'host:{host}'")
+        parser.add_argument(
+            "--fallback", choices=Fallback.values, default=Fallback.ALLOWED, help="may this parent run it itself"
+        )
+        console.add_json(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         params = _pairs(options["param"], "--param")
-        try:
-            run = lifecycle.submit(
-                type=options["type"],
-                items=self._items(options, params),
-                params=params,
-                split=options["split"],
-                name=options["name"],
-                priority=options["priority"],
-                timeout=options["timeout"],
-                max_attempts=options["max_attempts"],
-                backoff=options["backoff"],
-                shard_size=options["shard_size"],
-                balancer=options["balancer"],
-                labels=_pairs(options["label"], "--label"),
-                submitted_by="command line",
-            )
-        except CascadeError as error:
-            raise CommandError(str(error), returncode=2) from None
+        run = lifecycle.submit(
+            type=options["type"],
+            items=self._items(options, params),
+            params=params,
+            split=options["split"],
+            name=options["name"],
+            priority=options["priority"],
+            timeout=options["timeout"],
+            max_attempts=options["max_attempts"],
+            backoff=options["backoff"],
+            shard_size=options["shard_size"],
+            balancer=options["balancer"],
+            labels=_pairs(options["label"], "--label"),
+            affinity=_pairs(options["prefer"], "--prefer"),
+            rate_key=options["rate_key"],
+            fallback=options["fallback"],
+            submitted_by="command line",
+        )
         if not options["json"]:
             self.stdout.write(f"run {run.pk}: {run.count} items of {run.type}")
         if options["wait"]:
             run = self._wait(run, quiet=options["json"])
         if options["json"]:
-            self.stdout.write(json.dumps(lifecycle.progress(run)))
+            self.tell_json(lifecycle.progress(run))
         elif options["wait"]:
             self._tell(run)
         if options["wait"] and run.state != RunState.COMPLETED:
-            raise CommandError(f"run {run.pk} ended {run.state}", returncode=1)
+            raise console.Ended(f"run {run.pk} ended {run.state}")
 
     def _items(self, options: dict[str, Any], params: dict[str, Any]) -> list[Item]:
         items = [_item(text) for text in options["item"]]
@@ -86,7 +94,7 @@ class Command(BaseCommand):
             try:
                 lines = Path(options["items_file"]).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"--items-file: {error}", returncode=2) from None
+                raise CommandError(f"--items-file: {error}", returncode=console.WRONG) from None
             items += [_item(line.strip()) for line in lines if line.strip()]
         if options["all"]:
             if options["type"] != "data_import":
@@ -98,17 +106,11 @@ class Command(BaseCommand):
         return items
 
     def _wait(self, run: Run, *, quiet: bool) -> Run:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True, quiet=quiet)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-            shown = bar.add_task(f"run {run.pk}", total=run.count)
+        with console.progress(f"run {run.pk}", run.count, quiet=quiet) as tell:
             while run.state not in RUN_ENDED:
                 time.sleep(EVERY_SECONDS)
                 run.refresh_from_db(fields=["state", "saved", "failed", "quarantined", "cancelled", "rows"])
-                bar.update(shown, completed=run.done)
+                tell(run.done)
         return run
 
     def _tell(self, run: Run) -> None:
@@ -122,7 +124,7 @@ class Command(BaseCommand):
         for shard in lost[:10]:
             self.stdout.write(f"  {shard.error}")
         if (more := lost.count() - 10) > 0:
-            self.stdout.write(f"  … and {more} more: GET /api/v1/runs/{run.pk}/items?state=failed")
+            self.stdout.write(f"  … and {more} more: python manage.py run show {run.pk} --failed {more + 10}")
 
 
 def _item(text: str) -> Item:
@@ -131,7 +133,7 @@ def _item(text: str) -> Item:
     try:
         item: Item = json.loads(text)
     except ValueError as error:
-        raise CommandError(f"--item {text!r}: {error}", returncode=2) from None
+        raise CommandError(f"--item {text!r}: {error}", returncode=console.WRONG) from None
     return item
 
 
@@ -140,11 +142,11 @@ def _pairs(texts: list[str], option: str) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise CommandError(f"{option} {text!r} is not NAME=VALUE", returncode=2)
+            raise CommandError(f"{option} {text!r} is not NAME=VALUE", returncode=console.WRONG)
         pairs[name] = value
         if value[:1] in ("{", "["):
             try:
                 pairs[name] = json.loads(value)
             except ValueError as error:
-                raise CommandError(f"{option} {text!r}: {error}", returncode=2) from None
+                raise CommandError(f"{option} {text!r}: {error}", returncode=console.WRONG) from None
     return pairs

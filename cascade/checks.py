@@ -1,0 +1,223 @@
+"""What `manage.py check` looks at beside Django's own checks: whether these settings can work, on this machine.
+
+Errors stop `runserver`; warnings are told. Ids: cascade.E… for errors, cascade.W… for warnings.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+from django.db.utils import DatabaseError
+
+from cascade import reach
+from cascade.config import Config, current
+from dispatch import balancers
+from nodes.protocol import CascadeError
+
+BUILT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+"""No clock that is right shows a time before this."""
+LEAST_FREE_MB = 200
+
+
+@register("cascade")
+def check_settings(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Values that are right one by one, but not together."""
+    return [*_balancers(settings.CASCADE), *_times(settings.CASCADE), *_exposure(settings.CASCADE)]
+
+
+@register("cascade")
+def check_machine(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """The folder, the clock, the keys."""
+    return [*_folder(settings.CASCADE.data_dir), *_clock(), *_keys(settings.CASCADE)]
+
+
+@register("cascade", Tags.database)
+def check_database(app_configs: Any, databases: Sequence[str] | None = None, **kwargs: Any) -> Sequence[CheckMessage]:
+    """The state database: reachable and up to date. Only where databases are asked for: `check --database default`."""
+    if not databases or "default" not in databases or settings.CASCADE.role == "child":
+        return []
+    try:
+        plan = MigrationExecutor(connection)
+        behind = plan.migration_plan(plan.loader.graph.leaf_nodes())
+        # Migrations that this version has never heard of are a newer version's.
+        newer = [key for key in plan.loader.applied_migrations if key not in plan.loader.graph.nodes]
+    except DatabaseError as error:
+        return [Error(f"the database cannot be reached: {error}", id="cascade.E010")]
+    own = {"nodes", "dispatch"}
+    if unknown := sorted(f"{app}.{name}" for app, name in newer if app in own):
+        return [
+            Error(
+                f"the database is of a newer version of this software: {', '.join(unknown)}",
+                hint="Start that version, or take another data_dir.",
+                id="cascade.E011",
+            )
+        ]
+    if behind:
+        return [
+            Warning(
+                f"the database is behind this version by {len(behind)} migrations",
+                hint="python manage.py migrate; an embedded one is brought up to date when the server starts.",
+                id="cascade.W012",
+            )
+        ]
+    return []
+
+
+@register("cascade", Tags.database)
+def check_results(app_configs: Any, databases: Sequence[str] | None = None, **kwargs: Any) -> Sequence[CheckMessage]:
+    """The result database can be read by the DuckDB that is installed."""
+    path: Path = settings.CASCADE.results
+    if not databases or not path.exists() or reach.server() is not None:
+        return []  # a running server reads it all the time
+    import duckdb
+
+    from dispatch.results.store import ResultStore
+
+    try:
+        with ResultStore(path, memory=settings.CASCADE.duckdb_memory) as store:
+            store.tables()
+    except (duckdb.Error, CascadeError) as error:
+        return [
+            Error(
+                f"the result database {path} cannot be opened: {str(error).splitlines()[0]}",
+                hint=f"DuckDB {duckdb.__version__} is installed; a file of a newer version needs that version.",
+                id="cascade.E020",
+            )
+        ]
+    return []
+
+
+@register("cascade", Tags.database)
+def check_ports(app_configs: Any, databases: Sequence[str] | None = None, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Whether the port is free; like the databases, not looked at by every command."""
+    settled: Config = settings.CASCADE
+    if not databases or reach.server() is not None:
+        return []
+    family = socket.AF_INET6 if ":" in settled.host else socket.AF_INET
+    with socket.socket(family) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((settled.host, settled.listens_on))
+        except OSError as error:
+            return [
+                Error(
+                    f"cannot listen on {settled.host}, port {settled.listens_on}: {error.strerror}",
+                    hint="Another program may be there; choose another with --port or CASCADE_PORT.",
+                    id="cascade.E030",
+                )
+            ]
+    return []
+
+
+def _balancers(settled: Config) -> Iterator[CheckMessage]:
+    for name in dict.fromkeys([*settled.balancers, settled.default_balancer]):
+        own = name in balancers.BALANCERS or name in settled.balancers
+        try:
+            if own:
+                balancers.get(name)
+        except (CascadeError, ImportError, AttributeError) as error:
+            yield Error(f"balancers: {error}", id="cascade.E001")
+            continue
+        if not own:
+            known = ", ".join([*sorted(balancers.BALANCERS), *settled.balancers])
+            origin = current().found.origin("default_balancer")
+            yield Error(f"default_balancer: {name!r} is not one of: {known} ({origin})", id="cascade.E002")
+
+
+def _times(settled: Config) -> Iterator[CheckMessage]:
+    if settled.lease_seconds < 2 * settled.beat_seconds:
+        yield Warning(
+            f"lease_seconds, {settled.lease_seconds:g}, is below twice beat_seconds, {settled.beat_seconds:g}: one "
+            "late beat, and work is taken from a node that does it",
+            id="cascade.W003",
+        )
+    if settled.offline_seconds < 2 * settled.beat_seconds:
+        yield Warning(
+            f"offline_seconds, {settled.offline_seconds:g}, is below twice beat_seconds, {settled.beat_seconds:g}: one "
+            "late beat, and a node counts as offline",
+            id="cascade.W004",
+        )
+
+
+def _exposure(settled: Config) -> Iterator[CheckMessage]:
+    reachable = not _is_loopback(settled.host) or any(not _is_loopback(host) for host in settled.allowed_hosts)
+    if settled.debug and reachable:
+        yield Error(
+            f"debug is on, and this server is reachable: host {settled.host}, allowed_hosts "
+            f"{', '.join(settled.allowed_hosts)}",
+            hint="Debug pages show settings and source to whoever asks. Set debug to false.",
+            id="cascade.E005",
+        )
+    if settled.role != "child" and not _is_loopback(settled.host) and all(map(_is_loopback, settled.allowed_hosts)):
+        yield Warning(
+            f"this server listens on {settled.host}, but answers only to: {', '.join(settled.allowed_hosts)}",
+            hint="Add the names by which others reach it to allowed_hosts.",
+            id="cascade.W006",
+        )
+    if settled.role == "child" and not _is_loopback(settled.host) and not settled.node_api_key:
+        yield Warning(
+            f"whoever reaches {settled.host} can make this node work: node_api_key is not set", id="cascade.W007"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host in ("localhost", ".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _folder(folder: Path) -> Iterator[CheckMessage]:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield Error(f"data_dir: {folder} cannot be written: {there} does not let us", id="cascade.E008")
+        return
+    free = os.statvfs(there)
+    megabytes = free.f_bavail * free.f_frsize // 2**20
+    if megabytes < LEAST_FREE_MB:
+        yield Warning(f"data_dir: only {megabytes} MB are free on the disk of {folder}", id="cascade.W009")
+
+
+def _clock() -> Iterator[CheckMessage]:
+    now = dt.datetime.now(dt.UTC)
+    newest = max((path.stat().st_mtime for path in _state_files() if path.exists()), default=0.0)
+    if now < BUILT:
+        yield Error(f"this machine's clock shows {now:%Y-%m-%d %H:%M} UTC, which cannot be", id="cascade.E013")
+    elif newest > now.timestamp() + 3600:
+        ahead = dt.datetime.fromtimestamp(newest, dt.UTC)
+        yield Warning(
+            f"this machine's clock shows {now:%Y-%m-%d %H:%M} UTC, but data_dir was written at {ahead:%Y-%m-%d %H:%M}",
+            hint="Leases and schedules go by this clock: set it right before the server starts.",
+            id="cascade.W014",
+        )
+
+
+def _state_files() -> list[Path]:
+    settled: Config = settings.CASCADE
+    return [settled.database, settled.database.with_name(settled.database.name + "-wal"), settled.results]
+
+
+def _keys(settled: Config) -> Iterator[CheckMessage]:
+    loaded = current()
+    files = [settled.data_dir / "secret_key"]
+    if path := loaded.agent.get("key_file"):
+        files.append(Path(path).expanduser())
+    for file in files:
+        if file.exists() and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            yield Error(f"{file} can be read by others", hint=f"chmod 600 {file}", id="cascade.E015")
+    for note in loaded.found.notes:
+        if "can be read by others" in note:
+            yield Warning(note, id="cascade.W016")

@@ -1,0 +1,178 @@
+"""What a decision of the allocator is made from, and what it says: demands and offers, grants and refusals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from dispatch.rates import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Items [start, stop) of a run. ``shard`` is set when they were cut before; ``item`` when a quota names it.
+
+    ``rate`` is the key of the rate limit that holds for all of them. ``rest`` is where the shard ends that this is
+    only the first part of (0: it is all of it). ``wait`` is in how many seconds it is worth another look.
+    """
+
+    start: int
+    stop: int
+    shard: int | None = None
+    attempt: int = 1
+    item: str = ""
+    rate: str = ""
+    rest: int = 0
+    wait: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A run with work to give. Items [cut, count) are uncut; ``returned`` are pieces that came back.
+
+    ``marked`` names the uncut items, ascending, that some node has a quota for: each is cut as a shard of its own.
+    ``served`` is the number of slots the run has now, ``elsewhere`` of these on other nodes than the parent's own
+    worker; ``age`` orders equals, smaller first. ``waited`` is for how many seconds the run has been there, ``begun``
+    whether it ever was with a node.
+
+    ``rate`` is the key whose limit holds for all items. ``stretches``, where the key depends on the item, are
+    (start, stop, key) of the first uncut items, key "" for no limit; what is behind them is not looked at yet.
+    """
+
+    run: int
+    type: str
+    cut: int
+    count: int
+    priority: int = 5
+    served: int = 0
+    age: float = 0.0
+    shard_size: int = 0
+    balancer: str = "most_free"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    affinity: Mapping[str, str] = field(default_factory=dict)
+    returned: Sequence[Piece] = ()
+    marked: Sequence[tuple[int, str]] = ()
+    fallback: str = "allowed"
+    elsewhere: int = 0
+    waited: float = 0.0
+    begun: bool = False
+    rate: str = ""
+    stretches: Sequence[tuple[int, int, str]] | None = None
+
+    @property
+    def rated(self) -> bool:
+        """A rate limit holds for it, or may hold for some of its items."""
+        return bool(self.rate) or self.stretches is not None
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaRule:
+    """Slots given first, and at most (None: no limit)."""
+
+    slots: int
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A node and what it holds now. ``quotas`` and ``in_use`` are keyed by (task type, item or "").
+
+    ``cpu`` and ``memory``, and above which it gets nothing new, are percent. A ``patient`` node is silent while it
+    works, so nothing is queued with it. ``embedded`` is the parent's own worker.
+    """
+
+    node: int
+    name: str
+    capacity: int
+    types: frozenset[str]
+    in_use: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    quotas: Mapping[tuple[str, str], QuotaRule] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    online: bool = True
+    draining: bool = False
+    weight: float = 1.0
+    cpu: float | None = None
+    memory: float | None = None
+    max_cpu: float = 100.0
+    max_memory: float = 100.0
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """Task type -> seconds per item, measured."""
+    last_grant: int = 0
+    patient: bool = False
+    embedded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lookahead:
+    """How much a node may hold beyond its capacity: ``seconds`` of work, at most ``limit`` shards."""
+
+    seconds: float = 0.0
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """When the parent's own worker takes what any node may run: ``always``, or with no node for ``seconds``."""
+
+    seconds: float = 10.0
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for a whole decision. ``buckets``: what is left of each rate limit that a demand names.
+
+    ``target_seconds``: how long an automatically sized shard should run. ``seed`` feeds the balancer ``random``.
+    ``most``: it ends with so many grants.
+    """
+
+    target_seconds: float = 1.0
+    lookahead: Lookahead = Lookahead()
+    local: Local = Local()
+    buckets: Mapping[str, Bucket] = field(default_factory=dict)
+    seed: int = 0
+    most: int | None = None
+
+
+class Phase(StrEnum):
+    QUOTA = "quota"
+    FREE = "free"
+    LOOKAHEAD = "look-ahead"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Piece ``piece`` of ``run``, which is of ``type``, goes to ``node``, because of ``reason``."""
+
+    run: int
+    type: str
+    node: int
+    piece: Piece
+    phase: Phase
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why ``node`` cannot take more of ``run`` now. ``code`` is countable, ``reason`` is for people."""
+
+    run: int
+    node: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``aside`` are pieces that were cut but fit no node or rate: items with a rule of their own that hold up the rest.
+    ``later`` are shards cut before that wait for their rate. ``spent`` are items given out by rate key. ``wake`` is in
+    how many seconds a rate lets something through that a node has room for; None: nothing waits for that.
+    """
+
+    grants: list[Grant]
+    aside: list[tuple[int, Piece]]
+    refusals: list[Refusal]
+    later: list[Piece] = field(default_factory=list)
+    spent: Mapping[str, int] = field(default_factory=dict)
+    wake: float | None = None

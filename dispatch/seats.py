@@ -1,0 +1,217 @@
+"""Both sides while the allocator decides: a node with what it was given so far, a run with what is left of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dispatch.plans import Demand, Lookahead, Offer, Piece
+from dispatch.rates import Bucket, whole
+
+SHORT = 1.0
+"""Seconds: a shard longer than this is not worth queueing ahead, and doing so would unbalance the end of a run."""
+
+Found = tuple[str, str] | None
+"""(code, reason) of a refusal."""
+
+
+class Seat:
+    """A node while the allocator decides: the offer plus what has been granted so far."""
+
+    __slots__ = ("by_type", "in_use", "last_grant", "loaded", "offer", "used")
+
+    def __init__(self, offer: Offer) -> None:
+        self.offer = offer
+        self.in_use = dict(offer.in_use)
+        self.by_type: dict[str, int] = {}
+        for (task_type, _), count in offer.in_use.items():
+            self.by_type[task_type] = self.by_type.get(task_type, 0) + count
+        self.used = sum(offer.in_use.values())
+        self.last_grant = offer.last_grant
+        self.loaded = _load(offer)
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing runs in."""
+        return max(self.offer.capacity - self.used, 0)
+
+    def take(self, task_type: str, item: str, sequence: int) -> None:
+        self.in_use[task_type, item] = self.in_use.get((task_type, item), 0) + 1
+        self.by_type[task_type] = self.by_type.get(task_type, 0) + 1
+        self.used += 1
+        self.last_grant = sequence
+
+    def below_quota(self, task_type: str, item: str) -> str | None:
+        """The quota that still has room for this, in words; an item's own comes before its type's."""
+        if item and (rule := self.offer.quotas.get((task_type, item))):
+            used = self.in_use.get((task_type, item), 0)
+            if used < rule.slots:
+                return f"quota {used + 1} of {rule.slots} for {task_type}[{item}]"
+        if rule := self.offer.quotas.get((task_type, "")):
+            used = self.by_type.get(task_type, 0)
+            if used < rule.slots:
+                return f"quota {used + 1} of {rule.slots} for {task_type}"
+        return None
+
+    def refusal(self, demand: Demand, item: str = "") -> Found:
+        """(code, reason) why this node may not take this work at all now, whatever its free slots."""
+        offer = self.offer
+        if demand.fallback != "allowed":
+            if demand.fallback == "required" and not offer.embedded:
+                return "fallback", "this run must run on the parent itself"
+            if demand.fallback == "never" and offer.embedded:
+                return "fallback", "this run must not run here"
+        if not offer.online:
+            return "offline", "offline"
+        if offer.draining:
+            return "draining", "draining"
+        if demand.type not in offer.types:
+            return "type", f"does not offer {demand.type}"
+        for label, value in demand.labels.items():
+            if offer.labels.get(label) != value:
+                return "label", f"label {label} is {offer.labels.get(label)!r}, not {value!r}"
+        return self.loaded or (self._limited(demand.type, item) if offer.quotas else None)
+
+    def _limited(self, task_type: str, item: str) -> Found:
+        rule = self.offer.quotas.get((task_type, ""))
+        if rule and rule.limit is not None and self.by_type.get(task_type, 0) >= rule.limit:
+            return "limit", f"limit {rule.limit} for {task_type} reached"
+        rule = self.offer.quotas.get((task_type, item)) if item else None
+        if rule and rule.limit is not None and self.in_use.get((task_type, item), 0) >= rule.limit:
+            return "limit", f"limit {rule.limit} for {task_type}[{item}] reached"
+        return None
+
+    def could(self, demand: Demand) -> bool:
+        """Whether it would take this run, if not now then when it is done with something.
+
+        A node over its load limit counts while the run still works somewhere: its own work may be the load.
+        """
+        found = self.refusal(demand)
+        if found is None:
+            return True
+        rule = self.offer.quotas.get((demand.type, ""))
+        return (found[0] == "limit" and bool(rule and rule.limit)) or (found[0] == "load" and demand.elsewhere > 0)
+
+    def preferred(self, affinity: Mapping[str, str]) -> list[str]:
+        """The labels that a run prefers and this node has."""
+        return [label for label, value in affinity.items() if self.offer.labels.get(label) == value]
+
+    def backlog(self, demand: Demand) -> float:
+        """Seconds until one more shard of this run would begin here."""
+        size = max(demand.shard_size, 1)
+        return (self.used + 1) * size * self.offer.speeds.get(demand.type, 1.0) / max(self.offer.capacity, 1)
+
+    def lookahead(self, demand: Demand, rule: Lookahead) -> int:
+        """Shards this node may hold beyond its capacity: so much work in time, which also bounds how unevenly a run
+        can end. A type with a limit gets none: a queued shard counts. Nor does rated work: a token taken for a shard
+        that waits is one too early. Nor a node that takes what it holds at once, or rarely looks.
+        """
+        seconds = self.offer.speeds.get(demand.type)
+        quota = self.offer.quotas.get((demand.type, ""))
+        if seconds is None or not rule.limit or (quota and quota.limit is not None):
+            return 0
+        if demand.rated or self.offer.patient:
+            return 0
+        size = max(demand.shard_size, 1)
+        seconds = max(seconds * size, 1e-6)
+        if seconds >= SHORT:
+            return 0
+        # One at least where it is nearly as short: else a node with few slots idles for every exchange.
+        least = 1 if seconds <= 2 * rule.seconds else 0
+        return min(rule.limit, max(int(rule.seconds * self.offer.capacity / seconds), least))
+
+
+def _load(offer: Offer) -> Found:
+    for name, value, most in (("CPU", offer.cpu, offer.max_cpu), ("memory", offer.memory, offer.max_memory)):
+        if value is not None and value > most:
+            return "load", f"{name} {value:.3g} % is above its limit, {most:.3g} %"
+    return None
+
+
+class Queue:
+    """The work of one run while the allocator decides: what came back first, then the uncut rest."""
+
+    def __init__(self, demand: Demand) -> None:
+        self.demand = demand
+        self.served = demand.served
+        self._returned = list(reversed(demand.returned))
+        self._passed_by: list[Piece] = []
+        self._cut = demand.cut
+        self._marked = list(reversed(demand.marked))
+        self._stretches = list(reversed(demand.stretches or ()))
+
+    @property
+    def left(self) -> int:
+        """Uncut items."""
+        return self.demand.count - self._cut
+
+    @property
+    def key(self) -> tuple[int, int, float, int]:
+        return -self.demand.priority, self.served, self.demand.age, self.demand.run
+
+    def head(self) -> Piece | None:
+        """The next piece, at its longest; None when there is nothing, or nothing that is looked at yet."""
+        if self._returned:
+            return self._returned[-1]
+        if self.left <= 0:
+            return None
+        stop, rate = self.demand.count, self.demand.rate
+        if self.demand.stretches is not None:
+            while self._stretches and self._stretches[-1][1] <= self._cut:
+                self._stretches.pop()
+            if not self._stretches:
+                return None
+            _, stop, rate = self._stretches[-1]
+        if self._marked:
+            index, item = self._marked[-1]
+            if index == self._cut:
+                return Piece(index, index + 1, item=item, rate=rate)
+            stop = min(stop, index)
+        return Piece(self._cut, stop, rate=rate)
+
+    def take(self, piece: Piece) -> None:
+        """``piece``, which starts where head() does, is gone."""
+        if self._returned:
+            self._returned.pop()
+            return
+        self._cut = piece.stop
+        if piece.item:
+            self._marked.pop()
+
+    def pass_by(self) -> None:
+        """The head, cut before, fits nowhere in this phase."""
+        self._passed_by.append(self._returned.pop())
+
+    def restart(self) -> None:
+        """A new phase looks again at what the last one passed by."""
+        self._returned += reversed(self._passed_by)
+        self._passed_by = []
+
+
+class Tap:
+    """One bucket while the allocator decides."""
+
+    __slots__ = ("bucket", "queued", "spent")
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.spent = 0
+        self.queued = 0
+        """Items that wait already for what will come."""
+
+    @property
+    def tokens(self) -> int:
+        return whole(self.bucket.tokens - self.spent)
+
+    def least(self, piece: Piece, shard_size: int) -> int:
+        """Tokens with which ``piece`` may go, in part at least."""
+        length = piece.stop - piece.start
+        return self.bucket.rate.least(min(length, shard_size) if shard_size else length)
+
+    def wait(self, count: int) -> float:
+        """Seconds until there are ``count`` tokens, behind what waits already."""
+        return self.bucket.wait(count + self.spent + self.queued)
+
+    def words(self, count: int) -> str:
+        seconds = self.bucket.wait(count + self.spent)
+        tokens = "token" if count == 1 else f"{count} tokens"
+        return f"next {tokens} in {seconds:.2g} s ({self.bucket.rate})"
