@@ -9,6 +9,7 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cascade.settings")
     try:
         from django.core.management import execute_from_command_line
+        from django.db import OperationalError
 
         from cascade.config import take_arguments
         from nodes.given import SettingsError
@@ -20,7 +21,13 @@ def main() -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-    execute_from_command_line(arguments)
+    try:
+        execute_from_command_line(arguments)
+    except OperationalError as error:
+        if "--traceback" in arguments:
+            raise
+        print(f"error: the database: {error}", file=sys.stderr)
+        sys.exit(5)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def _parent() -> Any:
     mine = [re_path(node.PREFIXES, agents)] if alone else []
     routes = ProtocolTypeRouter(
         {
-            "http": URLRouter([re_path(r"^api/v1/agent/", agents), *mine, re_path(r"", http)]),
+            # What watches this process knows no host name of ours, and no TLS.
+            "http": URLRouter([re_path(r"^(?:api/v1/agent/|healthz$)", agents), *mine, re_path(r"", http)]),
             # An agent is no browser: it has no cookie that another site could use, and every upgrade is authenticated.
             "websocket": URLRouter([*sockets.websocket_urlpatterns, re_path(r"", browser)]),
         }

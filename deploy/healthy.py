@@ -1,19 +1,22 @@
 """The image's health check: exit status 0 when the server in this container answers GET /healthz with 200."""
 
+import http.client
 import os
 import sys
-import urllib.request
-
-PORTS = [int(os.environ["CASCADE_PORT"])] if os.environ.get("CASCADE_PORT") else [8000, 8900]
 
 
 def healthy(port: int) -> bool:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/healthz", headers={"Host": "localhost"})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
     try:
-        with urllib.request.urlopen(request, timeout=4) as answer:
-            return bool(answer.status == 200)
-    except OSError:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
-sys.exit(0 if any(healthy(port) for port in PORTS) else 1)
+if __name__ == "__main__":
+    given = int(os.environ.get("CASCADE_PORT") or 0)
+    ports = [given] if given else [8000, 8900]
+    sys.exit(0 if any(healthy(port) for port in ports) else 1)

@@ -105,7 +105,7 @@ class _Pass:
         unknown, rate = 0, 0.0
         for seat in self.seats:
             if self._refusal(demand, seat) is None:
-                seconds = seat.offer.speeds.get(demand.type)
+                seconds = seat.pace(demand)
                 if seconds:
                     rate += seat.offer.capacity / seconds
                 else:
@@ -244,7 +244,7 @@ class _Pass:
         """So much of ``head`` as this node gets now, and its rate lets through."""
         demand, stop = queue.demand, head.stop
         if head.shard is None and not head.item:
-            seconds = seat.offer.speeds.get(demand.type)
+            seconds = seat.pace(demand)
             slots, rate = self.slots[demand.run]
             size = size_for(
                 queue.left,

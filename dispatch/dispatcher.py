@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 
+from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
@@ -43,6 +44,7 @@ class Dispatcher:
         self._pause = PASS_SECONDS
         self._expired = 0.0
         self._fired = 0.0
+        self._patient_until = 0.0
         self._looked: tuple[float, float] | None = None
 
     def start(self) -> None:
@@ -75,7 +77,9 @@ class Dispatcher:
         """One pass."""
         if self._was_away(time.time(), time.monotonic()):
             logger.info("leases run anew: this parent was away, or its clock was moved")
-            lifecycle.forgive(timezone.now())
+            if lifecycle.forgive(timezone.now()):
+                # Nor is anything late that could not be told.
+                self._patient_until = time.monotonic() + settings.CASCADE.lease_seconds
         if time.monotonic() - self._expired > EXPIRE_SECONDS:
             self._expired = time.monotonic()
             lifecycle.expire(timezone.now())
@@ -85,7 +89,9 @@ class Dispatcher:
         passed = queue.allocate_now()
         self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
         self._pause = min(PASS_SECONDS, max(passed.wake, RATE_SECONDS)) if passed.wake is not None else PASS_SECONDS
-        nodes = passed.nodes or ending.even_out_now()
+        nodes = passed.nodes
+        if not nodes and time.monotonic() > self._patient_until:
+            nodes = ending.even_out_now()
         events.tell(nodes, {"type": "node.work"})
         synclog.flush()
         if time.monotonic() - self._pruned > PRUNE_SECONDS:

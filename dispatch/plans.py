@@ -9,6 +9,11 @@ from enum import StrEnum
 from dispatch.rates import Bucket
 
 
+def pace_key(task_type: str, run: int) -> str:
+    """Where a node keeps the seconds per item of one run."""
+    return f"{task_type}@{run}"
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Items [start, stop) of a run. ``shard`` is set when they were cut before; ``item`` when a quota names it.
@@ -97,7 +102,7 @@ class Offer:
     max_cpu: float = 100.0
     max_memory: float = 100.0
     speeds: Mapping[str, float] = field(default_factory=dict)
-    """Task type -> seconds per item, measured."""
+    """Seconds per item, measured: by task type, and by ``pace_key`` of the newest runs."""
     last_grant: int = 0
     patient: bool = False
     embedded: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dispatch.plans import Demand, Lookahead, Offer, Piece
+from dispatch.plans import Demand, Lookahead, Offer, Piece, pace_key
 from dispatch.rates import Bucket, whole
 
 SHORT = 1.0
@@ -95,17 +95,23 @@ class Seat:
         """The labels that a run prefers and this node has."""
         return [label for label, value in affinity.items() if self.offer.labels.get(label) == value]
 
+    def pace(self, demand: Demand) -> float | None:
+        """Seconds per item of this very run here, or None before the first report of it."""
+        return self.offer.speeds.get(pace_key(demand.type, demand.run))
+
     def backlog(self, demand: Demand) -> float:
         """Seconds until one more shard of this run would begin here."""
         size = max(demand.shard_size, 1)
-        return (self.used + 1) * size * self.offer.speeds.get(demand.type, 1.0) / max(self.offer.capacity, 1)
+        seconds = self.pace(demand) or self.offer.speeds.get(demand.type, 1.0)
+        return (self.used + 1) * size * seconds / max(self.offer.capacity, 1)
 
     def lookahead(self, demand: Demand, rule: Lookahead) -> int:
         """Shards this node may hold beyond its capacity: so much work in time, which also bounds how unevenly a run
         can end. A type with a limit gets none: a queued shard counts. Nor does rated work: a token taken for a shard
         that waits is one too early. Nor a node that takes what it holds at once, or rarely looks.
         """
-        seconds = self.offer.speeds.get(demand.type)
+        known = self.pace(demand)
+        seconds = known or self.offer.speeds.get(demand.type)
         quota = self.offer.quotas.get((demand.type, ""))
         if seconds is None or not rule.limit or (quota and quota.limit is not None):
             return 0
@@ -117,7 +123,9 @@ class Seat:
             return 0
         # One at least where it is nearly as short: else a node with few slots idles for every exchange.
         least = 1 if seconds <= 2 * rule.seconds else 0
-        return min(rule.limit, max(int(rule.seconds * self.offer.capacity / seconds), least))
+        most = min(rule.limit, max(int(rule.seconds * self.offer.capacity / seconds), least))
+        # Other runs of the type say little of this one: one shard a slot, until it has been measured.
+        return most if known else min(most, self.offer.capacity)
 
 
 def _load(offer: Offer) -> Found:

@@ -89,10 +89,10 @@ def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequ
 def _left(late: Late, demand: Demand, seats: Mapping[int, Seat], lates: Sequence[Late]) -> float | None:
     """Seconds until it is done where it is, as far as that can be told."""
     seat = seats.get(late.node)
-    pace = seat.offer.speeds.get(demand.type) if seat else None
+    pace = seat.pace(demand) if seat else None
     if pace is None:
         # A node that has reported nothing yet is taken for one like the others.
-        known = sorted(each.offer.speeds[demand.type] for each in seats.values() if demand.type in each.offer.speeds)
+        known = sorted(found for each in seats.values() if (found := each.pace(demand)) is not None)
         if not known:
             return None
         pace = known[len(known) // 2]
@@ -105,11 +105,11 @@ def _left(late: Late, demand: Demand, seats: Mapping[int, Seat], lates: Sequence
 def _quickest(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> tuple[Seat, float] | None:
     """The idle node that would be done with it first, and in how many seconds."""
     able = [
-        (late.items * seat.offer.speeds[demand.type], seat)
+        (late.items * pace, seat)
         for seat in seats.values()
         if seat.offer.node != late.node
         and seat.free
-        and demand.type in seat.offer.speeds
+        and (pace := seat.pace(demand)) is not None
         and seat.refusal(demand) is None
         # The parent's own worker is there for what no node can do.
         and (not seat.offer.embedded or demand.fallback == "required")

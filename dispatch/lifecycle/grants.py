@@ -248,8 +248,11 @@ def disconnected(node_id: int, now: datetime) -> None:
 
 
 @retried
-def forgive(now: datetime) -> None:
-    """Every lease and offer runs anew: the parent was away, so silence says nothing about the children."""
+def forgive(now: datetime) -> int:
+    """Every lease and offer runs anew: the parent was away, so silence says nothing about the children.
+
+    Returns how many leases there were.
+    """
     settled = settings.CASCADE
     with write():
         live = Allocation.objects.filter(state__in=LIVE)
@@ -258,8 +261,9 @@ def forgive(now: datetime) -> None:
             renew(Node.objects.get(pk=node_id), None, now, forgiving=True)
         patient.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.patient_seconds))
         others = live.exclude(node__dialect__in=Node.PATIENT)
-        others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
+        leases = others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
         others.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
+    return leases
 
 
 def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:

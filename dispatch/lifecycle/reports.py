@@ -21,6 +21,7 @@ from dispatch.lifecycle import copies
 from dispatch.lifecycle.ends import finish, give_up, limits_of, twins_of
 from dispatch.lifecycle.grants import frozen
 from dispatch.models import Allocation, Receipt, Run, Shard
+from dispatch.plans import pace_key
 from dispatch.ranges import covers
 from dispatch.results import datasets, spool
 from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, ShardState, before
@@ -34,6 +35,8 @@ from nodes.transactions import moment, retried, update_rows, write
 
 PACE = 0.3
 """Weight of the newest measurement in a node's seconds per item."""
+RUNS_MEASURED = 32
+"""Of so many runs a node keeps the seconds per item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,16 +360,20 @@ def _joined(pieces: Sequence[Shard]) -> list[Shard]:
 
 
 def _measure(node: Node, pairs: Sequence[tuple[Entry, _Ticket]], now: dt.datetime) -> None:
-    """The node's seconds per item and type, from what its own clock measured; also counts as a sign of life."""
+    """The node's seconds per item of each type and run, by its own clock; also counts as a sign of life."""
     sums: dict[str, tuple[float, int]] = {}
     for entry, ticket in pairs:
         if not entry.failure:
-            seconds, items = sums.get(ticket.type, (0.0, 0))
-            sums[ticket.type] = seconds + entry.seconds, items + ticket.stop - ticket.start
+            for key in (ticket.type, pace_key(ticket.type, ticket.run)):
+                seconds, items = sums.get(key, (0.0, 0))
+                sums[key] = seconds + entry.seconds, items + ticket.stop - ticket.start
     speeds = dict(node.speeds)
-    for task_type, (seconds, items) in sums.items():
+    for key, (seconds, items) in sums.items():
         measured = max(seconds / items, 1e-7)
-        earlier = speeds.get(task_type)
-        speeds[task_type] = measured if earlier is None else earlier + PACE * (measured - earlier)
+        earlier = speeds.get(key)
+        speeds[key] = measured if earlier is None else earlier + PACE * (measured - earlier)
+    of_runs = sorted((key for key in speeds if "@" in key), key=lambda key: int(key.rpartition("@")[2]))
+    for key in of_runs[:-RUNS_MEASURED]:
+        del speeds[key]
     alive = {"last_beat_at": now} if registry.is_online(node, now) else {}  # one that has said good-bye stays offline
     Node.objects.filter(pk=node.pk).update(speeds=speeds, **alive)

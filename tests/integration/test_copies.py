@@ -35,19 +35,20 @@ pytestmark = pytest.mark.django_db
 ITEMS = 4
 
 
-def measured(name: str, seconds: float) -> Child:
-    made = child(name, 1)
-    Node.objects.filter(pk=made.id).update(speeds={"echo": seconds})
+def measured(name: str, seconds: float, run: Run, capacity: int = 1) -> Child:
+    """A child whose seconds per item of ``run`` are known."""
+    made = child(name, capacity)
+    Node.objects.filter(pk=made.id).update(speeds={f"echo@{run.pk}": seconds})
     return made
 
 
 @pytest.fixture
 def pair(clock: Clock) -> tuple[Run, Child, Work, Child, Work]:
     """A run of one shard on a slow node, and its copy on a quick one that came later."""
-    slow = measured("slow", 10.0)
     run = submit(ITEMS, shard_size=ITEMS)
+    slow = measured("slow", 10.0, run)
     (first,) = slow.works()
-    quick = measured("quick", 0.1)
+    quick = measured("quick", 0.1, run)
     assert dispatch() == set()
     assert ending.even_out_now() == {quick.id}
     (second,) = quick.claim()
@@ -69,7 +70,7 @@ def test_a_copy_has_the_same_items_another_id_and_a_reason(pair) -> None:
 
 def test_a_third_copy_is_not_made(pair) -> None:
     run, *_ = pair
-    measured("third", 0.1)
+    measured("third", 0.1, run)
     assert ending.even_out_now() == set()
     assert Allocation.objects.filter(run=run, state__in=LIVE).count() == 2
 
@@ -163,42 +164,38 @@ def test_a_release_of_one_copy_leaves_the_other(pair) -> None:
 
 
 def test_there_are_no_copies_where_the_setting_is_off(settings) -> None:
-    slow = measured("slow", 10.0)
-    submit(ITEMS, shard_size=ITEMS)
-    slow.works()
-    measured("quick", 0.1)
+    run = submit(ITEMS, shard_size=ITEMS)
+    measured("slow", 10.0, run).works()
+    measured("quick", 0.1, run)
     settings.CASCADE = settings.CASCADE.model_copy(update={"second_copies": False})
     assert ending.even_out_now() == set()
 
 
 def test_there_are_no_copies_of_rated_work() -> None:
-    slow = measured("slow", 10.0)
     run = submit(ITEMS, shard_size=ITEMS)
     Run.objects.filter(pk=run.pk).update(rate_key="somebody")
-    slow.works()
-    measured("quick", 0.1)
+    measured("slow", 10.0, run).works()
+    measured("quick", 0.1, run)
     assert ending.even_out_now() == set()
 
 
 def test_there_are_no_copies_while_there_is_something_left_to_cut() -> None:
-    slow = measured("slow", 10.0)
     run = submit(ITEMS + 1, shard_size=ITEMS)
-    slow.works()
-    measured("quick", 0.1)
+    measured("slow", 10.0, run).works()
+    measured("quick", 0.1, run)
     assert fresh(run).cut < fresh(run).count
     assert ending.even_out_now() == set()
 
 
 def test_what_is_queued_behind_a_slow_shard_is_taken_back_for_an_idle_node() -> None:
-    slow = child("slow", 2)
-    Node.objects.filter(pk=slow.id).update(speeds={"echo": 10.0})
     run = submit(2 * ITEMS, shard_size=ITEMS)
+    slow = measured("slow", 10.0, run, capacity=2)
     first, queued = slow.works()
     # Its capacity is lowered: the second shard waits there now.
     Node.objects.filter(pk=slow.id).update(capacity=1)
     Allocation.objects.filter(pk=queued.allocation).update(state=AllocationState.PENDING, started_at=None)
     Shard.objects.filter(run=run, start=queued.start).update(state="allocated")
-    quick = measured("quick", 0.1)
+    quick = measured("quick", 0.1, run)
     ending.even_out_now()
     assert allocation(queued).state == AllocationState.CANCELLED
     assert slow.beat(held=[first.allocation, queued.allocation])["cancel"] == [queued.allocation]

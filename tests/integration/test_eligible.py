@@ -179,8 +179,8 @@ def test_nothing_is_queued_ahead_with_a_client_that_polls_rarely(settings: Any, 
     settings.CASCADE = settings.CASCADE.model_copy(update={"lookahead_seconds": 1.0, "lookahead_limit": 50})
     a, quick = child("a", 2), child("quick", 2)
     registry.update_node(a.id, dialect=dialect)
-    Node.objects.update(speeds={"echo": 0.001})
-    submit(200)
+    run = submit(200)
+    Node.objects.update(speeds={f"echo@{run.pk}": 0.001})
     dispatch()
     assert (a.live(), quick.live()) == (2, 52)
 

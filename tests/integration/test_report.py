@@ -15,6 +15,7 @@ from dispatch import lifecycle
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.states import LIVE, AllocationState, RunState, ShardState
 from nodes import keys, registry
+from nodes.models import Node
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
 from tests.integration.factory import (
@@ -116,15 +117,27 @@ def test_a_shard_without_any_row_counts_as_done() -> None:
     assert_partition(run)
 
 
-def test_a_report_measures_the_nodes_speed_by_type() -> None:
+def test_a_report_measures_the_nodes_speed_by_type_and_run() -> None:
     a = child(capacity=1)
-    submit(8, shard_size=4)
+    run = submit(8, shard_size=4)
     (work,) = a.works()
     a.report({**done(work), "seconds": 2.0})
-    assert a.node.speeds == {"echo": 0.5}
+    assert a.node.speeds == {"echo": 0.5, f"echo@{run.pk}": 0.5}
     (work,) = a.works()
     a.report({**done(work), "seconds": 4.0})
     assert 0.5 < a.node.speeds["echo"] < 1.0
+
+
+def test_a_node_keeps_the_speeds_of_the_newest_runs_only() -> None:
+    a = child(capacity=1)
+    Node.objects.filter(pk=a.id).update(speeds={f"echo@{number}": 1.0 for number in range(1_000_000, 1_000_040)})
+    submit(1)
+    (work,) = a.works()
+    a.report(done(work))
+    kept = [name for name in a.node.speeds if "@" in name]
+    assert len(kept) == 32
+    assert "echo@1000000" not in kept
+    assert "echo@1000039" in kept
 
 
 def test_a_report_needs_no_claim_before_it_when_the_offer_was_fetched_elsewhere() -> None:

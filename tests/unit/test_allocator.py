@@ -563,7 +563,7 @@ def test_equal_runs_share_what_is_too_little_to_within_one_slot(runs: int, capac
 
 @given(st.integers(1, 60), st.integers(1, 9), st.sampled_from([None, 0.001, 0.05, 0.4, 3.0]), st.integers(1, 5))
 def test_shards_are_no_longer_than_asked_for(count: int, size: int, seconds: float | None, capacity: int) -> None:
-    speeds = {} if seconds is None else {"echo": seconds}
+    speeds = {} if seconds is None else {"echo@1": seconds}
     node = Offer(1, "n", capacity, frozenset({"echo"}), speeds=speeds)
     fixed = allocate([Demand(1, "echo", 0, count, shard_size=size)], [node]).grants
     assert all(made.piece.stop - made.piece.start == size for made in fixed[:-1])
@@ -695,28 +695,35 @@ def test_what_came_back_goes_first_whole_and_with_its_attempt() -> None:
 
 def test_short_shards_are_queued_beyond_the_capacity_and_long_ones_are_not() -> None:
     rule = Lookahead(0.1, 400)
-    short = allocate([singles(1000)], [node("a", 2, speeds={"echo": 0.01})], Terms(lookahead=rule))
+    short = allocate([singles(1000)], [node("a", 2, speeds={"echo@1": 0.01})], Terms(lookahead=rule))
     assert [made.phase for made in short.grants] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD] * 20
-    for speeds in ({"echo": 1.0}, {}):
+    for speeds in ({"echo@1": 1.0}, {}):
         long = allocate([singles(1000)], [node("a", 2, speeds=speeds)], Terms(lookahead=rule))
         assert [made.phase for made in long.grants] == [Phase.FREE] * 2
 
 
+def test_what_other_runs_of_the_type_took_lets_one_shard_a_slot_wait_until_this_run_is_measured() -> None:
+    plan = allocate([singles(1000)], [node("a", 2, speeds={"echo": 0.001})], Terms(lookahead=Lookahead(0.1, 400)))
+    assert [made.phase for made in plan.grants] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD] * 2
+    whole = allocate([Demand(1, "echo", 0, 1000)], [node("a", 2, speeds={"echo": 0.001})])
+    assert {made.piece.stop - made.piece.start for made in whole.grants} == {1}
+
+
 def test_the_end_of_a_run_is_shared_out_by_speed() -> None:
-    nodes = [node("a", 1, speeds={"echo": 1e-3}), node("b", 1, speeds={"echo": 4e-3})]
+    nodes = [node("a", 1, speeds={"echo@1": 1e-3}), node("b", 1, speeds={"echo@1": 4e-3})]
     shares = Counter(made.node for made in allocate([singles(100)], nodes, Terms(lookahead=Lookahead(1.0, 400))).grants)
     fast, slow = sorted(shares.values(), reverse=True)
     assert (fast, slow) == (80, 20)
 
 
 def test_a_slow_node_holds_no_more_than_the_seconds_say() -> None:
-    nodes = [node("a", 2, speeds={"echo": 0.05})]
+    nodes = [node("a", 2, speeds={"echo@1": 0.05})]
     grants = allocate([singles(100)], nodes, Terms(lookahead=Lookahead(0.1, 400))).grants
     assert len(grants) == 2 + 4
 
 
 def test_a_type_with_a_limit_is_not_queued_ahead() -> None:
-    offer = node("a", 2, speeds={"echo": 0.001}, quotas={("echo", ""): QuotaRule(1, 2)})
+    offer = node("a", 2, speeds={"echo@1": 0.001}, quotas={("echo", ""): QuotaRule(1, 2)})
     assert len(allocate([singles(1000)], [offer], Terms(lookahead=Lookahead(1.0, 400))).grants) == 2
 
 

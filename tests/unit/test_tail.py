@@ -9,7 +9,7 @@ DEMAND = Demand(run=1, type="echo", cut=10, count=10)
 
 
 def offer(node: int, seconds: float | None = 0.1, **fields) -> Offer:
-    speeds = {} if seconds is None else {"echo": seconds}
+    speeds = {} if seconds is None else {"echo@1": seconds}
     return Offer(node, f"n{node}", **{"capacity": 1, "types": frozenset({"echo"}), "speeds": speeds, **fields})
 
 
