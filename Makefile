@@ -25,8 +25,9 @@ demo: run-packages ## a parent and three children import real market data, with 
 serve: run-packages ## a parent on port 8000, for real use
 	@$(py) manage.py runserver $(ARGS)
 
-test: dev-packages ## all tests
+test: dev-packages ## all tests, and those where verbs race on PostgreSQL, too
 	@$(py) -m pytest $(ARGS)
+	@test -n "$(ARGS)" || $(py) -m tests.postgresql
 
 # Django's own commands get a folder and settings that are nobody's.
 lint: export CASCADE_DATA_DIR := $(venv)/lint

@@ -26,7 +26,7 @@ def main() -> None:
     except OperationalError as error:
         if "--traceback" in arguments:
             raise
-        print(f"error: the database: {error}", file=sys.stderr)
+        print(f"error: the database: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(5)
 
 

@@ -174,6 +174,8 @@ async def claim(request: HttpRequest) -> HttpResponse:
                 break
             if message["type"] == "node.cancel":
                 return JsonResponse({**reply, "cancel": message["ids"]})
+            if message["type"] == "node.shorten":
+                return JsonResponse({**reply, "shorten": message["shorten"]})
             reply = await in_thread(perform, caller, "claim", body)
     return JsonResponse(reply)
 

@@ -127,6 +127,9 @@ class AgentSocket(AsyncWebsocketConsumer):
     async def node_cancel(self, message: dict[str, Any]) -> None:
         await self._say({"type": "cancel", "ids": message["ids"]})
 
+    async def node_shorten(self, message: dict[str, Any]) -> None:
+        await self._say({"type": "shorten", "shorten": message["shorten"]})
+
     async def node_close(self, message: dict[str, Any]) -> None:
         """The node's key was revoked."""
         await self.close(UNAUTHENTICATED)

@@ -59,7 +59,7 @@ def status_of(error: BaseException) -> int:
     """The exit status that stands for ``error``."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if isinstance(error, (DatabaseError, Unreachable)):
+    if isinstance(error, DatabaseError) or getattr(error, "status", None) == Unreachable.status:
         return UNREACHABLE
     return next((status for kind, status in _STATUS if isinstance(error, kind)), FAILED)
 

@@ -115,6 +115,8 @@ class InsideLine:
         with suppress(RuntimeError):  # the loop has ended
             if message["type"] == "node.cancel":
                 self._loop.call_soon_threadsafe(self._inbound, {"type": "cancel", "ids": message["ids"]})
+            elif message["type"] == "node.shorten":
+                self._loop.call_soon_threadsafe(self._inbound, {"type": "shorten", "shorten": message["shorten"]})
             else:
                 self._loop.call_soon_threadsafe(self._work.set)
 

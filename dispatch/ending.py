@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -10,12 +11,12 @@ from django.conf import settings
 from django.db.models import Count, F, Q, QuerySet
 from django.utils import timezone
 
-from dispatch import lifecycle, queue
+from dispatch import events, lifecycle, queue
 from dispatch.models import Allocation, Run
 from dispatch.plans import Demand, Offer
 from dispatch.states import LIVE, RunState
 from dispatch.tail import Late, even_out
-from nodes import executors
+from nodes import executors, registry
 from nodes.models import Node
 from nodes.transactions import retried, write
 
@@ -32,12 +33,27 @@ def even_out_now() -> frozenset[int]:
         offers = queue.offers(queue.locked(), now := timezone.now())
         demands = {run.pk: _demand(run) for run in _tails().defer("items", "params")}
         evened = even_out(demands, offers, _lates(list(demands), offers, now))
-        if not evened.copies and not evened.back:
-            return frozenset()
         nodes = lifecycle.copy(evened.copies, now)
         back = lifecycle.take_back(evened.back, "taken back: it waited here while another node was idle")
     lifecycle.tell_superseded(back)
+    for cut in evened.cuts:
+        _asked[cut.late.allocation] = time.monotonic()
+        wish = [cut.late.allocation, cut.late.start + cut.items]
+        events.tell([cut.late.node], {"type": "node.shorten", "shorten": [wish]})
     return frozenset(nodes)
+
+
+_asked: dict[int, float] = {}
+"""Allocation -> when its node was asked to end it early. A hint of this process: it is asked once, and then copied."""
+PATIENCE_SECONDS = 3.0
+"""An item that takes longer than this keeps the answer; then a copy may be quicker."""
+FORGET_SECONDS = 3600.0
+
+
+def _forget_asked() -> None:
+    before = time.monotonic() - FORGET_SECONDS
+    for allocation in [each for each, at in _asked.items() if at < before]:
+        del _asked[allocation]
 
 
 def _tails() -> QuerySet[Run]:
@@ -51,7 +67,9 @@ def _tails() -> QuerySet[Run]:
 def _busy() -> bool:
     """Whether every slot of the nodes that are there has something to do: then there is nobody to copy for."""
     live = Count("allocations", filter=Q(allocations__state__in=LIVE))
-    return not Node.objects.filter(active=True).annotate(live=live).filter(live__lt=F("capacity")).exists()
+    # This server's own worker is there for what no node can do.
+    nodes = Node.objects.filter(registry.online_filter(timezone.now())).exclude(role=Node.Role.STANDALONE)
+    return not nodes.annotate(live=live).filter(live__lt=F("capacity")).exists()
 
 
 def _demand(run: Run) -> Demand:
@@ -61,18 +79,26 @@ def _demand(run: Run) -> Demand:
 def _lates(runs: Sequence[int], offers: Sequence[Offer], now: dt.datetime) -> list[Late]:
     """Live allocations of ``runs`` that have no second copy."""
     slots = {offer.node: max(offer.capacity, 1) for offer in offers}
+    _forget_asked()
     held: dict[int, int] = defaultdict(int)
     ahead: dict[int, int] = defaultdict(int)
     copies: dict[int, int] = defaultdict(int)
     lates = []
-    live = Allocation.objects.filter(run__in=runs, state__in=LIVE, node__isnull=False).order_by("pk")[:LATE_LIMIT]
-    columns = ("pk", "run_id", "shard_id", "node_id", "start", "stop", "granted_at", "started_at")
-    for pk, run, shard, node, start, stop, granted_at, started_at in live.values_list(*columns):
+    live = Allocation.objects.filter(run__in=runs, state__in=LIVE, node__isnull=False).order_by("pk")
+    columns = ("pk", "run_id", "shard_id", "node_id", "start", "stop", "granted_at", "started_at", "progress")
+    agents = live.filter(node__dialect=Node.Dialect.NATIVE).exclude(node__carrier=Node.Carrier.HTTP)
+    divisible = set(agents.values_list("pk", flat=True)) - set(_asked)
+    # One that was asked a moment ago is about to answer.
+    answering = {pk for pk, at in _asked.items() if time.monotonic() - at < PATIENCE_SECONDS}
+    for pk, run, shard, node, start, stop, granted_at, started_at, done in live[:LATE_LIMIT].values_list(*columns):
         # A node runs the oldest of what it has; it says so a little later, and of short ones not at all.
         begun = held[node] < slots.get(node, 1)
         age = max((now - (started_at or granted_at)).total_seconds(), 0.0)
         before = 0.0 if begun else ahead[node] / slots.get(node, 1)
-        lates.append(Late(pk, run, shard, node, stop - start, begun, age, before))
+        if pk not in answering:
+            lates.append(
+                Late(pk, run, shard, node, start, stop - start, begun, age, done, before, divisible=pk in divisible)
+            )
         held[node] += 1
         ahead[node] += stop - start
         copies[shard] += 1

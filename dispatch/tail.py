@@ -1,5 +1,6 @@
-"""The tail of a run: nothing left to cut, and slots idle. Which late shards are worth a second copy, which queued ones
-are taken back from a slow node. Pure: what runs and who is idle in, decisions out.
+"""The tail of a run: nothing left to cut, and slots idle. Which late shards are shortened, so that an idle node does
+what a slow one has not reached, which are worth a second copy, which queued ones are taken back. Pure: what runs and
+who is idle in, decisions out.
 
 A second copy costs a slot that has nothing else to do, and the first valid report of either wins.
 """
@@ -27,17 +28,21 @@ class Late:
     """A live allocation of a run that has nothing left to cut, with no copy yet. Times in seconds.
 
     ``begun``: it runs; else it is queued with its node, or not fetched. ``age``: since it began, or was granted.
-    ``ahead``: how many of the node's slots' worth of work of this type is queued before it.
+    ``done``: items, by its last beat. ``ahead``: how many of the node's slots' worth of work of this type is queued
+    before it. ``divisible``: its node can end it early, and has not been asked to.
     """
 
     allocation: int
     run: int
     shard: int
     node: int
+    start: int
     items: int
     begun: bool
     age: float
+    done: int = 0
     ahead: float = 0.0
+    divisible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,20 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """Ask the node of ``late`` to keep the first ``items`` of it; the rest comes back with its report."""
+
+    late: Late
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evened:
-    """``copies`` to be granted; ``back``, allocations to be taken back so that they are granted anew."""
+    """``copies`` to be granted; ``back``, allocations to be taken back so that they are granted anew; ``cuts``."""
 
     copies: list[Copy]
     back: list[Late]
+    cuts: list[Cut]
 
 
 def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequence[Late]) -> Evened:
@@ -62,13 +76,18 @@ def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequ
     seats = {offer.node: Seat(offer) for offer in sorted(offers, key=lambda offer: (offer.name, offer.node))}
     copies: list[Copy] = []
     back: list[Late] = []
-    waits = [(left, late) for late in lates if (left := _left(late, demands[late.run], seats, lates)) is not None]
+    cuts: list[Cut] = []
+    waits = [(left, late) for late in lates if (left := _left(late, demands[late.run], seats)) is not None]
     for left, late in sorted(waits, key=lambda each: (-each[0], each[1].allocation)):
         demand = demands[late.run]
         found = _quickest(late, demand, seats)
         if found is None:
             continue
         seat, needs = found
+        if late.divisible and (cut := _cut(late, demand, seats, seat, left)) is not None:
+            seat.take(demand.type, "", 0)
+            cuts.append(cut)
+            continue
         if left <= needs * GAIN + (EXCHANGE_SECONDS if late.begun else QUEUED_SECONDS):
             continue
         seat.take(demand.type, "", 0)
@@ -83,19 +102,40 @@ def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequ
             )
         else:
             back.append(late)
-    return Evened(copies, back)
+    return Evened(copies, back, cuts)
 
 
-def _left(late: Late, demand: Demand, seats: Mapping[int, Seat], lates: Sequence[Late]) -> float | None:
-    """Seconds until it is done where it is, as far as that can be told."""
+def _cut(late: Late, demand: Demand, seats: Mapping[int, Seat], quick: Seat, left: float) -> Cut | None:
+    """Where both would end at the same time; None where there is nothing to divide, or nothing worth it to win."""
+    pace, quicker = _pace(late, demand, seats), quick.pace(demand)
+    if not late.begun or pace is None or quicker is None:
+        return None
+    # The item that it is at is its own.
+    overdue = late.age > OVERDUE * late.items * pace
+    reached = late.done + 1 if overdue else max(late.done, int(late.age / pace)) + 1
+    rest = late.items - reached
+    # Of one that is overdue nothing is known but what its last beat told: all that it has not reached.
+    kept = 0 if overdue else int(rest * quicker / (pace + quicker))
+    moved = rest - kept
+    if moved < 1 or left <= max(moved * quicker, (kept + 1) * pace) * GAIN + EXCHANGE_SECONDS:
+        return None
+    return Cut(late, reached + kept)
+
+
+def _pace(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> float | None:
+    """Seconds per item where it is; a node that has reported nothing of the run is taken for one like the others."""
     seat = seats.get(late.node)
-    pace = seat.pace(demand) if seat else None
+    if seat is not None and (pace := seat.pace(demand)) is not None:
+        return pace
+    known = sorted(found for each in seats.values() if (found := each.pace(demand)) is not None)
+    return known[len(known) // 2] if known else None
+
+
+def _left(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> float | None:
+    """Seconds until it is done where it is, as far as that can be told."""
+    pace = _pace(late, demand, seats)
     if pace is None:
-        # A node that has reported nothing yet is taken for one like the others.
-        known = sorted(found for each in seats.values() if (found := each.pace(demand)) is not None)
-        if not known:
-            return None
-        pace = known[len(known) // 2]
+        return None
     takes = late.items * pace
     if not late.begun:
         return max(late.ahead * pace + takes - late.age, takes)

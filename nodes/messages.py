@@ -75,11 +75,12 @@ class Entry:
     seconds: float = 0.0
     log: str = ""
     digest: str = field(default="", compare=False)
+    stopped: int | None = None
 
     @property
     def unsaved(self) -> bool:
         """Some of its items are not done."""
-        return bool(self.failure or self.errors)
+        return bool(self.failure or self.errors or self.stopped is not None)
 
     @property
     def rows(self) -> int:
@@ -222,6 +223,7 @@ def _entry(value: Any, name: str) -> Entry:
     errors = tuple(
         _error(each, f"{name}.errors") for each in _list(body.get("errors", []), f"{name}.errors", IDS_LIMIT)
     )
+    stopped = None if body.get("stopped") is None else _whole(body["stopped"], f"{name}.stopped")
     entry = Entry(allocation, ranges, errors, seconds=seconds, log=log)
     segment = body.get("segment") or ""
     inline = body.get("rows")
@@ -235,7 +237,8 @@ def _entry(value: Any, name: str) -> Entry:
         if len(inline) != entry.rows:
             raise FieldError(f"{name}.rows", f"has {len(inline)} rows, but the ranges count {entry.rows}")
     offset = _whole(body.get("offset", 0), f"{name}.offset")
-    digest = _digest([body.get("ranges", []), body.get("errors", []), segment, offset, inline], name)
+    content = [body.get("ranges", []), body.get("errors", []), segment, offset, inline]
+    digest = _digest(content if stopped is None else [*content, stopped], name)
     return Entry(
         allocation,
         ranges,
@@ -246,6 +249,7 @@ def _entry(value: Any, name: str) -> Entry:
         seconds=seconds,
         log=log,
         digest=digest,
+        stopped=stopped,
     )
 
 

@@ -12,11 +12,13 @@ beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cp
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
 cancel   parent to child: a frame on the socket, or in the reply to claim and beat.
+shorten  the same: [[allocation, stop]…], a wish: end before item ``stop``, and report what is done by then.
 
 A report's entry is one finished allocation:
   allocation   its id (the fencing token)
   ranges       [[start, stop, rows]…] items that are done, in order, none overlapping
   errors       [[index, message, retry]…] items that are not
+  stopped      item at which it ended early because it was asked to; ranges and errors are about those before it
   failure      {"kind": crash | timeout | error, "message"} instead of both, when nothing of the shard is known
   rows         [[value…]…] small results inline, in the dataset's column order, or
   segment      sha256 (hex) of an Arrow IPC file uploaded before, with "offset": the first row of this entry in it

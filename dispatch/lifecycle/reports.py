@@ -190,10 +190,11 @@ def _refusal(entry: Entry, ticket: _Ticket | None, lengths: Lengths) -> dict[str
 def _contradiction(entry: Entry, ticket: _Ticket, lengths: Lengths) -> dict[str, Any] | None:
     """What in the report of a live allocation cannot be."""
     done = [(first, last) for first, last, _ in entry.ranges]
-    if not covers(ticket.start, ticket.stop, done, [error.index for error in entry.errors]):
-        return _no(
-            422, f"ranges and errors must name each item of [{ticket.start}, {ticket.stop}) exactly once, in order"
-        )
+    stop = ticket.stop if entry.stopped is None else entry.stopped
+    if entry.stopped is not None and not ticket.start < stop < ticket.stop:
+        return _no(422, f"stopped, {stop}, is not inside of [{ticket.start}, {ticket.stop})")
+    if not covers(ticket.start, stop, done, [error.index for error in entry.errors]):
+        return _no(422, f"ranges and errors must name each item of [{ticket.start}, {stop}) exactly once, in order")
     if entry.inline:
         try:
             datasets.check_rows(executors.get(ticket.type).dataset, entry.inline)
@@ -232,7 +233,7 @@ def _accept(node: Node, batch: _Accepted, now: dt.datetime) -> None:
                 "ranges": [[first, last, rows, ticket.shard] for first, last, rows in entry.ranges],
             }
         )
-        if entry.failure or entry.errors:
+        if entry.unsaved:
             partial.append((entry, ticket))
         else:
             whole.append(ticket.shard)
@@ -270,7 +271,7 @@ def _close(batch: _Accepted, receipt: int, notes: Mapping[int, str], now: dt.dat
                 at,
                 notes.get(ticket.pk, ""),
                 entry.log,
-                ticket.stop - ticket.start,
+                (ticket.stop if entry.stopped is None else entry.stopped) - ticket.start,
                 ticket.pk,
             )
             for entry, ticket in batch.entries
@@ -282,7 +283,7 @@ def _close(batch: _Accepted, receipt: int, notes: Mapping[int, str], now: dt.dat
 def _take_apart(
     partial: Sequence[tuple[Entry, _Ticket]], manifest: Mapping[int, dict[str, Any]], now: dt.datetime
 ) -> dict[int, str]:
-    """Shards that failed or failed in part. Returns a note per allocation; fills in the manifest's shards."""
+    """Shards that failed, in part or all of them, or ended early. Returns notes on failures; fills in the manifest."""
     if not partial:
         return {}
     notes: dict[int, str] = {}
@@ -296,10 +297,10 @@ def _take_apart(
             if ticket.shard not in twins:
                 give_up(shard, Failure(entry.failure), notes[ticket.pk], limits[ticket.run])
             continue
-        first = entry.errors[0]
-        notes[ticket.pk] = (
-            f"{len(entry.errors)} of {ticket.stop - ticket.start} items failed; the first: {first.message}"
-        )
+        if entry.errors:
+            first = entry.errors[0].message
+            of = ticket.stop - ticket.start
+            notes[ticket.pk] = f"{len(entry.errors)} of {of} items failed; the first: {first}"
         pieces = _pieces(shard, entry, limits[ticket.run], now)
         # The row that was the whole shard becomes its first piece, so that [0, count) stays covered throughout.
         head, *rest = pieces
@@ -318,7 +319,7 @@ def _take_apart(
 
 
 def _pieces(shard: Shard, entry: Entry, limits: Limits, now: dt.datetime) -> list[Shard]:
-    """What a partly failed shard falls into: done ranges, items that failed for good, items to be tried again."""
+    """What such a shard falls into: done ranges, items that failed for good, items to be tried again, and the rest."""
     attempts = shard.attempts + 1
     again = attempts < limits.max_attempts
     pieces = [
@@ -343,6 +344,11 @@ def _pieces(shard: Shard, entry: Entry, limits: Limits, now: dt.datetime) -> lis
         else:
             piece.state = ShardState.FAILED
         pieces.append(piece)
+    if entry.stopped is not None:
+        # Not tried yet, so it goes on with what the whole shard has gone through.
+        rest = Shard(run_id=shard.run_id, start=entry.stopped, stop=shard.stop, updated_at=now)
+        rest.attempts, rest.deaths, rest.losses = shard.attempts, shard.deaths, shard.losses
+        pieces.append(rest)
     pieces.sort(key=lambda piece: piece.start)
     return _joined(pieces)
 
@@ -352,7 +358,8 @@ def _joined(pieces: Sequence[Shard]) -> list[Shard]:
     joined: list[Shard] = []
     for piece in pieces:
         last = joined[-1] if joined else None
-        if last and last.stop == piece.start and last.state == piece.state == ShardState.PENDING:
+        alike = last and last.state == piece.state == ShardState.PENDING and last.attempts == piece.attempts
+        if last and alike and last.stop == piece.start:
             last.stop = piece.stop
         else:
             joined.append(piece)
@@ -366,7 +373,8 @@ def _measure(node: Node, pairs: Sequence[tuple[Entry, _Ticket]], now: dt.datetim
         if not entry.failure:
             for key in (ticket.type, pace_key(ticket.type, ticket.run)):
                 seconds, items = sums.get(key, (0.0, 0))
-                sums[key] = seconds + entry.seconds, items + ticket.stop - ticket.start
+                stop = ticket.stop if entry.stopped is None else entry.stopped
+                sums[key] = seconds + entry.seconds, items + stop - ticket.start
     speeds = dict(node.speeds)
     for key, (seconds, items) in sums.items():
         measured = max(seconds / items, 1e-7)

@@ -9,11 +9,18 @@ import threading
 from nodes.agent.carriers import MakeLine
 from nodes.agent.config import AgentConfig
 from nodes.agent.loop import Agent
+from nodes.protocol import CascadeError
 
 logger = logging.getLogger(__name__)
 
 agent: Agent | None = None
 """The one in this process."""
+
+
+class CannotBegin(CascadeError):
+    """The agent's folder is another agent's, or cannot be used."""
+
+    status = 503
 
 
 class HostedAgent:
@@ -29,8 +36,14 @@ class HostedAgent:
         self.failure: BaseException | None = None
 
     def start(self) -> None:
+        """Returns when the agent has its folder. Raises CannotBegin."""
         self._thread.start()
         self._up.wait(10)
+        folder = self._config.data_dir
+        if isinstance(self.failure, BlockingIOError):
+            raise CannotBegin(f"another agent uses {folder}; stop it, or give this server another data_dir")
+        if isinstance(self.failure, OSError):
+            raise CannotBegin(f"this server's agent cannot use its folder {folder}: {self.failure}")
 
     def stop(self) -> None:
         """Lets the agent finish or hand back, report, and end."""
@@ -43,7 +56,10 @@ class HostedAgent:
             asyncio.run(self._main())
         except BaseException as error:
             self.failure = error
-            logger.exception("the agent ended")
+            if self._up.is_set():
+                logger.critical(
+                    "this server's agent has ended, and runs nothing any more: start the server again", exc_info=error
+                )
         finally:
             self._up.set()
 
@@ -51,5 +67,4 @@ class HostedAgent:
         global agent
         self._loop = asyncio.get_running_loop()
         agent = Agent(self._config, self._version, line=self._line)
-        self._up.set()
-        await agent.run()
+        await agent.run(self._up.set)

@@ -27,6 +27,7 @@ from nodes.agent.vitals import Vitals
 
 if TYPE_CHECKING:
     from nodes.agent.pool import Entries, Pool
+    from nodes.agent.pool import Task as PoolTask
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Bundle:
     """What one slot runs now."""
 
     works: list[Work]
-    future: Future[Entries]
+    future: PoolTask
     cancelled: set[int] = field(default_factory=set)
 
 
@@ -116,8 +117,8 @@ class Agent:
 
     # The life of the agent
 
-    async def run(self) -> None:
-        """Until stopped. Raises BlockingIOError when another agent uses the same data folder."""
+    async def run(self, opened: Callable[[], None] = lambda: None) -> None:
+        """Until stopped; ``opened`` is called once it has its folder. Raises BlockingIOError: that is another agent's."""
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())
@@ -125,6 +126,7 @@ class Agent:
             self._sync.open()
         self._sender.wake()
         self.direct.open()
+        opened()
         jobs = [asyncio.create_task(job) for job in (self._link.run(), self._sender.run(), self._beat(), self._watch())]
         stopped = asyncio.create_task(self._stop_asked.wait())
         try:
@@ -223,6 +225,8 @@ class Agent:
         self._take_back(message.get("cancel") or [])
         if message.get("type") == "cancel":
             self._take_back(message.get("ids") or [])
+        for allocation, stop in message.get("shorten") or []:
+            self._shorten(allocation, stop)
         if "drain" in message:
             self.draining = bool(message["drain"])
         runs = message.get("runs") or {}
@@ -367,6 +371,12 @@ class Agent:
         if wanted := set(ids) & self._held:
             self._drop(wanted)
             logger.info("dropped %d allocations that the parent took back", len(wanted))
+
+    def _shorten(self, allocation: int, stop: int) -> None:
+        """The parent has somebody who will do the items from ``stop`` on sooner than we do."""
+        for bundle in self._bundles:
+            if self._pool is not None and any(work.allocation == allocation for work in bundle.works):
+                self._pool.shorten(bundle.future, allocation, stop)
 
     def _drop(self, ids: Iterable[int]) -> None:
         """Drops these allocations, whatever they are at; a running one's worker is killed."""

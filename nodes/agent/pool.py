@@ -117,6 +117,14 @@ class Pool:
                     return True
         return False
 
+    def shorten(self, task: Task, allocation: int, stop: int) -> None:
+        """Asks the worker that runs ``task`` to end ``allocation`` before its item number ``stop``."""
+        with self._turn:
+            worker = next((each for each in self._workers if each.task is task and each.verdict is None), None)
+            if worker is not None:
+                with suppress(OSError):  # it has just died
+                    worker.pipe.send((allocation, stop))
+
     def close(self) -> None:
         """Takes no more work; what was given is finished, then the workers end. Returns at once."""
         with self._turn:

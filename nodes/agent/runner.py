@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -36,13 +37,21 @@ INLINE_CHARACTERS = 60_000
 Shard = dict[str, Any]
 """allocation, type, params, start, items."""
 
+ORDER_SECONDS = 0.01
+"""An order that came while a shard runs is looked for so often."""
+
 _tell: Callable[[tuple[int, int]], None] | None = None
+_orders: Connection | None = None
+_stops: dict[int, int] = {}
+"""Allocation -> the item at which it shall stop."""
+_looked = 0.0
 
 
 def serve(pipe: Connection, outbox: str) -> None:
     """A worker's life: bundles come, and (allocation, items done) and lists of entries go, until the pipe is closed."""
-    global _tell
+    global _tell, _orders
     _tell = pipe.send
+    _orders = pipe
     threading.Thread(target=_end_with_agent, daemon=True).start()
     # Ctrl-C at a terminal and a stop by the init system reach the whole group; what becomes of the shards is the
     # agent's decision, which kills when it means it. Not SIG_IGN: programs that an executor starts would inherit it.
@@ -56,6 +65,9 @@ def serve(pipe: Connection, outbox: str) -> None:
             bundle = pipe.recv()
         except EOFError:
             return
+        if isinstance(bundle, tuple):
+            continue  # an order for what has just ended
+        _stops.clear()
         try:
             pipe.send(run(bundle, outbox))
         except Exception as error:  # a full disk, say; the agent reports it for the bundle
@@ -166,6 +178,9 @@ def _run_items(shard: Shard, result: _Result) -> None:
     errors: list[list[Any]] = []
     told = time.monotonic()
     for index, item in enumerate(shard["items"], shard["start"]):
+        if index > shard["start"] and index >= _stop_of(shard["allocation"]):
+            result.entry["stopped"] = index
+            break
         try:
             count = result.keep(executor.run(item))
         except ItemFailed as error:
@@ -186,6 +201,18 @@ def _run_items(shard: Shard, result: _Result) -> None:
     result.entry["errors"] = errors
     if result.inline and result.rows:
         result.entry["rows"] = [row for rows in result.rows for row in rows]
+
+
+def _stop_of(allocation: int) -> float:
+    """Where this allocation shall stop; infinity where nobody has said so."""
+    global _looked
+    if _orders is not None and (now := time.monotonic()) - _looked > ORDER_SECONDS:
+        _looked = now
+        while _orders.poll():
+            # While a bundle runs, the agent sends nothing but orders.
+            about, stop = _orders.recv()
+            _stops[about] = stop
+    return _stops.get(allocation, math.inf)
 
 
 def _describe(error: BaseException) -> str:

@@ -50,3 +50,13 @@ def test_a_machine_that_stands_still_holds_up_a_run_by_far_less_than_its_lease(t
     finally:
         tree.resume("slow")
     check(tree, run, items)
+
+
+def test_a_long_shard_of_a_slow_node_is_divided_with_an_idle_one(tree: LocalTree) -> None:
+    items = numbered(40, "long")
+    # Two shards: the quick node is done with its own when the slow one has done two or three of its twenty.
+    run = tree.submit("echo", items, params={"seconds": 0.05}, shard_size=20)
+    assert tree.wait(run, timeout=LEASE / 2)["state"] == "completed"
+    assert account(tree, run, items) == EVEN
+    by_node = {node: sum(row["_node"] == node for row in rows(tree, run)) for node in ("quick", "slow")}
+    assert 0 < by_node["slow"] < 20 < by_node["quick"]

@@ -42,6 +42,19 @@ def measured(name: str, seconds: float, run: Run, capacity: int = 1) -> Child:
     return made
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was asked to end a shard early is given no time for it."""
+    monkeypatch.setattr(ending, "PATIENCE_SECONDS", 0.0)
+    ending._asked.clear()
+
+
+def even_out() -> frozenset[int]:
+    """The first look asks the slow node to end its shard early; the second makes copies."""
+    ending.even_out_now()
+    return ending.even_out_now()
+
+
 @pytest.fixture
 def pair(clock: Clock) -> tuple[Run, Child, Work, Child, Work]:
     """A run of one shard on a slow node, and its copy on a quick one that came later."""
@@ -50,7 +63,7 @@ def pair(clock: Clock) -> tuple[Run, Child, Work, Child, Work]:
     (first,) = slow.works()
     quick = measured("quick", 0.1, run)
     assert dispatch() == set()
-    assert ending.even_out_now() == {quick.id}
+    assert even_out() == {quick.id}
     (second,) = quick.claim()
     return run, slow, first, quick, second
 
@@ -71,7 +84,7 @@ def test_a_copy_has_the_same_items_another_id_and_a_reason(pair) -> None:
 def test_a_third_copy_is_not_made(pair) -> None:
     run, *_ = pair
     measured("third", 0.1, run)
-    assert ending.even_out_now() == set()
+    assert even_out() == set()
     assert Allocation.objects.filter(run=run, state__in=LIVE).count() == 2
 
 
@@ -168,7 +181,7 @@ def test_there_are_no_copies_where_the_setting_is_off(settings) -> None:
     measured("slow", 10.0, run).works()
     measured("quick", 0.1, run)
     settings.CASCADE = settings.CASCADE.model_copy(update={"second_copies": False})
-    assert ending.even_out_now() == set()
+    assert even_out() == set()
 
 
 def test_there_are_no_copies_of_rated_work() -> None:
@@ -176,7 +189,7 @@ def test_there_are_no_copies_of_rated_work() -> None:
     Run.objects.filter(pk=run.pk).update(rate_key="somebody")
     measured("slow", 10.0, run).works()
     measured("quick", 0.1, run)
-    assert ending.even_out_now() == set()
+    assert even_out() == set()
 
 
 def test_there_are_no_copies_while_there_is_something_left_to_cut() -> None:
@@ -184,7 +197,7 @@ def test_there_are_no_copies_while_there_is_something_left_to_cut() -> None:
     measured("slow", 10.0, run).works()
     measured("quick", 0.1, run)
     assert fresh(run).cut < fresh(run).count
-    assert ending.even_out_now() == set()
+    assert even_out() == set()
 
 
 def test_what_is_queued_behind_a_slow_shard_is_taken_back_for_an_idle_node() -> None:
@@ -196,7 +209,7 @@ def test_what_is_queued_behind_a_slow_shard_is_taken_back_for_an_idle_node() -> 
     Allocation.objects.filter(pk=queued.allocation).update(state=AllocationState.PENDING, started_at=None)
     Shard.objects.filter(run=run, start=queued.start).update(state="allocated")
     quick = measured("quick", 0.1, run)
-    ending.even_out_now()
+    even_out()
     assert allocation(queued).state == AllocationState.CANCELLED
     assert slow.beat(held=[first.allocation, queued.allocation])["cancel"] == [queued.allocation]
     assert [work.start for work in quick.works()] == [queued.start]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import io
 import json
@@ -17,6 +18,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from nodes import keys, registry, signing
+from nodes.agent.config import load
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node
 from tests.integration.records import hold
@@ -215,3 +217,37 @@ def test_a_mistake_at_the_terminal_ends_with_a_status_and_no_traceback(tmp_path)
     assert done.returncode != 0
     assert "capacity: 0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_keys_go_into_a_file_that_an_agent_reads_and_nowhere_else(tmp_path):
+    file = tmp_path / "beta"
+    told = run("add", "beta", "--key-file", str(file))
+    access_key, secret_key = file.read_text().split()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert secret_key not in told
+    assert str(file) in told
+    key = AccessKey.objects.get(node__name="beta")
+    assert (key.access_key, key.public_key) == (access_key, signing.public_key_of(secret_key))
+    given = {"CASCADE_PARENT": "http://parent:8000", "CASCADE_KEY_FILE": str(file)}
+    assert load(argparse.Namespace(), given).secret_key == secret_key
+    assert [each.name for each in tmp_path.iterdir()] == ["beta"]
+
+
+def test_a_key_file_is_never_replaced_and_then_nothing_is_made(tmp_path, alpha):
+    file = tmp_path / "kept"
+    file.write_text("kept")
+    for arguments in (["add", "beta"], ["rotate", "alpha"]):
+        with pytest.raises(CommandError, match=r"--key-file: .*kept exists"):
+            run(*arguments, "--key-file", str(file))
+    with pytest.raises(CommandError, match=r"--key-file: .*no folder"):
+        run("add", "beta", "--key-file", str(tmp_path / "nowhere" / "beta"))
+    assert file.read_text() == "kept"
+    assert [node.name for node in Node.objects.all()] == ["alpha"]
+    assert alpha.keys.count() == 1
+
+
+def test_rotate_writes_the_new_key_for_programs_too(tmp_path, alpha):
+    file = tmp_path / "alpha"
+    told = json.loads(run("rotate", "alpha", "--key-file", str(file), "--json"))
+    assert told == {"id": alpha.pk, "name": "alpha", "key_file": str(file)}
+    assert alpha.keys.filter(access_key=file.read_text().split()[0], revoked_at=None).exists()

@@ -19,7 +19,8 @@ def busy(node: int, seconds: float | None = 0.4, **fields) -> Offer:
 
 def late(node: int = 1, items: int = 10, age: float = 0.0, begun: bool = True, **fields) -> Late:
     return Late(
-        **{"allocation": 7, "run": 1, "shard": 3, "node": node, "items": items, "begun": begun, "age": age} | fields
+        **{"allocation": 7, "run": 1, "shard": 3, "node": node, "start": 0, "items": items, "begun": begun, "age": age}
+        | fields
     )
 
 
@@ -98,3 +99,32 @@ def test_what_is_queued_behind_others_is_taken_back_instead_of_copied() -> None:
 def test_what_is_queued_for_a_moment_only_stays() -> None:
     evened = even_out({1: DEMAND}, [busy(1, 0.01), offer(2, 0.01)], [late(begun=False, ahead=2.0)])
     assert (evened.copies, evened.back) == ([], [])
+
+
+def test_a_long_shard_is_divided_so_that_both_end_together() -> None:
+    evened = even_out({1: DEMAND}, [busy(1, 0.4), offer(2, 0.1)], [late(items=26, divisible=True)])
+    (cut,) = evened.cuts
+    # One item is under way; of 25, a fifth stays: 5 items of 0.4 s there, 20 of 0.1 s here.
+    assert cut.items == 6
+    assert (evened.copies, evened.back) == ([], [])
+
+
+def test_what_a_beat_told_of_progress_stays_where_it_was_done() -> None:
+    (cut,) = even_out({1: DEMAND}, [busy(1, 0.4), offer(2, 0.1)], [late(items=30, done=19, divisible=True)]).cuts
+    assert cut.items == 22
+
+
+def test_a_shard_with_one_item_left_is_not_divided_but_copied() -> None:
+    evened = even_out({1: DEMAND}, [busy(1, 4.0), offer(2, 0.1)], [late(items=1, divisible=True)])
+    assert (len(evened.copies), evened.cuts) == (1, [])
+
+
+def test_a_division_that_wins_next_to_nothing_is_not_asked_for() -> None:
+    evened = even_out({1: DEMAND}, [busy(1, 0.01), offer(2, 0.01)], [late(items=4, divisible=True)])
+    assert (evened.copies, evened.cuts) == ([], [])
+
+
+def test_a_shard_that_is_overdue_gives_back_all_that_it_has_not_reached() -> None:
+    for slow in (busy(1, 0.1), busy(1, None)):
+        (cut,) = even_out({1: DEMAND}, [slow, offer(2, 0.1)], [late(items=20, age=4.0, done=3, divisible=True)]).cuts
+        assert cut.items == 4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 from django.utils import timezone
@@ -14,7 +16,7 @@ from nodes import keys, registry
 from nodes.fields import parse_quota
 from nodes.keys import IssuedKey
 from nodes.models import Node
-from nodes.protocol import CascadeError, FieldError, NotFound
+from nodes.protocol import CascadeError, FieldError, NotFound, Unprocessable
 
 URL = "http://127.0.0.1:8000"
 
@@ -53,6 +55,7 @@ class Command(console.Command):
             "--dialect", choices=Node.Dialect.values, default=Node.Dialect.NATIVE, help="What its client speaks."
         )
         _add_url(add)
+        _add_key_file(add)
         console.add_json(add)
 
         listing = verbs.add_parser("list", help="All nodes, with state, slots, quotas and keys.")
@@ -67,6 +70,7 @@ class Command(console.Command):
         rotate = verbs.add_parser("rotate", help="A new key; the newest before it stays valid until revoked.")
         rotate.add_argument("name")
         _add_url(rotate)
+        _add_key_file(rotate)
         console.add_json(rotate)
 
         revoke = verbs.add_parser("revoke", help="Makes its keys invalid, at once.")
@@ -92,6 +96,7 @@ class Command(console.Command):
     def _add(self, options: dict[str, Any]) -> None:
         if options["carrier"] == Node.Carrier.HTTP and not options["api_url"]:
             raise FieldError("--api-url", "is needed with --carrier http: where this parent calls the node")
+        _refuse_to_replace(options["key_file"])
         node, key = registry.add_node(
             options["name"],
             capacity=options["capacity"],
@@ -148,6 +153,7 @@ class Command(console.Command):
         self.stdout.write(f"{node.name} gets work again.")
 
     def _rotate(self, options: dict[str, Any]) -> None:
+        _refuse_to_replace(options["key_file"])
         node = registry.find_node(options["name"])
         key = keys.rotate(node.pk)
         valid = node.keys.filter(revoked_at=None).exclude(access_key=key.access_key).first()
@@ -171,6 +177,13 @@ class Command(console.Command):
         self.stdout.write(f"Removed {node.name}.")
 
     def _show_key(self, headline: str, key: IssuedKey, options: dict[str, Any]) -> None:
+        if file := options["key_file"]:
+            _write_keys(Path(file), key)
+            if options["json"]:
+                self.tell_json({"id": key.node.pk, "name": key.node.name, "key_file": file})
+            else:
+                self.stdout.write(f"{headline}\nBoth keys are in {file}.")
+            return
         environment = f"CASCADE_ACCESS_KEY={key.access_key} CASCADE_SECRET_KEY={key.secret_key}"
         parent = shlex.quote(options["url"])
         served = f"{environment} python manage.py runserver 8001 --role child --parent {parent}"
@@ -204,6 +217,41 @@ or, without Django:
 
 def _add_url(parser: ArgumentParser) -> None:
     parser.add_argument("--url", default=URL, help=f"This parent's address as the child reaches it (default {URL}).")
+
+
+def _add_key_file(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="Writes both keys into this new file, one a line, instead of showing them."
+    )
+
+
+def _refuse_to_replace(file: str | None) -> None:
+    """Said before anything is made: keys that cannot be written would be lost. Raises FieldError."""
+    if file is None:
+        return
+    if os.path.lexists(file):
+        raise FieldError("--key-file", f"{file} exists")
+    folder = Path(file).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise FieldError("--key-file", f"{folder} is no folder that can be written to")
+
+
+def _write_keys(file: Path, key: IssuedKey) -> None:
+    """Readable by its owner only, and there with both keys or not at all."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as out:
+            out.write(f"{key.access_key}\n{key.secret_key}\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(draft, file)
+    except OSError as error:
+        raise Unprocessable(
+            f"{file}: {error.strerror}; {key.node.name} has a key that nobody holds. Next: "
+            f"python manage.py node revoke {shlex.quote(key.node.name)} --key {key.access_key}"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _label(text: str) -> tuple[str, str]:
