@@ -18,8 +18,8 @@ COPY dispatch dispatch
 COPY nodes nodes
 COPY templates templates
 COPY deploy deploy
-# The server may not write here, and would compile all of it at each start.
-RUN python -m compileall -q .
+# The server may not write here, and would compile all of it at each start; nor may it read what a strict umask kept.
+RUN python -m compileall -q . && chmod -R a+rX .
 
 ENV CASCADE_DATA_DIR=/data CASCADE_HOST=0.0.0.0
 USER 10001:10001

@@ -20,6 +20,8 @@ from nodes import executors, registry
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
 
+FACTS = ("device_name", "device_type", "ip_address", "callback_url")
+"""Of what clients of other dialects say of themselves; the rest may be long."""
 LARGEST_COUNT = 2**31 - 1
 """What an integer column of PostgreSQL holds."""
 # Marks that turn the reading direction: a name that holds one reads as another name.
@@ -450,6 +452,7 @@ class AllocationInList(serializers.ModelSerializer[Allocation]):
             "attempt",
             "state",
             "delivered",
+            "delivered_at",
             "deadline",
             "reason",
             "granted_at",
@@ -498,6 +501,7 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
     state = serializers.SerializerMethodField(help_text="inactive, offline, draining or online.")
     in_use = serializers.IntegerField(read_only=True, help_text="Slots with live work.")
     quotas = NodeQuota(many=True, read_only=True)
+    facts = serializers.SerializerMethodField(help_text="What its client said of itself, in short.")
 
     class Meta:
         model = Node
@@ -507,6 +511,7 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
             "description",
             "role",
             "carrier",
+            "dialect",
             "api_url",
             "state",
             "capacity",
@@ -528,12 +533,16 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
             "disk",
             "config_version",
             "synced_at",
+            "facts",
             "speeds",
         )
         read_only_fields = fields
 
     def get_state(self, node: Node) -> str:
         return registry.state_of(node, timezone.now())
+
+    def get_facts(self, node: Node) -> dict[str, Any]:
+        return {name: node.facts[name] for name in FACTS if name in node.facts}
 
 
 class NodeChange(Strict):
@@ -575,6 +584,11 @@ class NodeChange(Strict):
 
 class NodeCreation(NodeChange):
     name = Name(max_length=100)
+
+    def validate_role(self, role: str) -> str:
+        if role == Node.Role.STANDALONE:
+            raise serializers.ValidationError("is this server's own worker, which is made at its start")
+        return role
 
 
 class KeySerializer(serializers.ModelSerializer[AccessKey]):

@@ -13,6 +13,7 @@ django.setup(set_prefix=False)
 from django.conf import settings  # noqa: E402  (needs the apps to be loaded)
 
 from api.handler import AgentHandler  # noqa: E402
+from api.slashes import OneSlash  # noqa: E402
 
 
 def _parent() -> Any:
@@ -55,4 +56,4 @@ def _child() -> Any:
     return node.HealthFirst(application)
 
 
-application = _child() if settings.SERVES_CHILD else _parent()
+application = OneSlash(_child() if settings.SERVES_CHILD else _parent())

@@ -47,6 +47,10 @@ def check_database(app_configs: Any, databases: Sequence[str] | None = None, **k
     """The state database: reachable and up to date. Only where databases are asked for: `check --database default`."""
     if not databases or "default" not in databases or settings.CASCADE.role == "child":
         return []
+    name = str(connection.settings_dict["NAME"])
+    embedded = connection.vendor == "sqlite"
+    if embedded and not Path(name).exists():
+        return []  # the first start makes it; to look into it would leave an empty one behind
     try:
         plan = MigrationExecutor(connection)
         behind = plan.migration_plan(plan.loader.graph.leaf_nodes())
@@ -63,7 +67,7 @@ def check_database(app_configs: Any, databases: Sequence[str] | None = None, **k
                 id="cascade.E011",
             )
         ]
-    if behind:
+    if behind and (plan.loader.applied_migrations or not embedded):
         return [
             Warning(
                 f"the database is behind this version by {len(behind)} migrations",
@@ -165,9 +169,12 @@ def _exposure(settled: Config) -> Iterator[CheckMessage]:
             hint="Add the names by which others reach it to allowed_hosts.",
             id="cascade.W006",
         )
-    if settled.role == "child" and not _is_loopback(settled.host) and not settled.node_api_key:
+    if settled.role != "parent" and not _is_loopback(settled.host) and not settled.node_api_key:
         yield Warning(
-            f"whoever reaches {settled.host} can make this node work: node_api_key is not set", id="cascade.W007"
+            f"whoever reaches {settled.host} can make this node work, and so read files of this machine with it: "
+            "node_api_key is not set",
+            hint="Set node_api_key; clients send it as X-API-Key.",
+            id="cascade.W007",
         )
 
 

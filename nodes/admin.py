@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -147,7 +148,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = (
         "name",
         "state",
-        "role",
+        "kind",
         "carrier",
         "in_use",
         "quota_texts",
@@ -158,7 +159,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "config_version",
         "live_keys",
     )
-    list_filter = (StateFilter, "role", "carrier", "draining", "active")
+    list_filter = (StateFilter, "role", "carrier", "dialect", "draining", "active")
     search_fields = ("name", "description", "keys__access_key")
     search_help_text = "Name, description or access key"
     list_per_page = 50
@@ -167,6 +168,9 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     inlines = (QuotaInline, KeyInline)
     readonly_fields = (
         "carrier",
+        "dialect",
+        "registration",
+        "said",
         "state",
         "in_use",
         "version",
@@ -183,7 +187,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     )
     fieldsets = (
         (None, {"fields": ("name", "description", "role", "capacity", "weight", "labels")}),
-        ("Work", {"fields": ("active", "draining")}),
+        ("Work", {"fields": ("active", "draining", "max_cpu", "max_memory")}),
         ("Access", {"fields": ("api_url", "allow_plain_key")}),
         (
             "What it says of itself",
@@ -192,6 +196,9 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     "state",
                     "in_use",
                     "carrier",
+                    "dialect",
+                    "registration",
+                    "said",
                     "version",
                     "config_version",
                     "synced_at",
@@ -223,6 +230,26 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_inlines(self, request: HttpRequest, obj: Node | None) -> Any:
         return self.inlines if obj else (QuotaInline,)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Node | None = None) -> Any:
+        return (*self.readonly_fields, "role") if obj and obj.embedded else self.readonly_fields
+
+    def formfield_for_choice_field(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "role":
+            kwargs["choices"] = [choice for choice in Node.Role.choices if choice[0] != Node.Role.STANDALONE]
+        return super().formfield_for_choice_field(db_field, request, **kwargs)
+
+    @admin.display(description="what it is", ordering="role")
+    def kind(self, node: Node) -> str:
+        if node.embedded:
+            return "This server"
+        dialect = "" if node.dialect == Node.Dialect.NATIVE else f" ({node.get_dialect_display()})"
+        return f"{node.get_role_display()}{dialect}"
+
+    @admin.display(description="facts")
+    def said(self, node: Node) -> str:
+        text = json.dumps(node.facts, ensure_ascii=False, indent=1)
+        return format_html("<pre>{}</pre>", text) if node.facts else "–"
 
     @admin.display(description="state")
     def state(self, node: Node) -> str:

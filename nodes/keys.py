@@ -52,7 +52,7 @@ def inside(node_id: int) -> Caller:
 def issue(node_id: int) -> IssuedKey:
     """A further key. A Conflict when two are live."""
     with write():
-        node = Node.locked(node_id)
+        node = _keyed(node_id)
         if len(_live_keys(node)) >= LIVE_KEYS_LIMIT:
             raise Conflict(f"node {node.name} has {LIVE_KEYS_LIMIT} live keys already; revoke one, or rotate")
         return new_key(node)
@@ -61,7 +61,7 @@ def issue(node_id: int) -> IssuedKey:
 def rotate(node_id: int) -> IssuedKey:
     """A new key; the newest before it stays valid, so that the child can change over, and older ones are revoked."""
     with write():
-        node = Node.locked(node_id)
+        node = _keyed(node_id)
         for key in _live_keys(node)[LIVE_KEYS_LIMIT - 1 :]:
             revoke(key.access_key)
         return new_key(node)
@@ -133,6 +133,14 @@ def new_key(node: Node) -> IssuedKey:
     access_key, secret_key, public_key = signing.new_key()
     AccessKey.objects.create(node=node, access_key=access_key, public_key=public_key)
     return IssuedKey(access_key, secret_key, node)
+
+
+def _keyed(node_id: int) -> Node:
+    """A node that signs in with a key. Raises NotFound, and Conflict for this server's own worker."""
+    node = Node.locked(node_id)
+    if node.embedded:
+        raise Conflict(f"node {node.name} is this server's own worker: it needs no key, and gets none")
+    return node
 
 
 def _live_keys(node: Node) -> list[AccessKey]:

@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import IntegrityError
 from django.db.models import Count, Q
 
+from nodes.executors.base import shown
 from nodes.fields import (
     SLOTS_LIMIT,
     QuotaSpec,
@@ -198,6 +199,7 @@ def update_node(node_id: int, *, quotas: Sequence[QuotaSpec] | None = None, **fi
     checked = check_fields(fields)
     with write():
         node = Node.locked(node_id)
+        _check_role(node, checked.get("role", node.role))
         for name, value in checked.items():
             setattr(node, name, value)
         if quotas is not None:
@@ -205,16 +207,22 @@ def update_node(node_id: int, *, quotas: Sequence[QuotaSpec] | None = None, **fi
         elif "capacity" in checked:
             for quota in node.quotas.filter(slots__gt=node.capacity):
                 raise FieldError("capacity", f"{node.capacity} is below the quota {quota}; lower that first")
-        if checked:
-            if "name" in checked:
-                _check_name_free(node.name, but=node_id)
-            try:
-                node.save(update_fields=list(checked))
-            except IntegrityError:
-                raise _name_taken(node.name) from None
+        if "name" in checked:
+            _check_name_free(node.name, but=node_id)
+        try:
+            node.save(update_fields=[*checked, "updated_at"])
+        except IntegrityError:
+            raise _name_taken(node.name) from None
         if quotas is not None:
             _store_quotas(node, quotas)
         return node
+
+
+def _check_role(node: Node, role: str) -> None:
+    """This server's own worker is made at its start: no node becomes it, and it becomes no other."""
+    own = Node.Role.STANDALONE
+    if role != node.role and own in (role, node.role):
+        raise FieldError("role", f"{shown(role)} cannot be given to {node.name}: only this server's own worker is {own}")
 
 
 def set_quotas(node_id: int, quotas: Sequence[QuotaSpec]) -> None:

@@ -163,7 +163,9 @@ def operator(request: HttpRequest) -> str:
     try:
         user = wrapped.user
     except APIException as error:
-        raise (Unauthenticated if error.status_code == 401 else Forbidden)(str(error.detail)) from None
+        # Of a token that is wrong the detail is an object, with the words in it.
+        told = error.detail.get("detail", "") if isinstance(error.detail, dict) else error.detail
+        raise (Unauthenticated if error.status_code == 401 else Forbidden)(str(told)) from None
     if not user.is_authenticated:
         raise Unauthenticated("sign in, or send 'Authorization: Bearer <token>' with a token of /api/v1/token")
     if not user.is_staff:

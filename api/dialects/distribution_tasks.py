@@ -33,6 +33,7 @@ from nodes.executors.base import shown
 from nodes.messages import LARGEST_ID, Claim
 from nodes.models import Node
 from nodes.protocol import CascadeError, Conflict, FieldError, NotFound
+from nodes.transactions import retried, write
 
 SECONDS = 3600.0
 """Of a task that names no time-out, where no setting does; RETRIES likewise."""
@@ -224,10 +225,24 @@ def assign(request: HttpRequest, task_id: str | None = None) -> HttpResponse:
     run = named(body, task_id)
     node = by.device(need(body, "device_id"))
     try:
-        allocation = queue.assign(run.pk, node.pk)
+        allocation = _assigned(run, node)
     except Conflict as error:
         raise NotAvailable(str(error)) from None
     return success(f"task {run.pk} is assigned to {node.name}", assignment_id=allocation)
+
+
+@retried
+def _assigned(run: Run, node: Node) -> int:
+    """The allocation of ``run`` to ``node``: the one it has, as this may be a repetition, or else a new one. What
+    another device was granted and has not fetched is taken back for it. Raises Conflict, and then nothing changed."""
+    with write():
+        live = list(Allocation.objects.filter(run=run.pk, state__in=LIVE).select_related("node").order_by("-pk"))
+        if run.count == 1:
+            if mine := [each.pk for each in live if each.node_id == node.pk]:
+                return mine[0]
+            devices = [each.node.pk for each in live if each.node and each.node.dialect == Node.Dialect.DISTRIBUTION]
+            lifecycle.recall(devices, f"assigned to {node.name} by an operator", run.pk)
+        return queue.assign(run.pk, node.pk)
 
 
 class NotAvailable(CascadeError):

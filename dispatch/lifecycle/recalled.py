@@ -13,14 +13,14 @@ from nodes.transactions import retried, write
 
 
 @retried
-def recall(node_ids: Sequence[int], detail: str) -> list[Allocation]:
-    """Takes back all that these nodes have not fetched; no attempt counts. What they have fetched stays theirs."""
+def recall(node_ids: Sequence[int], detail: str, run_id: int | None = None) -> list[Allocation]:
+    """Takes back all that these nodes have not fetched, or of it what is ``run_id``'s; no attempt counts. What they
+    have fetched stays theirs."""
     with write():
-        waiting = list(
-            Allocation.objects.select_for_update()
-            .filter(node_id__in=list(node_ids), state__in=LIVE, delivered=False)
-            .select_related("shard")
-        )
+        found = Allocation.objects.filter(node_id__in=list(node_ids), state__in=LIVE, delivered=False)
+        if run_id is not None:
+            found = found.filter(run=run_id)
+        waiting = list(found.select_for_update().select_related("shard"))
         unsuccessful(waiting, AllocationState.CANCELLED, Failure.RETURNED, detail)
     events.changed()
     return waiting

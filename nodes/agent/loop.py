@@ -118,7 +118,7 @@ class Agent:
     # The life of the agent
 
     async def run(self, opened: Callable[[], None] = lambda: None) -> None:
-        """Until stopped; ``opened`` is called once it has its folder. Raises BlockingIOError: that is another agent's."""
+        """Until stopped; calls ``opened`` when it has its folder. Raises BlockingIOError when another agent has that."""
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shlex
@@ -222,6 +223,24 @@ def test_a_child_serves_where_its_file_says_and_tells_where_it_is(tree, tmp_path
     assert "'served' with 2 slots" in log
     assert key["secret_key"] not in log
     tree.terminate("served")
+
+
+def test_a_node_that_others_reach_without_a_key_is_warned_of_wherever_the_address_was_given(tree, tmp_path):
+    port = free_port()
+    argv = [tree.python, "manage.py", "runserver", "--noreload", "--role", "child", f"0.0.0.0:{port}"]
+    tree.spawn("open", argv, {"CASCADE_DATA_DIR": str(tmp_path)})
+    until(lambda: f"listens on  0.0.0.0:{port}" in tree.tail("open", 60))
+    assert "whoever reaches 0.0.0.0 can make this node work" in tree.tail("open", 60)
+    tree.terminate("open")
+
+
+def test_a_second_agent_on_the_same_folder_is_refused_with_the_folder(tree, tmp_path):
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        argv = ["runserver", "--noreload", "--role", "child", str(free_port()), "--set", f"agent_dir={tmp_path}"]
+        done = tree.manage(*argv, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (5, False)
+    assert f"another agent uses {tmp_path}" in done.stderr
 
 
 # signin

@@ -116,7 +116,8 @@ def test_an_accept_that_races_with_the_end_of_its_offer_is_live_or_gone_never_bo
         offers = a.offered()
         late = timezone.now() + dt.timedelta(seconds=16)
         gone, expired = at_once(partial(a.accept, *offers), partial(lifecycle.expire, late))
-        assert expired in (0, 4)
+        # SQLite does one after the other; on PostgreSQL each may get some of them.
+        assert expired == len(gone)
         live = set(Allocation.objects.filter(state="executing").values_list("pk", flat=True))
         assert live | set(gone) == set(offers)
         assert not live & set(gone)

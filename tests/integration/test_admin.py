@@ -15,7 +15,7 @@ from django.utils.html import escape
 
 from dispatch.models import Allocation, Receipt, Run, Shard, Task
 from dispatch.states import RunState, ShardState
-from nodes import keys, registry, signing
+from nodes import keys, registrations, registry, signing
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Heartbeat, Node
 from tests.integration.records import allocation, hold
@@ -424,3 +424,29 @@ def test_a_run_leads_to_its_shards_and_allocations(browser, alpha):
         assert f"/{mine.shard_id if 'shard' in model else mine.pk}/change/" in rows
         assert f"/{other.shard_id if 'shard' in model else other.pk}/change/" not in rows
     assert AccessKey.objects.count() == 1
+
+
+def test_the_servers_own_worker_is_marked_and_keeps_its_role_and_gets_no_key(browser, alpha):
+    own = registry.own_node(2)
+    text = text_of(browser.get(url("nodes_node")))
+    assert text.count("This server<") == 1
+    assert "own worker" in act(browser, "nodes_node", "issue_key", own)
+    assert not own.keys.exists()
+    assert 'name="role"' not in text_of(browser.get(url("nodes_node", "change", own.pk)))
+    assert browser.post(url("nodes_node", "change", own.pk), node_form(own, role="child")).status_code == 302
+    own.refresh_from_db()
+    assert own.embedded
+    page = text_of(browser.get(url("nodes_node", "change", alpha.pk)))
+    assert 'value="child"' in page
+    assert 'value="standalone"' not in page
+
+
+def test_a_node_of_another_dialect_shows_what_it_said_and_where_it_registered(browser):
+    key = registrations.issue("crawlers", False).registration
+    node = registrations.bind(key, "w-1", facts={"device_name": "<b>Crawler</b>"}, capacity=2)
+    registry.update_node(node.pk, max_cpu=71, max_memory=72)
+    assert "Child (Distribution)" in text_of(browser.get(url("nodes_node"), {"dialect": "distribution"}))
+    assert ">w-1</a>" not in text_of(browser.get(url("nodes_node"), {"dialect": "cascade"}))
+    page = text_of(browser.get(url("nodes_node", "change", node.pk)))
+    for shown in (escape('"device_name": "<b>Crawler</b>"'), "Distribution", "crawlers", 'value="71.0"', 'value="72.0"'):
+        assert shown in page

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from django.test import Client
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from dispatch.lifecycle import submit
@@ -78,3 +81,11 @@ def test_allocations_cannot_be_changed_and_bad_filters_are_refused(api: Api, run
 
 def test_allocations_are_for_staff(client: Client) -> None:
     assert Api(client).get("allocations").status == 401
+
+
+def test_when_an_allocation_was_fetched_is_told(api: Api, run: Run) -> None:
+    first, second = Allocation.objects.order_by("pk")[:2]
+    at = timezone.now()
+    Allocation.objects.filter(pk=first.pk).update(delivered=True, delivered_at=at)
+    assert dt.datetime.fromisoformat(api.get(f"allocations/{first.pk}").body["delivered_at"]) == at
+    assert api.get(f"allocations/{second.pk}").body["delivered_at"] is None

@@ -240,3 +240,24 @@ def test_executors_and_providers_are_listed_with_their_parameters(api: Api) -> N
     providers = {each["name"]: each for each in api.get("providers").body}
     assert "D" in providers["sample"]["freqs"]
     assert any(param["required"] for param in providers["files"]["params"])
+
+
+def test_what_a_client_of_another_dialect_is_can_be_seen_in_short(api: Api) -> None:
+    said = {"device_name": "Crawler", "ip_address": "10.0.0.1", "capabilities": {"much": "x" * 900}}
+    node, _ = registry.add_node("crawler", dialect="distribution", facts=said)
+    found = api.get(f"nodes/{node.pk}").body
+    assert found["dialect"] == "distribution"
+    assert found["facts"] == {"device_name": "Crawler", "ip_address": "10.0.0.1"}
+    assert api.get("nodes").body["results"][0]["dialect"] == "distribution"
+
+
+def test_the_servers_own_worker_gets_no_key_and_stays_what_it_is(api: Api, north: Node) -> None:
+    own = registry.own_node(2)
+    assert api.post(f"nodes/{own.pk}/keys").status == 409
+    assert api.post(f"nodes/{own.pk}/rotate").status == 409
+    assert not own.keys.exists()
+    assert api.patch(f"nodes/{own.pk}", {"role": "child"}).status == 400
+    assert api.patch(f"nodes/{north.pk}", {"role": "standalone"}).status == 400
+    assert api.post("nodes", {"name": "second", "role": "standalone"}).status == 400
+    assert api.patch(f"nodes/{own.pk}", {"role": "standalone", "description": "mine"}).status == 200
+    assert [node.pk for node in Node.objects.all() if node.embedded] == [own.pk]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
 from cascade import checks
+from cascade.local import ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -38,6 +41,7 @@ def test_nothing_is_found_where_nothing_is_wrong(settings, folder):
         ({"debug": True, "allowed_hosts": ["cascade.example"]}, "cascade.E005"),
         ({"host": "0.0.0.0"}, "cascade.W006"),
         ({"role": "child", "host": "0.0.0.0"}, "cascade.W007"),
+        ({"role": "standalone", "host": "0.0.0.0", "allowed_hosts": ["*"]}, "cascade.W007"),
         ({"data_dir": Path(__file__) / "below"}, "cascade.E008"),
     ],
 )
@@ -80,6 +84,15 @@ def test_a_database_of_a_newer_version_is_found(folder):
     recorded.delete()
     MigrationRecorder.Migration.objects.filter(app="dispatch").order_by("-pk")[0].delete()
     assert [each.id for each in checks.check_database(None, databases=["default"])] == ["cascade.W012"]
+
+
+def test_an_embedded_database_that_the_first_start_will_make_is_nothing_to_warn_of_and_is_not_made(folder):
+    env = {**os.environ, "CASCADE_DATA_DIR": str(folder / "new"), "CASCADE_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, "W012" in done.stderr) == (0, False)
+    assert not (folder / "new" / "cascade.sqlite3").exists()
 
 
 def test_a_port_that_is_taken_is_found(settings, folder):

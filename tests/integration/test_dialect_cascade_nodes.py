@@ -194,3 +194,15 @@ def test_a_session_without_its_csrf_token_changes_nothing(staff: User) -> None:
     strict.force_login(staff)
     assert Speaker(strict).post("nodes", {"name": "kid"}).status == 403
     assert not Node.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"description": "new"}, {"sync_config": {"max_capacity": 9}}, {"sync_config": {"feed_quota": {"mp_1": 1}}}],
+)
+def test_each_change_is_a_later_updated_at(operator: Speaker, change: Any) -> None:
+    made = operator.post("nodes", {"name": "kid"}).good()["node_id"]
+    before = operator.get(f"nodes/{made}").good()
+    after = operator.put(f"nodes/{made}", change).good()
+    assert after["updated_at"] > before["updated_at"]
+    assert after["created_at"] == before["created_at"]

@@ -208,3 +208,10 @@ def test_a_caller_of_an_inactive_device_is_refused():
     registry.update_node(Node.objects.get(name="w1").pk, active=False)
     by.post("devices/w1/heartbeat", {}, 401)
     assert not keys.is_live(NodeCaller(0, 0, ""))
+
+
+@pytest.mark.parametrize("token", ["a.b.c", "two words"])
+def test_a_token_that_is_none_is_refused_in_plain_words(token):
+    told = Caller(token).get("devices", 401)["detail"]
+    assert "ErrorDetail" not in told
+    assert told.strip()

@@ -497,3 +497,42 @@ def test_a_device_that_is_not_available_is_a_400(by):
     operator().put("tasks/999/assign", {"device_id": "w1"}, 404)
     operator().post("tasks/assign", {"device_id": "w1"}, 400)
     operator().post("tasks/assign", {"task_id": task}, 400)
+
+
+def test_an_assignment_that_is_repeated_is_the_same_one():
+    by = device_key(many=True)
+    by.register("w1", 1)
+    task = by.create()
+    first = operator().put(f"tasks/{task}/assign", {"device_id": "w1"})
+    assert operator().put(f"tasks/{task}/assign", {"device_id": "w1"}) == first
+    assert by.pull("w1") == [task]
+    assert operator().post("tasks/assign", {"task_id": task, "device_id": "w1"}) == first
+    assert Allocation.objects.count() == 1
+
+
+def test_what_another_device_has_not_fetched_is_assigned_away_from_it_and_what_it_has_is_not():
+    by = device_key(many=True)
+    by.register("w1", 1)
+    task = by.create()
+    dispatch()
+    by.register("w2", 1)
+    answer = operator().put(f"tasks/{task}/assign", {"device_id": "w2"})
+    assert by.pull("w1") == []
+    assert by.pull("w2") == [task]
+    operator().put(f"tasks/{task}/assign", {"device_id": "w1"}, 400)
+    by.say(task, "completed", "w2")
+    attempts = by.get(f"tasks/{task}")["assignments"]
+    assert [each["device_id"] for each in attempts] == ["w1", "w2"]
+    assert (attempts[1]["assignment_id"], attempts[1]["attempt"]) == (answer["assignment_id"], 1)
+
+
+def test_an_assignment_to_a_device_that_is_not_available_leaves_the_task_where_it_was():
+    by = device_key(many=True)
+    by.register("w1", 1)
+    task = by.create()
+    dispatch()
+    by.register("w2", 1)
+    by.put("devices/w2/status", {"status": "disabled"})
+    operator().put(f"tasks/{task}/assign", {"device_id": "w2"}, 400)
+    assert by.pull("w1") == [task]
+    assert Allocation.objects.count() == 1

@@ -53,8 +53,12 @@ def test_a_key_is_revoked_at_a_terminal():
     (key,) = KEY.findall(command("crawlers"))
     assert "1 key " in command("crawlers", "--revoke")
     assert registrations.find(key) is None
-    with pytest.raises(CommandError, match="no live registration key"):
+    with pytest.raises(CommandError, match="no live registration key") as refused:
         command("crawlers", "--revoke")
+    assert refused.value.returncode == 3
+    command("others")
+    (revoked,) = json.loads(command("others", "--revoke", "--json"))
+    assert revoked["revoked_at"] is not None
 
 
 def test_a_key_is_rotated_and_its_devices_stay(browser):

@@ -80,6 +80,20 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         run("import", str(tmp_path), "--format", "txt")
 
 
+def test_the_exit_status_says_what_kind_of_refusal_it_is(tmp_path: Path) -> None:
+    run("add", "feed", "a")
+    for status, arguments in (
+        (2, ("import", str(tmp_path / "nowhere.csv"))),
+        (2, ("import", file(tmp_path, "a.csv", "key,url\nb,nonsense\n"), "--kind", "feed")),
+        (2, ("add", "feed", "b", "--address", "nonsense")),
+        (3, ("remove", "feed", "b")),
+        (4, ("add", "feed", "a")),
+    ):
+        with pytest.raises(CommandError) as refused:
+            run(*arguments)
+        assert refused.value.returncode == status, arguments
+
+
 def test_what_is_there_can_be_kept(tmp_path: Path) -> None:
     run("add", "feed", "a", "--name", "old")
     table = file(tmp_path, "a.csv", "key,name\na,new\n")
@@ -92,11 +106,11 @@ def test_one_source_is_added_disabled_enabled_listed_removed() -> None:
     assert run("add", "feed", "a", "--address", "https://a.example") == "Added feed a.\n"
     run("add", "symbol", "b")
     assert json.loads(run("disable", "feed", "a", "--json"))["active"] is False
-    assert "(disabled)" in run("list")
+    assert "disabled" in run("list")
     assert [each["key"] for each in json.loads(run("list", "--json", "--active"))] == ["b"]
     assert [each["key"] for each in json.loads(run("list", "--json", "--kind", "feed"))] == ["a"]
     run("enable", "feed", "a")
-    assert "(disabled)" not in run("list")
+    assert "disabled" not in run("list")
     assert run("remove", "feed", "a") == "Removed feed a.\n"
     for verb in ("remove", "disable", "enable"):
         with pytest.raises(CommandError, match="no source feed 'a'"):

@@ -46,9 +46,13 @@ class Command(DaphneCommand):
         super().handle(*args, **options)
 
     def inner_run(self, *args: Any, **options: Any) -> None:
+        settings.CASCADE.host = self.addr  # what the checks judge is where we really listen
         wrong = [message for message in checks.check_settings(None) if message.is_serious()]
         if wrong:
             raise CommandError("\n".join(str(message.msg) for message in wrong), returncode=console.WRONG)
+        if not options["skip_checks"]:
+            self.check()  # before our own lines, which nothing then interrupts
+            options["skip_checks"] = True
         child = settings.CASCADE.role == "child"
         if not child:
             self._migrate()

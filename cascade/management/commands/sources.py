@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError
+from django.core.management.base import CommandError
 
+from cascade import console
 from dispatch import source_files, sources
 from dispatch.models import Source
-from nodes.protocol import CascadeError, FieldError
+from nodes.protocol import FieldError
 
 
-class Command(BaseCommand):
+class Command(console.Command):
     help = "Import, list, add, remove, enable, disable what recurring work goes through."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -28,18 +27,18 @@ class Command(BaseCommand):
         reading.add_argument("--kind", choices=sources.KINDS, default="", help="of rows that do not say theirs")
         reading.add_argument("--format", choices=list(source_files.READERS), default="", help="default: by the ending")
         reading.add_argument("--keep", action="store_true", help="leave sources that are there as they are")
-        _add_json(reading)
+        console.add_json(reading)
 
         listing = verbs.add_parser("list", help="The sources, by kind and key.")
         listing.add_argument("--kind", choices=sources.KINDS)
         listing.add_argument("--active", action="store_true", help="without the disabled ones")
-        _add_json(listing)
+        console.add_json(listing)
 
         add = verbs.add_parser("add", help="One more.")
         _add_which(add)
         add.add_argument("--name", default="")
         add.add_argument("--address", default="", help="http or https")
-        _add_json(add)
+        console.add_json(add)
 
         for verb, text in (
             ("remove", "Forgets one."),
@@ -48,7 +47,7 @@ class Command(BaseCommand):
         ):
             one = verbs.add_parser(verb, help=text)
             _add_which(one)
-            _add_json(one)
+            console.add_json(one)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -57,18 +56,14 @@ class Command(BaseCommand):
             lines = [f"{each.line}: {each.field}: {each.detail}" for each in error.problems]
             more = error.count - len(lines)
             lines += [f"and {more} more"] if more else []
-            raise CommandError("nothing was imported\n" + "\n".join(lines)) from None
-        except CascadeError as error:
-            raise CommandError(str(error)) from None
-        except DatabaseError as error:
-            raise CommandError(f"the database: {error}; is it made? python manage.py migrate makes it") from error
+            raise CommandError("nothing was imported\n" + "\n".join(lines), returncode=console.WRONG) from None
 
     def _import(self, options: dict[str, Any]) -> None:
         name = options["file"]
         try:
             content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         except OSError as error:
-            raise CommandError(f"{name}: {error.strerror}") from None
+            raise FieldError("file", f"{name}: {error.strerror}") from None
         lines = source_files.read(content, options["format"], "" if name == "-" else name)
         if not lines:
             raise FieldError("file", f"{name} has no source in it")
@@ -79,7 +74,7 @@ class Command(BaseCommand):
             named=lambda at: f"line {lines[at].number}",
         )
         if options["json"]:
-            self.stdout.write(json.dumps(asdict(counts)))
+            self.tell_json(asdict(counts))
             return
         self.stdout.write(
             f"{counts.total} sources: {counts.added} added, {counts.changed} changed, "
@@ -94,17 +89,16 @@ class Command(BaseCommand):
             found = found.filter(active=True)
         rows = [_as_dict(source) for source in found.iterator(2000)]
         if options["json"]:
-            self.stdout.write(json.dumps(rows, indent=2))
+            self.tell_json(rows)
             return
-        if not rows:
-            self.stdout.write("No sources. Import some: python manage.py sources import FILE --kind feed")
-            return
-        width = min(max(len(row["key"]) for row in rows), 60)
-        for row in rows:
-            state = "" if row["active"] else "  (disabled)"
-            self.stdout.write(
-                f"{row['kind']:6}  {row['key']:{width}}  {row['name']}  {row['address']}".rstrip() + state
-            )
+        self.tell_table(
+            ("kind", "key", "name", "address", "state"),
+            [
+                (row["kind"], row["key"], row["name"], row["address"], "active" if row["active"] else "disabled")
+                for row in rows
+            ],
+            empty="No sources. Import some: python manage.py sources import FILE --kind feed",
+        )
 
     def _add(self, options: dict[str, Any]) -> None:
         source = sources.add(options["kind"], options["key"], name=options["name"], address=options["address"])
@@ -124,16 +118,15 @@ class Command(BaseCommand):
         self._say(source, f"Enabled {source}.", options)
 
     def _say(self, source: Source, text: str, options: dict[str, Any]) -> None:
-        self.stdout.write(json.dumps(_as_dict(source), indent=2) if options["json"] else text)
+        if options["json"]:
+            self.tell_json(_as_dict(source))
+        else:
+            self.stdout.write(text)
 
 
 def _add_which(parser: ArgumentParser) -> None:
     parser.add_argument("kind", choices=sources.KINDS)
     parser.add_argument("key")
-
-
-def _add_json(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="For programs.")
 
 
 def _as_dict(source: Source) -> dict[str, Any]:
