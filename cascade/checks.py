@@ -47,10 +47,6 @@ def check_database(app_configs: Any, databases: Sequence[str] | None = None, **k
     """The state database: reachable and up to date. Only where databases are asked for: `check --database default`."""
     if not databases or "default" not in databases or settings.CASCADE.role == "child":
         return []
-    name = str(connection.settings_dict["NAME"])
-    embedded = connection.vendor == "sqlite"
-    if embedded and not Path(name).exists():
-        return []  # the first start makes it; to look into it would leave an empty one behind
     try:
         plan = MigrationExecutor(connection)
         behind = plan.migration_plan(plan.loader.graph.leaf_nodes())
@@ -67,7 +63,8 @@ def check_database(app_configs: Any, databases: Sequence[str] | None = None, **k
                 id="cascade.E011",
             )
         ]
-    if behind and (plan.loader.applied_migrations or not embedded):
+    # An empty embedded one is made by the first start.
+    if behind and (plan.loader.applied_migrations or connection.vendor != "sqlite"):
         return [
             Warning(
                 f"the database is behind this version by {len(behind)} migrations",
@@ -126,7 +123,7 @@ def check_ports(app_configs: Any, databases: Sequence[str] | None = None, **kwar
 
 def _balancers(settled: Config) -> Iterator[CheckMessage]:
     for name in dict.fromkeys([*settled.balancers, settled.default_balancer]):
-        own = name in balancers.BALANCERS or name in settled.balancers
+        own = name in balancers.names() or name in settled.balancers
         try:
             if own:
                 balancers.get(name)
@@ -134,7 +131,7 @@ def _balancers(settled: Config) -> Iterator[CheckMessage]:
             yield Error(f"balancers: {error}", id="cascade.E001")
             continue
         if not own:
-            known = ", ".join([*sorted(balancers.BALANCERS), *settled.balancers])
+            known = ", ".join([*balancers.names(), *settled.balancers])
             origin = current().found.origin("default_balancer")
             yield Error(f"default_balancer: {name!r} is not one of: {known} ({origin})", id="cascade.E002")
 

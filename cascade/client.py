@@ -3,7 +3,7 @@
     from cascade.client import Client, Bridge
 
 Needs ``requests`` and nothing else to be imported; pandas and pyarrow only where rows are asked for as their tables.
-Every method of ``Client`` and ``Run`` that talks to the parent has a twin with ``_async`` behind its name.
+submit, wait, progress, results, cancel, retry and explain have twins with ``_async`` behind their names.
 """
 
 from __future__ import annotations

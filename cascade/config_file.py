@@ -1,4 +1,5 @@
-"""A file with every setting of a role, as comments: what ``manage.py config`` writes. Reading it back changes nothing.
+"""A file with every setting of a role: what ``manage.py config`` writes. All but the role are comments, so reading it
+back changes nothing else.
 
 TOML and YAML have comments. JSON has none, so there every setting is written with its default, under no other names
 than ours, and what may be said of it is left to the other two.

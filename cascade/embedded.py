@@ -1,7 +1,7 @@
 """The parent's own worker: an agent in the parent's process, whose line to the parent is a function call.
 
 It is a node like the others, called ``local`` and listed with them; ``dispatch.allocator`` decides when it may work:
-always in the role standalone, else when no other node can.
+always in the role standalone, else where a run asks for it or no other node can. Never where a run says so.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class InsideLine:
             raise Unreachable(f"{verb}: {error}") from None
 
     async def upload(self, sha256: str, file: Path) -> None:
-        """Moves a segment into the spool of this very server."""
+        """Copies a segment into the spool of this very server."""
 
         def copy() -> None:
             with open(file, "rb") as source:

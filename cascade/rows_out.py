@@ -79,7 +79,8 @@ def send(
         raise console.Unreachable(f"{out}: {error.strerror or error}") from None
     finally:
         beside.unlink(missing_ok=True)
-    command.stderr.write(f"Wrote {out}: {size} bytes of {format}.")
+    # In plain letters: what goes there is red otherwise, as errors are.
+    command.stderr.write(f"Wrote {out}: {size} bytes of {format}.", str)
 
 
 def _print(command: console.Command, piece: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The loop that keeps work moving: expire, fire schedules, allocate, wake the nodes that got work, prune."""
+"""The loop that keeps work moving: expire, fire schedules, allocate, even out tails, wake nodes, prune."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ PRUNE_BUDGET = 0.2
 PRUNE_PAUSE = 5.0
 FIRE_SECONDS = 0.9
 """Schedules are looked at once a second; a busy dispatcher makes many more passes."""
+TAIL_SECONDS = 0.05
 EXPIRE_SECONDS = 0.5
 AWAY_SECONDS = 5.0
 """A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that."""
@@ -45,6 +46,7 @@ class Dispatcher:
         self._expired = 0.0
         self._fired = 0.0
         self._patient_until = 0.0
+        self._evened = 0.0
         self._looked: tuple[float, float] | None = None
 
     def start(self) -> None:
@@ -89,9 +91,7 @@ class Dispatcher:
         passed = queue.allocate_now()
         self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
         self._pause = min(PASS_SECONDS, max(passed.wake, RATE_SECONDS)) if passed.wake is not None else PASS_SECONDS
-        nodes = passed.nodes
-        if not nodes and time.monotonic() > self._patient_until:
-            nodes = ending.even_out_now()
+        nodes = passed.nodes or self._even_out()
         events.tell(nodes, {"type": "node.work"})
         synclog.flush()
         if time.monotonic() - self._pruned > PRUNE_SECONDS:
@@ -100,6 +100,17 @@ class Dispatcher:
             # What did not fit goes on soon, with passes in between.
             unfinished = time.monotonic() - began >= PRUNE_BUDGET
             self._pruned = time.monotonic() - (PRUNE_SECONDS - PRUNE_PAUSE if unfinished else 0)
+
+    def _even_out(self) -> frozenset[int]:
+        """A look at the tails of runs, not at every word that is heard there."""
+        now = time.monotonic()
+        if now < self._patient_until:
+            return frozenset()
+        if now < self._evened + TAIL_SECONDS:
+            self._pause = min(self._pause, TAIL_SECONDS)
+            return frozenset()
+        self._evened = now
+        return ending.even_out_now()
 
     def _was_away(self, clock: float, monotonic: float) -> bool:
         """At the start, after a pause of this process, and when the clock jumps."""

@@ -15,7 +15,7 @@ from dispatch import events, lifecycle, queue
 from dispatch.models import Allocation, Run
 from dispatch.plans import Demand, Offer
 from dispatch.states import LIVE, RunState
-from dispatch.tail import Late, even_out
+from dispatch.tail import Evened, Late, even_out
 from nodes import executors, registry
 from nodes.models import Node
 from nodes.transactions import retried, write
@@ -29,10 +29,11 @@ def even_out_now() -> frozenset[int]:
     """One look at the runs that have nothing left to cut; the nodes that got second copies."""
     if not settings.CASCADE.second_copies or not _tails().exists() or _busy():
         return frozenset()
+    # Mostly there is nothing to do, and to find that out nobody has to wait for us.
+    if not _look(list(Node.objects.filter(active=True)), timezone.now()):
+        return frozenset()
     with write():
-        offers = queue.offers(queue.locked(), now := timezone.now())
-        demands = {run.pk: _demand(run) for run in _tails().defer("items", "params")}
-        evened = even_out(demands, offers, _lates(list(demands), offers, now))
+        evened = _look(queue.locked(), now := timezone.now())
         nodes = lifecycle.copy(evened.copies, now)
         back = lifecycle.take_back(evened.back, "taken back: it waited here while another node was idle")
     lifecycle.tell_superseded(back)
@@ -43,8 +44,16 @@ def even_out_now() -> frozenset[int]:
     return frozenset(nodes)
 
 
+def _look(nodes: Sequence[Node], now: dt.datetime) -> Evened:
+    offers = queue.offers(nodes, now)
+    demands = {run.pk: _demand(run) for run in _tails().defer("items", "params")}
+    return even_out(demands, offers, _lates(list(demands), offers, now))
+
+
 _asked: dict[int, float] = {}
 """Allocation -> when its node was asked to end it early. A hint of this process: it is asked once, and then copied."""
+_begun: dict[int, dt.datetime] = {}
+"""Allocation -> when it was first seen among those that a node must be running, of those that have not said so yet."""
 PATIENCE_SECONDS = 3.0
 """An item that takes longer than this keeps the answer; then a copy may be quicker."""
 FORGET_SECONDS = 3600.0
@@ -83,7 +92,8 @@ def _lates(runs: Sequence[int], offers: Sequence[Offer], now: dt.datetime) -> li
     held: dict[int, int] = defaultdict(int)
     ahead: dict[int, int] = defaultdict(int)
     copies: dict[int, int] = defaultdict(int)
-    lates = []
+    lates: list[Late] = []
+    looked_at: set[int] = set()
     live = Allocation.objects.filter(run__in=runs, state__in=LIVE, node__isnull=False).order_by("pk")
     columns = ("pk", "run_id", "shard_id", "node_id", "start", "stop", "granted_at", "started_at", "progress")
     agents = live.filter(node__dialect=Node.Dialect.NATIVE).exclude(node__carrier=Node.Carrier.HTTP)
@@ -93,13 +103,17 @@ def _lates(runs: Sequence[int], offers: Sequence[Offer], now: dt.datetime) -> li
     for pk, run, shard, node, start, stop, granted_at, started_at, done in live[:LATE_LIMIT].values_list(*columns):
         # A node runs the oldest of what it has; it says so a little later, and of short ones not at all.
         begun = held[node] < slots.get(node, 1)
-        age = max((now - (started_at or granted_at)).total_seconds(), 0.0)
+        since = (started_at or _begun.setdefault(pk, now)) if begun else granted_at
+        age = max((now - since).total_seconds(), 0.0)
         before = 0.0 if begun else ahead[node] / slots.get(node, 1)
         if pk not in answering:
             lates.append(
                 Late(pk, run, shard, node, start, stop - start, begun, age, done, before, divisible=pk in divisible)
             )
+        looked_at.add(pk)
         held[node] += 1
         ahead[node] += stop - start
         copies[shard] += 1
+    for pk in _begun.keys() - looked_at:
+        del _begun[pk]
     return [late for late in lates if copies[late.shard] == 1]

@@ -64,9 +64,9 @@ class Doorbell:
             self._peer.notify(
                 {
                     "type": "new_task",
-                    "allocation_id": first[0],
+                    "allocation_id": str(first[0]),
                     "feed_count": first[2] - first[1],
-                    "timestamp": timezone.now().isoformat(),
+                    "timestamp": f"{timezone.now().replace(tzinfo=None).isoformat()}Z",
                 }
             )
         except PeerError as error:

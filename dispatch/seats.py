@@ -124,8 +124,8 @@ class Seat:
         # One at least where it is nearly as short: else a node with few slots idles for every exchange.
         least = 1 if seconds <= 2 * rule.seconds else 0
         most = min(rule.limit, max(int(rule.seconds * self.offer.capacity / seconds), least))
-        # Other runs of the type say little of this one: one shard a slot, until it has been measured.
-        return most if known else min(most, self.offer.capacity)
+        # Other runs of the type say little of this one: two shards a slot, until it has been measured.
+        return most if known else min(most, 2 * self.offer.capacity)
 
 
 def _load(offer: Offer) -> Found:

@@ -70,6 +70,9 @@ class Evened:
     back: list[Late]
     cuts: list[Cut]
 
+    def __bool__(self) -> bool:
+        return bool(self.copies or self.back or self.cuts)
+
 
 def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequence[Late]) -> Evened:
     """What is worth doing for ``lates`` (their runs in ``demands``), the longest expected wait first."""

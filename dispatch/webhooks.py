@@ -8,7 +8,7 @@ Each call is made at least once; its id lets a receiver drop repetitions. A rece
     X-Cascade-Signature == "sha256=" + hex(HMAC-SHA256(webhook_secret, signed)), compared in constant time,
     and the timestamp (seconds since 1970) is not older than a receiver's own patience.
 
-What is sent says ``dispatch.webhook_bodies``.
+What is sent is made by ``dispatch.webhook_bodies``.
 """
 
 from __future__ import annotations

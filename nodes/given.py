@@ -285,15 +285,14 @@ def _from_environment(found: Collected, known: Collection[str], environ: Mapping
 
 def _role(found: Collected, layers: Sequence[Sequence[_Written]], fixed: str | None) -> str:
     """What the process is. A value that is none is a problem, which is told of when the names are settled."""
-    role = "parent"
+    role, by = "parent", None
     for layer in layers:
         said = [(rank, value, each) for each in layer for rank, value in _says_role(each) if value in ROLES]
         for _, value, each in sorted(said, key=lambda one: -one[0]):
-            role = value
-            if fixed not in (None, value):
-                found.problems.append(
-                    Problem(_plain(each.name), f"{each.value!r}: this program is a {fixed}", each.origin)
-                )
+            role, by = value, each
+    # Only of the last word: a file that is for several programs may be overruled for this one.
+    if by is not None and fixed not in (None, role):
+        found.problems.append(Problem(_plain(by.name), f"{by.value!r}: this program is a {fixed}", by.origin))
     return fixed or role
 
 

@@ -1,4 +1,6 @@
-"""Node, Quota, AccessKey, Heartbeat, Nonce: who does the work. Changed through ``registry`` and ``keys`` only."""
+"""Node, Quota, AccessKey, RegistrationKey, Heartbeat, Nonce: who does the work. Changed through ``registry``, ``keys``
+and ``registrations`` only.
+"""
 
 from __future__ import annotations
 

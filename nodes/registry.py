@@ -15,6 +15,7 @@ from typing import Any
 from django.conf import settings
 from django.db import IntegrityError
 from django.db.models import Count, Q
+from django.utils import timezone
 
 from nodes.executors.base import shown
 from nodes.fields import (
@@ -222,7 +223,9 @@ def _check_role(node: Node, role: str) -> None:
     """This server's own worker is made at its start: no node becomes it, and it becomes no other."""
     own = Node.Role.STANDALONE
     if role != node.role and own in (role, node.role):
-        raise FieldError("role", f"{shown(role)} cannot be given to {node.name}: only this server's own worker is {own}")
+        raise FieldError(
+            "role", f"{shown(role)} cannot be given to {node.name}; {own} is this server's own worker only"
+        )
 
 
 def set_quotas(node_id: int, quotas: Sequence[QuotaSpec]) -> None:
@@ -231,9 +234,14 @@ def set_quotas(node_id: int, quotas: Sequence[QuotaSpec]) -> None:
 
 
 def remove_node(node_id: int, *, force: bool = False) -> None:
-    """With its keys and history. A Conflict while it holds live work, unless ``force``: then its leases run out."""
+    """With its keys and history. A Conflict while it holds live work, unless ``force``: then its leases run out.
+
+    This server's own worker is not removed while it is there: it would have no node until the next start.
+    """
     with write():
         node = Node.locked(node_id)
+        if node.embedded and is_online(node, timezone.now()):
+            raise Conflict(f"node {node.name} is this server's own worker; fallback_workers=0 ends it")
         live = in_use([node])[node_id]
         if live and not force:
             some = f"{live} live allocation{'' if live == 1 else 's'}"

@@ -80,7 +80,10 @@ def task_status(request: HttpRequest) -> HttpResponse:
     if status == "executing":
         lifecycle.begin(caller, allocation_id)
     elif status == "completed":
-        lifecycle.report_staged(caller, allocation_id, {})
+        # After a report it says nothing new, whatever that said of single feeds.
+        mine = Allocation.objects.filter(pk=allocation_id, node_id=caller.node_id)
+        if not mine.filter(state=AllocationState.COMPLETED).exists():
+            lifecycle.report_staged(caller, allocation_id, {})
     elif status == "failed":
         lifecycle.report_failure(caller, allocation_id, _message(body.get("error_message")))
     else:

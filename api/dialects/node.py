@@ -41,7 +41,7 @@ View = Callable[..., Any]
 BODY_LIMIT = 32 * 1024 * 1024
 PIECE = 256 * 1024
 STOP_SECONDS = 0.3
-"""Between the answer to a shutdown and the stop, so that the answer gets away."""
+"""Between the answer to a shutdown, or the last result, and the stop, so that it gets away."""
 BAD_BODY = 422
 """As these drivers know it; everywhere else a field that is wrong is a 400."""
 
@@ -237,6 +237,8 @@ async def cancel(request: HttpRequest, task_id: str) -> HttpResponseBase:
 
 def _told(task: Task) -> HttpResponseBase:
     """A status with its result, which comes from a file in pieces, as it may be large."""
+    if task.state in direct.ENDED:
+        _agent().direct.was_read(task)
     head = json.dumps(task.status(), ensure_ascii=False).encode()[:-1] + b', "result": '
     try:
         file = open(task.result, "rb") if task.result is not None else None  # noqa: SIM115
@@ -288,6 +290,7 @@ async def shutdown(request: HttpRequest) -> HttpResponse:
 async def _stop(agent: Agent) -> None:
     await asyncio.sleep(STOP_SECONDS)
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(agent.drain(), agent.loop))
+    await asyncio.sleep(STOP_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Sum
 from django.utils import timezone
 
@@ -34,6 +34,9 @@ from nodes.transactions import retried, write
 
 SLICE = 5000
 """So many ids a statement names at most."""
+_PARTS = ("saved", "failed", "quarantined", "cancelled", "spooled", "in_flight", "pending")
+PROGRESS_TRIES = 5
+_LIVE_OF = "SELECT shard_id, id, node_id FROM dispatch_allocation WHERE state IN (%s, %s) AND shard_id IN ({})"
 _END = {Verdict.FAILED: ShardState.FAILED, Verdict.QUARANTINED: ShardState.QUARANTINED}
 
 
@@ -60,13 +63,16 @@ def unsuccessful(allocations: Sequence[Allocation], state: AllocationState, fail
 def twins_of(shards: Sequence[int], *, but: Sequence[int]) -> dict[int, list[tuple[int, int | None]]]:
     """Shard -> its live allocations (id, node) that are not among ``but``; shards without any are left out."""
     twins: dict[int, list[tuple[int, int | None]]] = {}
-    for some in range(0, len(shards), SLICE):
-        live = Allocation.objects.filter(shard__in=shards[some : some + SLICE], state__in=LIVE).order_by()
-        for shard, pk, node in live.values_list("shard_id", "pk", "node_id"):
-            twins.setdefault(shard, []).append((pk, node))
     left = set(but)
-    kept = {shard: [pair for pair in pairs if pair[0] not in left] for shard, pairs in twins.items()}
-    return {shard: pairs for shard, pairs in kept.items() if pairs}
+    with connection.cursor() as cursor:
+        for at in range(0, len(shards), SLICE):
+            some = shards[at : at + SLICE]
+            # By hand: asked with every report, it costs the ORM ten times as long as the database.
+            cursor.execute(_LIVE_OF.format(", ".join(["%s"] * len(some))), [*map(str, LIVE), *some])
+            for shard, pk, node in cursor.fetchall():
+                if pk not in left:
+                    twins.setdefault(shard, []).append((pk, node))
+    return twins
 
 
 def limits_of(run_ids: Iterable[int]) -> dict[int, Limits]:
@@ -201,7 +207,21 @@ def _announce(run_id: int, url: str) -> None:
 
 
 def progress(run: Run) -> dict[str, Any]:
-    """Numbers of items by what became of them: ``in_flight`` with a node, ``spooled`` reported but not saved yet."""
+    """Numbers of items by what became of them: ``in_flight`` with a node, ``spooled`` reported but not saved yet.
+
+    ``run`` says which one, and may be out of date.
+    """
+    told = _told(run)
+    for _ in range(PROGRESS_TRIES):
+        if sum(told[part] for part in _PARTS) == told["count"]:
+            break
+        # Its shards were read a moment after it: a result saved in between is in neither.
+        run = Run.objects.defer("items").get(pk=run.pk)
+        told = _told(run)
+    return told
+
+
+def _told(run: Run) -> dict[str, Any]:
     by_state: Counter[str] = Counter()
     if run.state not in RUN_ENDED:
         groups = (

@@ -274,7 +274,8 @@ def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *
     """
     found = collect(
         SERVER | BY_NAME.keys(),
-        arguments=given_arguments(options),
+        # What this process is, the server has settled by now, whatever a file says.
+        arguments=[*given_arguments(options), *([("role", "child", "argument --role")] if served else [])],
         environ=environ,
         config=getattr(options, "config", None),
         role="child",

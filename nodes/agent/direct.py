@@ -59,7 +59,8 @@ class Order:
 
 @dataclass(eq=False)
 class Task:
-    """``number`` is negative, as no allocation's id is. ``seconds`` and ``result`` are there when it has ended."""
+    """``number`` is negative, as no allocation's id is. ``seconds`` and ``result`` are there when it has ended;
+    ``read``: somebody has asked since."""
 
     task_id: str
     type: str
@@ -74,6 +75,7 @@ class Task:
     error: str | None = None
     result: Path | None = None
     size: int = 0
+    read: bool = False
 
     def status(self) -> dict[str, Any]:
         """Without its result, which may be large. Times are local, without zone; no number is ever null."""
@@ -196,6 +198,17 @@ class Direct:
             return self._tasks[task_id]
         except KeyError:
             raise NotFound(f"no task {shown(task_id)} here; ended tasks are kept for an hour") from None
+
+    def running(self) -> list[Task]:
+        """Those that have not ended."""
+        return list(self._futures)
+
+    def was_read(self, task: Task) -> None:
+        """Its end was told to who asked. For any thread."""
+        task.read = True
+        if self.closed and self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._changed)
 
     def cancel(self, task_id: str) -> Task:
         """Ends it if it runs, by killing its worker; one that has ended stays as it is. Raises NotFound."""

@@ -38,6 +38,8 @@ BUNDLE_SECONDS = 0.02
 PACE = 0.3
 WATCH_SECONDS = 1.0
 END_SECONDS = 5.0
+READ_SECONDS = 5.0
+"""Drivers ask every second or two."""
 GIVE_UP_SECONDS = 10.0
 """How long a stop tries to bring the last results to a parent that does not answer; they wait in the outbox."""
 
@@ -118,7 +120,7 @@ class Agent:
     # The life of the agent
 
     async def run(self, opened: Callable[[], None] = lambda: None) -> None:
-        """Until stopped; calls ``opened`` when it has its folder. Raises BlockingIOError when another agent has that."""
+        """Until stopped; calls ``opened`` when it has its folder. Raises BlockingIOError: another agent has that."""
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())
@@ -209,12 +211,18 @@ class Agent:
         self._link.wake()
 
     async def drain(self) -> None:
-        """Takes nothing more, from whomever; returns when nothing runs, after ``drain_seconds`` at most."""
+        """Takes nothing more, from whomever; returns when nothing runs, after ``drain_seconds`` at most, and who gave
+        what ran has had a while to read how it ended."""
         self._link.taking = False
         self.direct.closed = "this node is about to stop"
+        last = self.direct.running()
+        await self._until(self.config.drain_seconds, lambda: not (self.active or self._queue))
+        await self._until(READ_SECONDS, lambda: all(task.read for task in last))
+
+    async def _until(self, seconds: float, over: Callable[[], bool]) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.config.drain_seconds):
-                while self.active or self._queue:
+            async with asyncio.timeout(seconds):
+                while not over():
                     self._changed.clear()
                     await self._changed.wait()
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,19 @@ class Outbox:
         return allocation in self._pending
 
     def put(self, entries: list[Entry]) -> None:
-        """Keeps ``entries`` until ``drop``; when this returns, a kill of the agent loses nothing."""
+        """Keeps ``entries`` until ``drop``; when this returns, a kill of the agent loses nothing.
+
+        Except while the disk is full or gone: they are in memory then, and can be reported all the same.
+        """
         number, self._next = self._next, self._next + 1
         temp = self.folder / f"{number}.tmp"
-        temp.write_text(json.dumps(entries, separators=(",", ":")))
-        os.replace(temp, self.folder / f"{number}.json")
+        try:
+            temp.write_text(json.dumps(entries, separators=(",", ":")))
+            os.replace(temp, self.folder / f"{number}.json")
+        except OSError as error:
+            logger.error("%s cannot be written, results are kept in memory only: %s", self.folder, error.strerror)
+            with suppress(OSError):
+                temp.unlink()
         self._remember(number, entries)
 
     def waiting(self, limit: int | None) -> list[Entry]:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,26 @@ def test_status_shows_nodes_and_runs_to_people_and_to_programs(tree):
     (worker,) = [node for node in told["nodes"] if node["name"] == "worker"]
     assert (worker["state"], worker["capacity"], worker["in_use"]) == ("online", 2, 0)
     assert run in [each["run"] for each in told["runs"]]
+
+
+def test_ctrl_c_while_waiting_says_that_the_run_goes_on(tree):
+    popen = subprocess.Popen(
+        [tree.python, "manage.py", "submit", "echo", "--item", "a", "--param", "seconds=60", "--wait"],
+        cwd=ROOT,
+        env=tree._environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert popen.stdout is not None
+    begun = re.fullmatch(r"run (\d+): 1 items of echo\n", popen.stdout.readline())
+    assert begun is not None
+    until(lambda: tree.progress(int(begun[1]))["in_flight"])
+    popen.send_signal(signal.SIGINT)
+    _, said = popen.communicate(timeout=30)
+    assert popen.returncode == 130
+    assert f"run {begun[1]} goes on: python manage.py run cancel {begun[1]} ends it" in said
+    assert tree.manage("run", "cancel", begun[1]).returncode == 0
 
 
 # rows while the server holds them

@@ -8,14 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import psutil
 import pytest
 
 from cascade.local import PARENT, ROOT, Child, LocalTree, free_port
 from tests.acceptance.drivable import SYMBOLS, all_bars, as_rows, yearly
-from tests.acceptance.trees import EVEN, QUICK, account, allocations, executing, family, numbered, rows, until
+from tests.acceptance.trees import (
+    EVEN,
+    QUICK,
+    account,
+    allocations,
+    executing,
+    family,
+    held,
+    label,
+    numbered,
+    rows,
+    until,
+)
 
 GRACE = 1.0
 LOCAL = "local"
@@ -51,8 +62,8 @@ def tree(started: LocalTree) -> LocalTree:
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
-    """A server of the role standalone."""
-    env = {**QUICK, "CASCADE_ROLE": "standalone"}
+    """A server of the role standalone, with the usual times: nothing that must be quick may wait for a beat."""
+    env = {"CASCADE_ROLE": "standalone"}
     with LocalTree(tmp_path_factory.mktemp("standalone"), env=env) as tree:
         until(lambda: online(tree))
         yield tree
@@ -162,16 +173,36 @@ def test_one_node_imports_every_bar_once(tree):
     assert workers_of(tree, run) == {NODE}
 
 
-def test_several_nodes_import_every_bar_once_also_when_one_is_lost_in_mid_run(tree):
-    tree.add(Child("second", 1))
-    for lost in (False, True):
-        run = tree.submit("data_import", yearly(), params={"source": "sample"}, shard_size=1)
-        if lost:
-            until(partial(executing, tree, run, "second"))
-            tree.kill("second", machine=True)
-        imported(tree, run)
-        assert {NODE} <= workers_of(tree, run) <= {NODE, "second"}
-        assert lost or "second" in workers_of(tree, run)
+@pytest.fixture
+def two(tree: LocalTree) -> LocalTree:
+    """With another node, which has imported something before: its first import takes longer than a whole run."""
+    if "second" not in tree.children:
+        tree.add(Child("second", 2))
+    elif not tree.alive("second"):
+        tree.restart("second")
+    label(tree, "second")
+    run = tree.submit("data_import", SYMBOLS, params={"source": "sample"}, labels={"by": "second"}, shard_size=1)
+    assert tree.wait(run)["state"] == "completed"
+    return tree
+
+
+def test_several_nodes_import_every_bar_once(two):
+    run = two.submit("data_import", yearly(), params={"source": "sample"}, shard_size=1)
+    imported(two, run)
+    assert workers_of(two, run) == {NODE, "second"}
+
+
+def test_a_node_lost_in_mid_run_costs_no_bar_and_doubles_none(two):
+    two.pause(NODE)
+    run = two.submit("data_import", yearly(), params={"source": "sample"}, shard_size=1)
+    try:
+        # Both hold work, and only one does any.
+        two.wait(run, every=0.01, until=lambda progress: progress["saved"] >= 2)
+        two.kill("second", machine=True)
+    finally:
+        two.resume(NODE)
+    imported(two, run)
+    assert {NODE, "second"} <= workers_of(two, run)
 
 
 # What goes wrong in it
@@ -205,7 +236,7 @@ def test_a_standalone_server_begins_at_once(standalone):
 
 def test_cancelling_a_run_stops_the_parents_own_workers(standalone):
     run = standalone.submit("echo", numbered(4, "long"), params={"seconds": 60}, shard_size=1)
-    until(lambda: len(executing(standalone, run, LOCAL)) == 2)
+    until(lambda: len(held(standalone, run, LOCAL)) == 2)
     begun = time.monotonic()
     standalone.json("POST", f"/api/v1/runs/{run}/cancel")
     until(lambda: not standalone.nodes()[LOCAL]["in_use"])

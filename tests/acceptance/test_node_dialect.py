@@ -394,8 +394,11 @@ def test_a_shutdown_drains_and_then_stops(tree: LocalTree) -> None:
     assert told["success"] is True
     until(lambda: node.health()["status"] == "busy", what="a node that takes no more")
     assert node.execute("late")[0] == 503
-    # What runs is not cut off, and can be asked for until its end.
+    # What runs is not cut off, and who gave it can read how it ended.
     assert node.status("last-0")["status"] == "running"
+    until(lambda: node.health()["completed_tasks"] == 1, what="the end of the task")
+    time.sleep(1.5)  # until a driver asks again
+    assert node.ended("last-0")["status"] == "completed"
     until(lambda: not tree.alive("leaving"), what="the end of the process")
 
 

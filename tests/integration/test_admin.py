@@ -448,5 +448,6 @@ def test_a_node_of_another_dialect_shows_what_it_said_and_where_it_registered(br
     assert "Child (Distribution)" in text_of(browser.get(url("nodes_node"), {"dialect": "distribution"}))
     assert ">w-1</a>" not in text_of(browser.get(url("nodes_node"), {"dialect": "cascade"}))
     page = text_of(browser.get(url("nodes_node", "change", node.pk)))
-    for shown in (escape('"device_name": "<b>Crawler</b>"'), "Distribution", "crawlers", 'value="71.0"', 'value="72.0"'):
+    said = escape('"device_name": "<b>Crawler</b>"')
+    for shown in (said, "Distribution", "crawlers", 'value="71.0"', 'value="72.0"'):
         assert shown in page

@@ -261,3 +261,12 @@ def test_the_servers_own_worker_gets_no_key_and_stays_what_it_is(api: Api, north
     assert api.post("nodes", {"name": "second", "role": "standalone"}).status == 400
     assert api.patch(f"nodes/{own.pk}", {"role": "standalone", "description": "mine"}).status == 200
     assert [node.pk for node in Node.objects.all() if node.embedded] == [own.pk]
+
+
+def test_the_servers_own_worker_is_removed_only_when_there_is_none_any_more(api: Api) -> None:
+    own = registry.own_node(2)
+    registry.record_beat(own.pk, at=timezone.now())
+    assert api.delete(f"nodes/{own.pk}").status == 409
+    assert api.delete(f"nodes/{own.pk}?force=true").status == 409
+    registry.record_beat(own.pk, at=timezone.now(), leaving=True)
+    assert api.delete(f"nodes/{own.pk}").status == 204

@@ -167,3 +167,15 @@ def test_a_cancel_that_races_with_a_failure_gives_each_item_one_end() -> None:
         assert len(set(statuses)) == 1
         assert fresh(run).failed == (3 if statuses[0] == 200 else 0)
         assert_partition(run)
+
+
+def test_progress_adds_up_although_a_result_was_saved_after_the_run_was_read() -> None:
+    a = child(capacity=4)
+    run = submit(4)
+    works = a.works()
+    a.report(*[done(work) for work in works[:2]])
+    stale = fresh(run)
+    with saver() as made:
+        save(made)
+    told = lifecycle.progress(stale)
+    assert (told["saved"], told["spooled"], told["in_flight"]) == (2, 0, 2)

@@ -364,3 +364,18 @@ def test_a_cancelled_run_refuses_the_report() -> None:
     lifecycle.cancel(run.pk)
     assert child.report(package).status == 409
     assert child.upload(package, article("a")).status == 409
+
+
+def test_a_status_completed_after_the_report_says_nothing_new() -> None:
+    child = Child()
+    run = begun("a", "b", max_attempts=1)
+    package = child.claim()
+    child.upload(package, article("a")).good()
+    child.report(
+        package, {"mp_id": "a", "status": "success"}, {"mp_id": "b", "status": "failed", "error": "gone"}
+    ).good()
+    assert child.status(package, "completed").good()["status"] == "completed"
+    assert Child("other").status(package, "completed").status == 404
+    assert [row["feed"] for row in saved(run)] == ["a"]
+    run.refresh_from_db()
+    assert (run.saved, run.failed) == (1, 1)

@@ -512,12 +512,13 @@ def test_an_assignment_that_is_repeated_is_the_same_one():
 
 def test_what_another_device_has_not_fetched_is_assigned_away_from_it_and_what_it_has_is_not():
     by = device_key(many=True)
-    by.register("w1", 1)
-    task = by.create()
+    by.register("w1", 2)
+    task, other = by.create(), by.create()
     dispatch()
     by.register("w2", 1)
     answer = operator().put(f"tasks/{task}/assign", {"device_id": "w2"})
-    assert by.pull("w1") == []
+    assert by.pull("w1") == [other]
+    assert Allocation.objects.filter(run=other).count() == 1
     assert by.pull("w2") == [task]
     operator().put(f"tasks/{task}/assign", {"device_id": "w1"}, 400)
     by.say(task, "completed", "w2")

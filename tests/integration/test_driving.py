@@ -407,8 +407,8 @@ def test_it_is_knocked_at_once_for_all_that_waits(bell, peer):
     (knock,) = peer.bodies("notify")
     assert peer.paths("notify") == ["/api/v1/cascade/notify"]
     first = Allocation.objects.earliest("pk")
-    assert (knock["type"], knock["allocation_id"], knock["feed_count"]) == ("new_task", first.pk, 2)
-    assert knock["timestamp"]
+    assert (knock["type"], knock["allocation_id"], knock["feed_count"]) == ("new_task", str(first.pk), 2)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", knock["timestamp"])
     assert peer.keys == {"secret"}
 
 
@@ -421,7 +421,7 @@ def test_it_is_knocked_at_again_for_what_came_later_only(bell, peer):
     bell.hear(Allocation.objects.latest("pk").pk)
     assert bell.due < float("inf")
     bell.visit()
-    assert peer.bodies("notify")[1]["allocation_id"] == Allocation.objects.get(run=later).pk
+    assert peer.bodies("notify")[1]["allocation_id"] == str(Allocation.objects.get(run=later).pk)
 
 
 def test_it_is_not_knocked_at_for_what_it_has_fetched(peer, bell):

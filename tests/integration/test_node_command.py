@@ -17,6 +17,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
+from cascade import reach
 from nodes import keys, registry, signing
 from nodes.agent.config import load
 from nodes.fields import QuotaSpec
@@ -251,3 +252,19 @@ def test_rotate_writes_the_new_key_for_programs_too(tmp_path, alpha):
     told = json.loads(run("rotate", "alpha", "--key-file", str(file), "--json"))
     assert told == {"id": alpha.pk, "name": "alpha", "key_file": str(file)}
     assert alpha.keys.filter(access_key=file.read_text().split()[0], revoked_at=None).exists()
+
+
+def test_the_command_that_is_told_names_the_server_that_runs(folder):
+    reach.announce("http://127.0.0.1:9123")
+    try:
+        assert json.loads(run("add", "alpha", "--json"))["command"].endswith("--parent http://127.0.0.1:9123")
+    finally:
+        reach.withdraw()
+    assert json.loads(run("rotate", "alpha", "--json"))["command"].endswith("--parent http://127.0.0.1:8000")
+
+
+def test_every_verb_has_an_answer_for_programs(alpha):
+    assert json.loads(run("drain", "alpha", "--json")) == {"node": "alpha", "draining": True, "held": 0}
+    assert json.loads(run("resume", "alpha", "--json")) == {"node": "alpha", "draining": False}
+    assert json.loads(run("revoke", "alpha", "--json")) == {"node": "alpha", "revoked": 1}
+    assert json.loads(run("remove", "alpha", "--json")) == {"node": "alpha", "removed": True}

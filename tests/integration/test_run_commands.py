@@ -188,6 +188,21 @@ def test_a_file_is_written_whole_and_never_over_another(finished, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if "half" in path.name) == []
 
 
+def test_that_a_file_was_written_is_not_told_in_the_colour_of_errors(finished, tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    said = Terminal()
+    call_command("export", "echo", "--out", str(tmp_path / "rows.csv"), stderr=said, force_color=True)
+    assert said.getvalue().startswith("Wrote ")
+
+
+def test_what_would_be_in_force_for_another_role_is_not_passed_off_as_what_is():
+    assert "role: parent" in command("config", "--show", "--role", "parent")
+    assert "--show --set role=child" in ended(2, "config", "--show", "--role", "child")
+
+
 def test_a_run_without_rows_and_a_table_without_any_are_empty_not_missing(folder):
     run = submit(["A"], type="data_import", params={"source": "sample"})
     assert command("run", "results", str(run.pk)).splitlines()[0].startswith('"symbol"')

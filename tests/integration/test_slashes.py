@@ -10,7 +10,9 @@ from cascade.asgi import application
 
 async def asked(path: str) -> int:
     """The status that comes back to one who has no key."""
-    sent = HttpCommunicator(application, "GET", path, headers=[(b"host", b"localhost")])
+    sent = HttpCommunicator(application, "GET", "/", headers=[(b"host", b"localhost")])
+    # It would read the first part of "//api" as a host.
+    sent.scope["path"] = path
     return int((await sent.get_response(timeout=30))["status"])
 
 
@@ -23,7 +25,7 @@ async def asked(path: str) -> int:
         "/api/v1//wx/cascade/feeds",
         "/api/v1/cascade/feeds//",
         "/api//distribution//devices",
-        "///api/distribution/tasks/w1//pull?limit=1",
+        "///api/distribution/tasks/w1//pull",
     ],
 )
 async def test_clients_that_join_base_and_path_as_they_come_are_served(path: str) -> None:
@@ -32,6 +34,6 @@ async def test_clients_that_join_base_and_path_as_they_come_are_served(path: str
 
 @pytest.mark.asyncio
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("path", ["/api/v1//nodes", "//healthz", "/api/v1/cascade//nothing"])
+@pytest.mark.parametrize("path", ["/api/v1//nodes", "//v1/api/cascade/feeds", "/api/v1/cascade//nothing"])
 async def test_other_addresses_stay_as_they_are(path: str) -> None:
     assert await asked(path) == 404

@@ -702,9 +702,9 @@ def test_short_shards_are_queued_beyond_the_capacity_and_long_ones_are_not() -> 
         assert [made.phase for made in long.grants] == [Phase.FREE] * 2
 
 
-def test_what_other_runs_of_the_type_took_lets_one_shard_a_slot_wait_until_this_run_is_measured() -> None:
+def test_what_other_runs_of_the_type_took_lets_two_shards_a_slot_wait_until_this_run_is_measured() -> None:
     plan = allocate([singles(1000)], [node("a", 2, speeds={"echo": 0.001})], Terms(lookahead=Lookahead(0.1, 400)))
-    assert [made.phase for made in plan.grants] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD] * 2
+    assert [made.phase for made in plan.grants] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD] * 4
     whole = allocate([Demand(1, "echo", 0, 1000)], [node("a", 2, speeds={"echo": 0.001})])
     assert {made.piece.stop - made.piece.start for made in whole.grants} == {1}
 

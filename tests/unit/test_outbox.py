@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -194,3 +195,11 @@ while True:
 def test_entries_are_kept_as_json_that_people_can_read(outbox):
     outbox.put([entry(1)])
     assert json.loads((outbox.folder / "0.json").read_text()) == [entry(1)]
+
+
+def test_what_the_disk_does_not_take_is_reported_all_the_same(outbox):
+    shutil.rmtree(outbox.folder)
+    outbox.put([entry(1), entry(2)])
+    assert [each["allocation"] for each in outbox.waiting(None)] == [1, 2]
+    outbox.drop([1, 2])
+    assert len(outbox) == 0

@@ -431,6 +431,13 @@ def test_a_file_for_another_role_is_no_agents(tmp_path):
         agent(written(tmp_path, "json", content))
 
 
+def test_a_server_that_was_told_to_be_a_child_may_read_a_file_for_several_roles(tmp_path):
+    file = written(tmp_path, "toml", {"role": "parent", "beat_seconds": 7})
+    assert agent(file, served=True).parent == ""
+    with pytest.raises(SettingsError, match="this program is a child"):
+        agent(file, "--parent", "http://m:1")
+
+
 def test_keys_of_a_nearer_place_come_before_a_key_file(tmp_path):
     other, secret, _ = signing.new_key()
     keys = tmp_path / "keys"

@@ -1,4 +1,4 @@
-"""Late shards at the end of a run: which get a second copy, which are taken back, and which are left alone."""
+"""Late shards at the end of a run: which are divided, copied or taken back, and which are left alone."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Command(console.Command):
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--role", choices=ROLES, default="parent", help="which settings to write (default parent)")
+        parser.add_argument("--role", choices=ROLES, help="which settings to write (default parent)")
         parser.add_argument("--format", choices=("toml", "json", "yaml"), help="default: by --out's suffix, else toml")
         parser.add_argument("--out", metavar="FILE", help="write there; default: print")
         parser.add_argument("--force", action="store_true", help="write over a file that is there")
@@ -36,7 +36,7 @@ class Command(console.Command):
         format = options["format"] or {"yml": "yaml"}.get(suffix, suffix)
         if format not in config_file.WRITERS:
             raise FieldError("--out", f"{str(path)!r} does not end in .toml, .json or .yaml; or give --format")
-        text = config_file.write(options["role"], format)
+        text = config_file.write(options["role"] or "parent", format)
         if path is None:
             self.stdout.write(text, ending="")
             return
@@ -52,6 +52,12 @@ class Command(console.Command):
 
     def _show(self, options: dict[str, Any]) -> None:
         loaded = config.current()
+        if options["role"] not in (None, loaded.found.role):
+            raise FieldError(
+                "--role",
+                f"in force is the role {loaded.found.role} ({loaded.found.origin('role')}); to see what would hold for "
+                f"another: --show --set role={options['role']}",
+            )
         rows = []
         for name in config_file.names(loaded.found.role):
             value = loaded.agent.get(name, config_file.default(name, loaded.found.role))

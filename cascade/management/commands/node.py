@@ -11,7 +11,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from cascade import console
+from cascade import console, reach
 from nodes import keys, registry
 from nodes.fields import parse_quota
 from nodes.keys import IssuedKey
@@ -65,7 +65,9 @@ class Command(console.Command):
             ("drain", "It finishes what it has and gets no new work."),
             ("resume", "It gets work again."),
         ):
-            verbs.add_parser(verb, help=text).add_argument("name")
+            one = verbs.add_parser(verb, help=text)
+            one.add_argument("name")
+            console.add_json(one)
 
         rotate = verbs.add_parser("rotate", help="A new key; the newest before it stays valid until revoked.")
         rotate.add_argument("name")
@@ -76,10 +78,12 @@ class Command(console.Command):
         revoke = verbs.add_parser("revoke", help="Makes its keys invalid, at once.")
         revoke.add_argument("name")
         revoke.add_argument("--key", default="", metavar="CN…", help="Only this one.")
+        console.add_json(revoke)
 
         remove = verbs.add_parser("remove", help="Forgets the node, its keys and its history.")
         remove.add_argument("name")
         remove.add_argument("--force", action="store_true", help="Even while it holds live work.")
+        console.add_json(remove)
 
     def handle(self, *args: Any, **options: Any) -> None:
         getattr(self, f"_{options['verb']}")(options)
@@ -144,13 +148,12 @@ class Command(console.Command):
     def _drain(self, options: dict[str, Any]) -> None:
         node = registry.drain(registry.find_node(options["name"]).pk)
         held = registry.in_use([node])[node.pk]
-        self.stdout.write(
-            f"{node.name} is draining: it holds {held} live allocation{'' if held == 1 else 's'}, and gets no more."
-        )
+        text = f"{node.name} is draining: it holds {held} live allocation{'' if held == 1 else 's'}, and gets no more."
+        self._say(text, options, node=node.name, draining=True, held=held)
 
     def _resume(self, options: dict[str, Any]) -> None:
         node = registry.resume(registry.find_node(options["name"]).pk)
-        self.stdout.write(f"{node.name} gets work again.")
+        self._say(f"{node.name} gets work again.", options, node=node.name, draining=False)
 
     def _rotate(self, options: dict[str, Any]) -> None:
         _refuse_to_replace(options["key_file"])
@@ -164,17 +167,24 @@ class Command(console.Command):
         node = registry.find_node(options["name"])
         if not options["key"]:
             count = keys.revoke_all(node.pk)
-            self.stdout.write(f"Revoked {count} {'key' if count == 1 else 'keys'} of {node.name}.")
+            text = f"Revoked {count} {'key' if count == 1 else 'keys'} of {node.name}."
+            self._say(text, options, node=node.name, revoked=count)
             return
         if not node.keys.filter(access_key=options["key"]).exists():
             raise NotFound(f"{node.name} has no key {options['key']}; see: python manage.py node list")
         keys.revoke(options["key"])
-        self.stdout.write(f"Revoked {options['key']} of {node.name}.")
+        self._say(f"Revoked {options['key']} of {node.name}.", options, node=node.name, revoked=1)
 
     def _remove(self, options: dict[str, Any]) -> None:
         node = registry.find_node(options["name"])
         registry.remove_node(node.pk, force=options["force"])
-        self.stdout.write(f"Removed {node.name}.")
+        self._say(f"Removed {node.name}.", options, node=node.name, removed=True)
+
+    def _say(self, text: str, options: dict[str, Any], **document: Any) -> None:
+        if options["json"]:
+            self.tell_json(document)
+        else:
+            self.stdout.write(text)
 
     def _show_key(self, headline: str, key: IssuedKey, options: dict[str, Any]) -> None:
         if file := options["key_file"]:
@@ -185,7 +195,7 @@ class Command(console.Command):
                 self.stdout.write(f"{headline}\nBoth keys are in {file}.")
             return
         environment = f"CASCADE_ACCESS_KEY={key.access_key} CASCADE_SECRET_KEY={key.secret_key}"
-        parent = shlex.quote(options["url"])
+        parent = shlex.quote(options["url"] or reach.server() or URL)
         served = f"{environment} python manage.py runserver 8001 --role child --parent {parent}"
         bare = f"{environment} python -m nodes.agent --parent {parent}"
         if options["json"]:
@@ -216,7 +226,11 @@ or, without Django:
 
 
 def _add_url(parser: ArgumentParser) -> None:
-    parser.add_argument("--url", default=URL, help=f"This parent's address as the child reaches it (default {URL}).")
+    parser.add_argument(
+        "--url",
+        default="",
+        help=f"This parent's address as the child reaches it (default: where it runs on this machine now, else {URL}).",
+    )
 
 
 def _add_key_file(parser: ArgumentParser) -> None:

@@ -50,9 +50,6 @@ class Command(DaphneCommand):
         wrong = [message for message in checks.check_settings(None) if message.is_serious()]
         if wrong:
             raise CommandError("\n".join(str(message.msg) for message in wrong), returncode=console.WRONG)
-        if not options["skip_checks"]:
-            self.check()  # before our own lines, which nothing then interrupts
-            options["skip_checks"] = True
         child = settings.CASCADE.role == "child"
         if not child:
             self._migrate()
@@ -62,7 +59,6 @@ class Command(DaphneCommand):
             for loop in roles.loops(argparse.Namespace(**options)):
                 loop.start()
                 started.append(loop)
-            self._tell()
             super().inner_run(*args, **options)
         except CascadeError as error:
             raise CommandError(str(error), returncode=console.status_of(error)) from None
@@ -96,7 +92,8 @@ class Command(DaphneCommand):
         self.stdout.flush()
 
     def check_migrations(self) -> None:
-        """Done before the loops start; a child has no database."""
+        """Called after the checks: what they found comes before our own lines. The migrations were seen to before."""
+        self._tell()
 
     def _migrate(self) -> None:
         """Embedded databases are brought up to date by themselves; a shared server's are the operator's to migrate."""

@@ -107,10 +107,16 @@ class Command(console.Command):
 
     def _wait(self, run: Run, *, quiet: bool) -> Run:
         with console.progress(f"run {run.pk}", run.count, quiet=quiet) as tell:
-            while run.state not in RUN_ENDED:
-                time.sleep(EVERY_SECONDS)
-                run.refresh_from_db(fields=["state", "saved", "failed", "quarantined", "cancelled", "rows"])
-                tell(run.done)
+            try:
+                while run.state not in RUN_ENDED:
+                    time.sleep(EVERY_SECONDS)
+                    run.refresh_from_db(fields=["state", "saved", "failed", "quarantined", "cancelled", "rows"])
+                    tell(run.done)
+            except KeyboardInterrupt:
+                raise CommandError(
+                    f"interrupted; run {run.pk} goes on: python manage.py run cancel {run.pk} ends it",
+                    returncode=console.INTERRUPTED,
+                ) from None
         return run
 
     def _tell(self, run: Run) -> None:
