@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -127,6 +128,16 @@ class InsideLine:
         """Nothing is kept open."""
 
 
+def _home(folder: Path) -> str:
+    """What this data folder is called in the database, made at the first start: a folder may be moved."""
+    file = folder / "home"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError), open(file, "x") as new:
+            new.write(secrets.token_hex(8))
+    return file.read_text()
+
+
 class OwnWorker:
     """A loop of the parent: its own node and the agent that works for it."""
 
@@ -135,8 +146,9 @@ class OwnWorker:
         self._agent: HostedAgent | None = None
 
     def start(self) -> None:
-        node = registry.own_node(self._workers)
-        config = AgentConfig(data_dir=settings.CASCADE.data_dir / "local", drain_seconds=5.0)
+        folder = settings.CASCADE.data_dir / "local"
+        node = registry.own_node(self._workers, _home(folder))
+        config = AgentConfig(data_dir=folder, drain_seconds=5.0)
 
         def line(inbound: Inbound, claim: Any, connected: Connected) -> InsideLine:
             return InsideLine(node.pk, inbound, connected, claim)

@@ -178,15 +178,19 @@ def add_node(
         return node, new_key(node)
 
 
-def own_node(capacity: int) -> Node:
-    """The node that stands for this server's own worker, made at its first start. It has no key."""
+def own_node(capacity: int, home: str = "") -> Node:
+    """The node that stands for a server's own worker, made at its first start. It has no key.
+
+    ``home`` names the server's data folder: servers that share a database have a worker, and a node, each.
+    """
     with write():
-        node = Node.objects.select_for_update().filter(role=Node.Role.STANDALONE).first()
+        mine = Node.objects.select_for_update().filter(role=Node.Role.STANDALONE)
+        node = next((each for each in mine if each.facts.get("home", "") == home), None)
         if node is None:
             taken = set(Node.objects.values_list("name", flat=True))
             names = (f"local-{number}" if number > 1 else "local" for number in itertools.count(1))
             name = next(name for name in names if name not in taken)
-            node = Node(name=name, role=Node.Role.STANDALONE, description="This server itself.")
+            node = Node(name=name, role=Node.Role.STANDALONE, description="This server itself.", facts={"home": home})
         node.capacity = capacity
         node.save()
         return node

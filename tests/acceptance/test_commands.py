@@ -131,6 +131,11 @@ def test_status_shows_nodes_and_runs_to_people_and_to_programs(tree):
     assert run in [each["run"] for each in told["runs"]]
 
 
+def heed_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore it, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_waiting_says_that_the_run_goes_on(tree):
     popen = subprocess.Popen(
         [tree.python, "manage.py", "submit", "echo", "--item", "a", "--param", "seconds=60", "--wait"],
@@ -139,6 +144,7 @@ def test_ctrl_c_while_waiting_says_that_the_run_goes_on(tree):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert popen.stdout is not None
     begun = re.fullmatch(r"run (\d+): 1 items of echo\n", popen.stdout.readline())

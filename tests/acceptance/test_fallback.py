@@ -21,7 +21,6 @@ from tests.acceptance.trees import (
     allocations,
     executing,
     family,
-    held,
     label,
     numbered,
     rows,
@@ -62,8 +61,8 @@ def tree(started: LocalTree) -> LocalTree:
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
-    """A server of the role standalone, with the usual times: nothing that must be quick may wait for a beat."""
-    env = {"CASCADE_ROLE": "standalone"}
+    """A server of the role standalone."""
+    env = {**QUICK, "CASCADE_ROLE": "standalone"}
     with LocalTree(tmp_path_factory.mktemp("standalone"), env=env) as tree:
         until(lambda: online(tree))
         yield tree
@@ -236,7 +235,7 @@ def test_a_standalone_server_begins_at_once(standalone):
 
 def test_cancelling_a_run_stops_the_parents_own_workers(standalone):
     run = standalone.submit("echo", numbered(4, "long"), params={"seconds": 60}, shard_size=1)
-    until(lambda: len(held(standalone, run, LOCAL)) == 2)
+    until(lambda: len(executing(standalone, run, LOCAL)) == 2)
     begun = time.monotonic()
     standalone.json("POST", f"/api/v1/runs/{run}/cancel")
     until(lambda: not standalone.nodes()[LOCAL]["in_use"])

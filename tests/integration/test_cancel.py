@@ -169,7 +169,7 @@ def test_a_cancel_that_races_with_a_failure_gives_each_item_one_end() -> None:
         assert_partition(run)
 
 
-def test_progress_adds_up_although_a_result_was_saved_after_the_run_was_read() -> None:
+def test_progress_adds_up_although_a_result_was_saved_after_the_run_was_read(folder) -> None:
     a = child(capacity=4)
     run = submit(4)
     works = a.works()

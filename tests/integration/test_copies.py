@@ -89,7 +89,7 @@ def test_a_third_copy_is_not_made(pair) -> None:
 
 
 @pytest.mark.parametrize("winner", [0, 1])
-def test_the_first_report_counts_and_the_other_comes_too_late(pair, winner: int) -> None:
+def test_the_first_report_counts_and_the_other_comes_too_late(folder, pair, winner: int) -> None:
     run, slow, first, quick, second = pair
     sides = [(slow, first), (quick, second)]
     (one, won), (other, lost) = sides[winner], sides[1 - winner]

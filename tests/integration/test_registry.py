@@ -420,3 +420,12 @@ def test_keys_issued_at_the_same_time_do_not_exceed_two():
         issued = [pool.submit(issue) for _ in range(6)]
         assert sum(each.result() for each in issued) == 1
     assert node.keys.filter(revoked_at=None).count() == 2
+
+
+def test_servers_that_share_a_database_have_a_worker_each_and_keep_it() -> None:
+    first = registry.own_node(2, "here")
+    second = registry.own_node(3, "there")
+    assert (first.name, second.name) == ("local", "local-2")
+    again = registry.own_node(4, "here")
+    assert (again.pk, again.capacity) == (first.pk, 4)
+    assert Node.objects.filter(role="standalone").count() == 2

@@ -58,7 +58,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], dict[str, Any
     return heard
 
 
-def test_what_was_done_counts_and_the_rest_is_given_to_somebody_else() -> None:
+def test_what_was_done_counts_and_the_rest_is_given_to_somebody_else(folder) -> None:
     run, slow, work = started()
     assert slow.statuses(ended_early(work, 4)) == [200]
     assert shards(run) == [(0, 4, "spooled"), (4, ITEMS, "pending")]
