@@ -14,9 +14,9 @@ FLOORS = {30: 6.0, 100: 8.0}
 PARAMS = {"seconds": WAIT}
 
 
-def one_at_a_time(items: int) -> float:
+def one_at_a_time(items: int, wait: float = WAIT) -> float:
     """The executor itself, in this process, item after item."""
-    echo = executors.get("echo")(PARAMS)
+    echo = executors.get("echo")({"seconds": wait})
     began = time.perf_counter()
     for number in range(items):
         echo.run(str(number))

@@ -114,7 +114,9 @@ class _Pass:
 
     def _room(self, queue: Queue, item: str, seat: Seat, phase: Phase) -> bool:
         if phase is Phase.LOOKAHEAD:
-            more = seat.lookahead(queue.demand, self.terms.lookahead)
+            unknown, rate = self.slots[queue.demand.run]
+            left = queue.left / rate if rate and not unknown else 0.0
+            more = seat.lookahead(queue.demand, self.terms.lookahead, left)
             return seat.used < seat.offer.capacity + more and self._refusal(queue.demand, seat, item) is None
         if seat.used >= seat.offer.capacity:
             return False

@@ -28,7 +28,7 @@ PRUNE_BUDGET = 0.2
 PRUNE_PAUSE = 5.0
 FIRE_SECONDS = 0.9
 """Schedules are looked at once a second; a busy dispatcher makes many more passes."""
-TAIL_SECONDS = 0.05
+TAIL_SECONDS = 0.1
 EXPIRE_SECONDS = 0.5
 AWAY_SECONDS = 5.0
 """A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that."""
@@ -91,6 +91,8 @@ class Dispatcher:
         passed = queue.allocate_now()
         self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
         self._pause = min(PASS_SECONDS, max(passed.wake, RATE_SECONDS)) if passed.wake is not None else PASS_SECONDS
+        if passed.nodes:
+            self._evened = time.monotonic()
         nodes = passed.nodes or self._even_out()
         events.tell(nodes, {"type": "node.work"})
         synclog.flush()
@@ -102,7 +104,7 @@ class Dispatcher:
             self._pruned = time.monotonic() - (PRUNE_SECONDS - PRUNE_PAUSE if unfinished else 0)
 
     def _even_out(self) -> frozenset[int]:
-        """A look at the tails of runs, not at every word that is heard there."""
+        """A look at the tails of runs, where for a while nothing could be granted; not at every word that is heard."""
         now = time.monotonic()
         if now < self._patient_until:
             return frozenset()

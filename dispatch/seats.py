@@ -10,6 +10,9 @@ from dispatch.rates import Bucket, whole
 SHORT = 1.0
 """Seconds: a shard longer than this is not worth queueing ahead, and doing so would unbalance the end of a run."""
 
+LONG = 5.0
+"""Seconds: of a shard as long as this, an exchange is a hundredth."""
+
 Found = tuple[str, str] | None
 """(code, reason) of a refusal."""
 
@@ -105,10 +108,13 @@ class Seat:
         seconds = self.pace(demand) or self.offer.speeds.get(demand.type, 1.0)
         return (self.used + 1) * size * seconds / max(self.offer.capacity, 1)
 
-    def lookahead(self, demand: Demand, rule: Lookahead) -> int:
+    def lookahead(self, demand: Demand, rule: Lookahead, left: float = 0.0) -> int:
         """Shards this node may hold beyond its capacity: so much work in time, which also bounds how unevenly a run
         can end. A type with a limit gets none: a queued shard counts. Nor does rated work: a token taken for a shard
         that waits is one too early. Nor a node that takes what it holds at once, or rarely looks.
+
+        ``left``: seconds that all nodes still need for what is not cut. While that is long, one longer shard may wait,
+        too: the exchange between two shards costs some hundredths of a second, and the rest evens it out.
         """
         known = self.pace(demand)
         seconds = known or self.offer.speeds.get(demand.type)
@@ -120,9 +126,9 @@ class Seat:
         size = max(demand.shard_size, 1)
         seconds = max(seconds * size, 1e-6)
         if seconds >= SHORT:
-            return 0
+            return 1 if known and seconds < LONG and left > 2 * seconds else 0
         # One at least where it is nearly as short: else a node with few slots idles for every exchange.
-        least = 1 if seconds <= 2 * rule.seconds else 0
+        least = 1 if seconds <= 2 * rule.seconds or (known and left > 2 * seconds) else 0
         most = min(rule.limit, max(int(rule.seconds * self.offer.capacity / seconds), least))
         # Other runs of the type say little of this one: two shards a slot, until it has been measured.
         return most if known else min(most, 2 * self.offer.capacity)

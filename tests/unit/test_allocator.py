@@ -697,9 +697,17 @@ def test_short_shards_are_queued_beyond_the_capacity_and_long_ones_are_not() -> 
     rule = Lookahead(0.1, 400)
     short = allocate([singles(1000)], [node("a", 2, speeds={"echo@1": 0.01})], Terms(lookahead=rule))
     assert [made.phase for made in short.grants] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD] * 20
-    for speeds in ({"echo@1": 1.0}, {}):
+    for speeds in ({"echo@1": 5.0}, {}):
         long = allocate([singles(1000)], [node("a", 2, speeds=speeds)], Terms(lookahead=rule))
         assert [made.phase for made in long.grants] == [Phase.FREE] * 2
+
+
+def test_one_longer_shard_waits_while_there_is_enough_left_to_even_it_out() -> None:
+    nodes = [node("a", 2, speeds={"echo@1": 1.0})]
+    terms = Terms(lookahead=Lookahead(0.1, 400))
+    many, few = (allocate([singles(count)], nodes, terms).grants for count in (1000, 5))
+    assert [made.phase for made in many] == [Phase.FREE] * 2 + [Phase.LOOKAHEAD]
+    assert [made.phase for made in few] == [Phase.FREE] * 2
 
 
 def test_what_other_runs_of_the_type_took_lets_two_shards_a_slot_wait_until_this_run_is_measured() -> None:
