@@ -24,8 +24,8 @@ WORKERS = 4
 ASKED = 400
 IDLE_MS, BUSY_MS = 10.0, 50.0
 IDLE_MB, BUSY_MB = 90.0, 450.0
-SYMBOLS = ["AAPL", "IBM", "MSFT", "GOOG", "FB"] * 400
-"""Enough bars to keep a worker busy for as long as this measures."""
+SYMBOLS = ["AAPL", "IBM", "MSFT", "GOOG", "FB"] * 600
+"""Enough to keep a worker busy for as long as this measures; a month of bars of each."""
 
 
 def measure(rounds: int) -> list[Table]:
@@ -121,7 +121,7 @@ def p99(values: list[float]) -> float:
 def keep_busy(port: int) -> None:
     """A task of real bars for every worker."""
     for number in range(WORKERS):
-        task = {"symbols": SYMBOLS, "data_source": "sample", "start_date": "2005-01-01", "end_date": "2012-12-31"}
+        task = {"symbols": SYMBOLS, "data_source": "sample", "start_date": "2012-12-01", "end_date": "2012-12-31"}
         body: dict[str, Any] = {"task_id": f"busy-{number}", "task_type": "data_import", "task_data": task}
         address = f"http://127.0.0.1:{port}/api/v1/task/execute"
         answer = requests.post(address, json={**body, "timeout": 600}, timeout=30)

@@ -6,12 +6,10 @@ Here values are gathered under our own names; whether they can be is judged by w
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +211,8 @@ def parse(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".toml":
+            import tomllib  # an agent without a file does without it
+
             content: Any = tomllib.loads(text)
         elif file.suffix.lower() == ".json":
             content = json.loads(text, object_pairs_hook=_once)
@@ -379,6 +379,8 @@ def _plain(name: str) -> str:
 
 
 def _unknown(name: str, known: Collection[str], prefix: str = "") -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, sorted({*known, *map(_plain, aliases.names())}), 1, 0.6)
     spelled = f"{prefix}{near[0].upper()}" if near and prefix else near[0] if near else ""
     return "is not a setting" + (f"; did you mean {spelled}?" if spelled else "; `manage.py config` lists them")

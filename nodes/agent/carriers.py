@@ -15,6 +15,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from nodes import signing
 from nodes.agent.clock import ParentClock
@@ -80,8 +81,42 @@ class Rest:
 
     async def fetch(self, name: str) -> bytes:
         """What the parent has under this name, as it is. Raises Unreachable, Refused."""
-        content: bytes = (await self._run("GET", f"/api/v1/agent/{name}", b"", 120.0))["content"]
+        path = f"/api/v1/agent/{name}"
+        content: bytes = (await self._run("GET", path, b"", 120.0))["content"]
         return content
+
+    def _download(self, path: str, patience: float) -> Body:
+        """By the standard library: what ``requests`` takes, an agent that pushes and is idle can do without."""
+        import http.client
+
+        url = self._config.parent + path
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        for again in (True, False):
+            headers = self._signed("GET", url, b"")
+            connection = kind(parts.hostname or "", parts.port, timeout=patience)
+            try:
+                connection.request("GET", parts.path, headers=headers)
+                answer = connection.getresponse()
+                status, content, retry_after = answer.status, answer.read(), answer.getheader("Retry-After")
+            except (OSError, http.client.HTTPException) as error:
+                raise Unreachable(f"GET {path}: {error}") from None
+            finally:
+                connection.close()
+            if status == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(content.decode(errors="replace")):
+                continue
+            return {"content": content} if status == HTTPStatus.OK else _decoded(status, content, retry_after)
+        raise AssertionError("unreachable")
+
+    def _signed(self, method: str, url: str, data: bytes) -> dict[str, str]:
+        return signing.sign(
+            method,
+            url,
+            data,
+            access_key=self._config.access_key,
+            secret_key=self._config.secret_key,
+            created=self._clock.now(),
+        )
 
     async def _run(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
         loop = asyncio.get_running_loop()
@@ -99,7 +134,10 @@ class Rest:
             body: Body | None = None
             failure: BaseException | None = None
             try:
-                body = self._exchange(method, path, content, patience)
+                if method == "GET":
+                    body = self._download(path, patience)
+                else:
+                    body = self._exchange(method, path, content, patience)
             except BaseException as error:
                 failure = error
             with suppress(RuntimeError):  # the loop has ended meanwhile
@@ -118,14 +156,7 @@ class Rest:
         session = self._idle.pop() if self._idle else requests.Session()
         try:
             for again in (True, False):
-                headers = signing.sign(
-                    method,
-                    url,
-                    data,
-                    access_key=self._config.access_key,
-                    secret_key=self._config.secret_key,
-                    created=self._clock.now(),
-                )
+                headers = self._signed(method, url, data)
                 try:
                     answer = session.request(
                         method, url, data=data, headers={**headers, "Content-Type": kind}, timeout=(10, patience),
@@ -135,8 +166,6 @@ class Rest:
                     raise Unreachable(f"{method} {path}: {error}") from None
                 if answer.status_code == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(answer.text):
                     continue
-                if method == "GET" and answer.status_code == HTTPStatus.OK:
-                    return {"content": answer.content}
                 return _decoded(answer.status_code, answer.content, answer.headers.get("Retry-After"))
             raise AssertionError("unreachable")
         finally:

@@ -11,7 +11,6 @@ import datetime as dt
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -150,7 +149,10 @@ class Direct:
 
     def open(self) -> None:
         """Call it on the agent's loop. Results of an earlier process go: nobody knows their tasks any more."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.exists():
+            import shutil  # it loads three compression libraries, which an idle agent does without
+
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._loop = asyncio.get_running_loop()
 
     @property
