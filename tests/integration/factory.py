@@ -28,7 +28,7 @@ from nodes.keys import Caller
 from nodes.models import Node
 
 SEGMENT_LIMIT = 1024 * 1024
-SLOW = 2.0
+SLOW = 6.0
 """Seconds per item that reports tell, so that nothing is queued ahead unless a test is about that."""
 
 
