@@ -19,6 +19,8 @@ GAIN = 1.3
 """A copy is made when the first is thought to take longer by this factor than the copy would."""
 OVERDUE = 1.5
 """A shard that has run for so many times what it should take may go on for as long as it has."""
+WARM_SECONDS = 5.0
+"""So much longer a node has that has reported nothing of a run: it may be starting workers and loading libraries."""
 QUEUED_SECONDS = 0.5
 """Taking back what is queued costs a worker, if it has begun unseen; so it must win more than a copy."""
 
@@ -114,7 +116,7 @@ def _cut(late: Late, demand: Demand, seats: Mapping[int, Seat], quick: Seat, lef
     if not late.begun or pace is None or quicker is None:
         return None
     # The item that it is at is its own.
-    overdue = late.age > OVERDUE * late.items * pace
+    overdue = late.age > _patience(late, demand, seats, pace)
     reached = late.done + 1 if overdue else max(late.done, int(late.age / pace)) + 1
     rest = late.items - reached
     # Of one that is overdue nothing is known but what its last beat told: all that it has not reached.
@@ -123,6 +125,13 @@ def _cut(late: Late, demand: Demand, seats: Mapping[int, Seat], quick: Seat, lef
     if moved < 1 or left <= max(moved * quicker, (kept + 1) * pace) * GAIN + EXCHANGE_SECONDS:
         return None
     return Cut(late, reached + kept)
+
+
+def _patience(late: Late, demand: Demand, seats: Mapping[int, Seat], pace: float) -> float:
+    """Seconds after which a shard that has begun is overdue."""
+    seat = seats.get(late.node)
+    warm = seat is None or seat.pace(demand) is not None
+    return OVERDUE * late.items * pace + (0.0 if warm else WARM_SECONDS)
 
 
 def _pace(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> float | None:
@@ -142,7 +151,7 @@ def _left(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> float | None
     takes = late.items * pace
     if not late.begun:
         return max(late.ahead * pace + takes - late.age, takes)
-    return takes - late.age if late.age <= OVERDUE * takes else late.age
+    return takes - late.age if late.age <= _patience(late, demand, seats, pace) else late.age
 
 
 def _quickest(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> tuple[Seat, float] | None:

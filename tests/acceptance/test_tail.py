@@ -11,7 +11,7 @@ from nodes.executors.echo import SLOWNESS
 from tests.acceptance.trees import EVEN, account, allocations, executing, numbered, rows, until
 
 LEASE = 60.0
-PARAMS = {"seconds": 0.2}
+PARAMS = {"seconds": 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,9 @@ def test_a_node_is_never_its_own_second() -> None:
 
 
 def test_a_node_that_has_reported_nothing_yet_is_taken_for_one_like_the_others() -> None:
-    assert copies(busy(1, None), offer(2), of=late(age=0.5)) == []
+    # It may be starting its workers still, where one that has reported would be overdue.
+    assert copies(busy(1, None), offer(2), of=late(age=4.0)) == []
+    assert copies(busy(1, 0.1), offer(2), of=late(age=4.0)) == [(7, 2)]
     assert copies(busy(1, None), offer(2), of=late(age=9.0)) == [(7, 2)]
 
 
@@ -126,5 +128,5 @@ def test_a_division_that_wins_next_to_nothing_is_not_asked_for() -> None:
 
 def test_a_shard_that_is_overdue_gives_back_all_that_it_has_not_reached() -> None:
     for slow in (busy(1, 0.1), busy(1, None)):
-        (cut,) = even_out({1: DEMAND}, [slow, offer(2, 0.1)], [late(items=20, age=4.0, done=3, divisible=True)]).cuts
+        (cut,) = even_out({1: DEMAND}, [slow, offer(2, 0.1)], [late(items=20, age=9.0, done=3, divisible=True)]).cuts
         assert cut.items == 4
