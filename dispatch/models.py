@@ -90,6 +90,11 @@ class Task(Work):
         blank=True,
         help_text="With no items of its own: the keys of all active sources of this kind when a run begins.",
     )
+    items_column = models.CharField(
+        max_length=140,
+        blank=True,
+        help_text="With no items of its own: the values of this column when a run begins, like kline.symbol.",
+    )
     active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(auto_now=True)
@@ -118,6 +123,13 @@ class Task(Work):
         return self.name
 
 
+class Hands(models.TextChoices):
+    """Which nodes can run a run's items: all that have its type, or only some of them."""
+
+    OUTSIDE = "outside", "clients with code of their own"
+    LINE = "line", "nodes with a line to this parent"
+
+
 class Run(Work):
     """One execution over a frozen list of ``count`` items, numbered 0 to count - 1.
 
@@ -139,6 +151,14 @@ class Run(Work):
     ended_at = models.DateTimeField(null=True)
     fire_time = models.DateTimeField(null=True, help_text="The schedule's time that this run is for.")
     submitted_by = models.CharField(max_length=150, blank=True)
+    hands = models.CharField(
+        max_length=8, choices=Hands.choices, blank=True, help_text="Which nodes can run it, beside having its type."
+    )
+    expected = models.PositiveIntegerField(
+        null=True, help_text="Items it will have in the end, where the parent adds to them as it goes."
+    )
+    growing = models.BooleanField(default=False, help_text="The parent may still add items, so it cannot end.")
+    reduction = models.JSONField(null=True, help_text="What was computed of its rows when it had ended.")
     idempotency_key = models.CharField(max_length=200, null=True, unique=True)
     fingerprint = models.CharField(
         max_length=64, blank=True, help_text="What the key stood for: sha256 of the submission."
@@ -159,6 +179,57 @@ class Run(Work):
     def done(self) -> int:
         """Items in an end state."""
         return self.saved + self.failed + self.quarantined + self.cancelled
+
+
+class ItemsPart(models.Model):
+    """Items [start, stop) of a run that were added after its submission; like the others, they never change."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="parts")
+    start = models.PositiveIntegerField()
+    stop = models.PositiveIntegerField()
+    items = models.BinaryField(help_text="See dispatch.items.")
+
+    class Meta:
+        ordering = ["run_id", "start"]
+        constraints = [models.UniqueConstraint(fields=["run", "start"], name="items_added_once")]
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} [{self.start}, {self.stop})"
+
+
+class SeenItem(models.Model):
+    """An item that a growing run has, by the digest of its key: what is found again is not added again."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="seen")
+    digest = models.BinaryField(max_length=16)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["run", "digest"], name="item_seen_once")]
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} {bytes(self.digest).hex()}"
+
+
+class ItemMemory(models.Model):
+    """What an item of a type remembers from run to run, and how it went the last time: a feed's ETag, say."""
+
+    type = models.CharField(max_length=60)
+    key = models.CharField(max_length=200)
+    memory = models.JSONField(default=dict, blank=True)
+    status = models.CharField(max_length=200, blank=True, help_text="How it went the last time.")
+    failed = models.BooleanField(default=False, help_text="The last time it failed; status says why.")
+    counts = models.JSONField(default=dict, blank=True)
+    run = models.ForeignKey(Run, null=True, on_delete=models.SET_NULL, related_name="+")
+    at = models.DateTimeField(default=timezone.now, help_text="When that was.")
+    succeeded_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["type", "key"]
+        verbose_name_plural = "item memories"
+        constraints = [models.UniqueConstraint(fields=["type", "key"], name="item_memory_once")]
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.key}"
 
 
 class Shard(models.Model):

@@ -11,13 +11,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from nodes.executors.base import shown
+from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, shown
 from nodes.protocol import FieldError
 
 IDS_LIMIT = 20_000
 TEXT_LIMIT = 4_000
 LOG_LIMIT = 16_000
 ENTRIES_LIMIT = 5_000
+STATUS_LIMIT = 200
+COUNTS_LIMIT = 20
 LARGEST_ID = 2**63 - 1
 _SHA256 = re.compile(r"\A[0-9a-f]{64}\Z")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -61,6 +63,17 @@ class ItemError:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """What an item brought beside rows; see ``nodes.executors.base.Outcome``."""
+
+    index: int
+    found: tuple[Any, ...] = ()
+    memory: dict[str, Any] | None = None
+    status: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One finished allocation; see ``nodes.protocol`` for the fields. ``rows`` is the number of rows it brings."""
 
@@ -76,6 +89,7 @@ class Entry:
     log: str = ""
     digest: str = field(default="", compare=False)
     stopped: int | None = None
+    outcomes: tuple[ItemOutcome, ...] = ()
 
     @property
     def unsaved(self) -> bool:
@@ -224,6 +238,12 @@ def _entry(value: Any, name: str) -> Entry:
         _error(each, f"{name}.errors") for each in _list(body.get("errors", []), f"{name}.errors", IDS_LIMIT)
     )
     stopped = None if body.get("stopped") is None else _whole(body["stopped"], f"{name}.stopped")
+    outcomes = tuple(
+        _outcome(each, f"{name}.outcomes") for each in _list(body.get("outcomes", []), f"{name}.outcomes", IDS_LIMIT)
+    )
+    done = _indices(ranges) if outcomes else set()
+    if len({each.index for each in outcomes}) < len(outcomes) or any(each.index not in done for each in outcomes):
+        raise FieldError(f"{name}.outcomes", "must be about items of the ranges, each once")
     entry = Entry(allocation, ranges, errors, seconds=seconds, log=log)
     segment = body.get("segment") or ""
     inline = body.get("rows")
@@ -238,7 +258,8 @@ def _entry(value: Any, name: str) -> Entry:
             raise FieldError(f"{name}.rows", f"has {len(inline)} rows, but the ranges count {entry.rows}")
     offset = _whole(body.get("offset", 0), f"{name}.offset")
     content = [body.get("ranges", []), body.get("errors", []), segment, offset, inline]
-    digest = _digest(content if stopped is None else [*content, stopped], name)
+    content += [] if stopped is None else [stopped]
+    digest = _digest(content + ([body["outcomes"]] if outcomes else []), name)
     return Entry(
         allocation,
         ranges,
@@ -250,6 +271,7 @@ def _entry(value: Any, name: str) -> Entry:
         log=log,
         digest=digest,
         stopped=stopped,
+        outcomes=outcomes,
     )
 
 
@@ -266,6 +288,44 @@ def _error(value: Any, name: str) -> ItemError:
     if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], bool):
         raise FieldError(name, f"{shown(value)} is not [index, message, retry]")
     return ItemError(_whole(value[0], name), _text(value[1], name, TEXT_LIMIT), value[2])
+
+
+def _indices(ranges: tuple[tuple[int, int, int], ...]) -> set[int]:
+    """Those that outcomes may be about: a shard that has any is not large."""
+    return {index for first, last, _ in ranges for index in range(first, min(last, first + IDS_LIMIT))}
+
+
+def _outcome(value: Any, name: str) -> ItemOutcome:
+    if not isinstance(value, list) or len(value) != 2:
+        raise FieldError(name, f"{shown(value)} is not [index, object]")
+    body = read_object(value[1], name)
+    memory = body.get("memory")
+    if memory is not None:
+        memory = read_object(memory, f"{name}.memory")
+        if len(text := _plain(memory, f"{name}.memory")) > MEMORY_LIMIT:
+            raise FieldError(f"{name}.memory", f"has {len(text)} characters; at most {MEMORY_LIMIT} are allowed")
+    counts = read_object(body.get("counts", {}), f"{name}.counts")
+    if len(counts) > COUNTS_LIMIT:
+        raise FieldError(f"{name}.counts", f"has {len(counts)} entries; at most {COUNTS_LIMIT} are allowed")
+    return ItemOutcome(
+        _whole(value[0], name),
+        tuple(_list(body.get("found", []), f"{name}.found", FOUND_LIMIT)),
+        memory,
+        _text(body.get("status", ""), f"{name}.status", STATUS_LIMIT),
+        {_text(key, f"{name}.counts", 40): _whole(number, f"{name}.counts") for key, number in counts.items()},
+    )
+
+
+def _plain(value: Any, name: str) -> str:
+    """``value`` as JSON that any database can hold. Raises FieldError."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (ValueError, RecursionError):
+        raise FieldError(name, "is not plain JSON") from None
+    if "\\u0000" in text:
+        raise FieldError(name, "has NUL, which cannot be stored")
+    return text
 
 
 def _digest(content: Any, name: str) -> str:

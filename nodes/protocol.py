@@ -4,7 +4,8 @@ Five verbs travel on every carrier, with the same payloads and replies (JSON):
 
 claim    {"boot", "slots", "held": [id…], "wait": s}
          -> {"runs": {id: {type, params, timeout, priority}},
-             "work": [[allocation, run, start, stop, attempt, [item…]]…], "cancel": [id…], "drain": bool}
+             "work": [[allocation, run, start, stop, attempt, [item…]]…], "cancel": [id…], "drain": bool,
+             "memory": {allocation: {item_key: {…}}}, "inputs": [allocation…]}     (both where there are any)
 accept   {"allocations": [id…]} -> {"gone": [id…]}                       (push only: answers an offer)
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
           "executors", "carrier", "config": version}
@@ -24,6 +25,8 @@ A report's entry is one finished allocation:
   segment      sha256 (hex) of an Arrow IPC file uploaded before, with "offset": the first row of this entry in it
   seconds      running time by the child's monotonic clock
   log          the tail of what the executor printed
+  outcomes     [[index, {"found": [item…], "memory": {…}, "status", "counts": {name: number}}]…] of items that are done
+               and brought more than rows; see ``nodes.executors.base.Outcome``
 """
 
 from __future__ import annotations

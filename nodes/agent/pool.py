@@ -19,11 +19,13 @@ from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 from nodes.agent import runner
+from nodes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
 Entries = list[dict[str, Any]]
 
+DEFAULT = Surroundings()
 HIRE_WAITS = (0.0, 0.05, 0.2, 0.5)
 END_SECONDS = 5.0
 IDLE_SECONDS = 60.0
@@ -73,8 +75,15 @@ class Pool:
     and sockets, could copy a held lock. One thread waits for all of them.
     """
 
-    def __init__(self, size: int, outbox: str, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        size: int,
+        outbox: str,
+        progress: Callable[[int, int], None],
+        around: Surroundings = DEFAULT,
+    ) -> None:
         self.size = size
+        self._around = around.plain()
         self._outbox = outbox
         self._progress = progress
         self._context = multiprocessing.get_context("forkserver")
@@ -200,7 +209,7 @@ class Pool:
 
     def _new_worker(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=runner.serve, args=(theirs, self._outbox), daemon=True)
+        process = self._context.Process(target=runner.serve, args=(theirs, self._outbox, self._around), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, deadline=time.monotonic() + IDLE_SECONDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import math
 import multiprocessing
@@ -22,20 +23,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nodes import drive, executors
-from nodes.executors.base import Dataset, ItemFailed, Rows
+from nodes import drive, executors, surroundings
+from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, Dataset, ItemFailed, Outcome, Rows
 from nodes.executors.rows import encode, inline, to_table
 from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
 
 LOG_LIMIT = 16_000
 """Characters of a shard's log that are kept: its end, where a failure shows."""
 MESSAGE_LIMIT = 2_000
+STATUS_LIMIT = 200
 PROGRESS_SECONDS = 0.5
 NICER = 5
 INLINE_CHARACTERS = 60_000
 
 Shard = dict[str, Any]
-"""allocation, type, params, start, items."""
+"""allocation, type, params, start, items; where it has them: memory (by item_key) and input (a file)."""
 
 ORDER_SECONDS = 0.01
 """An order that came while a shard runs is looked for so often."""
@@ -47,8 +49,12 @@ _stops: dict[int, int] = {}
 _looked = 0.0
 
 
-def serve(pipe: Connection, outbox: str) -> None:
-    """A worker's life: bundles come, and (allocation, items done) and lists of entries go, until the pipe is closed."""
+def serve(pipe: Connection, outbox: str, around: dict[str, Any] | None = None) -> None:
+    """A worker's life: bundles come, and (allocation, items done) and lists of entries go, until the pipe is closed.
+
+    ``around``: its Surroundings.
+    """
+    surroundings.settle(surroundings.Surroundings(**around or {}))
     global _tell, _orders
     _tell = pipe.send
     _orders = pipe
@@ -174,15 +180,20 @@ def _run_items(shard: Shard, result: _Result) -> None:
     executor_class = executors.get(shard["type"])
     result.dataset = executor_class.dataset
     executor = executor_class(shard["params"])
+    executor.memory = shard.get("memory") or {}
+    executor.input = shard.get("input") or ""
     ranges: list[list[int]] = []
     errors: list[list[Any]] = []
+    outcomes: list[list[Any]] = []
     told = time.monotonic()
     for index, item in enumerate(shard["items"], shard["start"]):
         if index > shard["start"] and index >= _stop_of(shard["allocation"]):
             result.entry["stopped"] = index
             break
         try:
-            count = result.keep(executor.run(item))
+            produced = executor.run(item)
+            rows, more = _taken(produced) if isinstance(produced, Outcome) else (produced, None)
+            count = result.keep(rows)
         except ItemFailed as error:
             errors.append([index, str(error)[:MESSAGE_LIMIT], error.retry])
             continue
@@ -190,6 +201,8 @@ def _run_items(shard: Shard, result: _Result) -> None:
             traceback.print_exc(file=sys.stderr)
             errors.append([index, _describe(error), True])
             continue
+        if more:
+            outcomes.append([index, more])
         if ranges and ranges[-1][1] == index:
             ranges[-1][1:] = [index + 1, ranges[-1][2] + count]
         else:
@@ -199,8 +212,29 @@ def _run_items(shard: Shard, result: _Result) -> None:
             _tell((shard["allocation"], index + 1 - shard["start"]))
     result.entry["ranges"] = ranges
     result.entry["errors"] = errors
+    if outcomes:
+        result.entry["outcomes"] = outcomes
     if result.inline and result.rows:
         result.entry["rows"] = [row for rows in result.rows for row in rows]
+
+
+def _taken(outcome: Outcome) -> tuple[Rows, dict[str, Any]]:
+    """Its rows, and the rest as it travels. Raises ItemFailed for what could not."""
+    more: dict[str, Any] = {}
+    if outcome.found:
+        if len(outcome.found) > FOUND_LIMIT:
+            raise ItemFailed(f"found {len(outcome.found)} items; at most {FOUND_LIMIT} are allowed")
+        more["found"] = list(outcome.found)
+    if outcome.memory is not None:
+        more["memory"] = dict(outcome.memory)
+        size = len(json.dumps(more["memory"], allow_nan=False))
+        if size > MEMORY_LIMIT:
+            raise ItemFailed(f"would remember {size} characters; at most {MEMORY_LIMIT} are allowed")
+    if outcome.status:
+        more["status"] = outcome.status[:STATUS_LIMIT]
+    if outcome.counts:
+        more["counts"] = dict(outcome.counts)
+    return outcome.rows, more
 
 
 def _stop_of(allocation: int) -> float:

@@ -14,8 +14,10 @@ EXECUTORS = {
     "external": "nodes.executors.external:External",
     "feed_update": "nodes.executors.feed_update:FeedUpdate",
 }
-OUTSIDE = frozenset({"external", "feed_update"})
+OUTSIDE = frozenset({"external"})
 """Types that only clients with code of their own run; named here so that an agent need not import them to know."""
+ONCE = OUTSIDE | {"crawl", "custom", "feed_update"}
+"""Types whose work somebody else notices: a late shard of theirs is never run by two nodes at once."""
 
 
 @cache

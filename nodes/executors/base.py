@@ -11,7 +11,7 @@ import json
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from nodes.protocol import FieldError
@@ -20,8 +20,8 @@ Item = str | int | float | dict[str, Any]
 """One unit of a run's input: a text, a number, or a flat object such as ``{"symbol": "AAPL"}``."""
 
 Rows = Any
-"""What ``Executor.run`` returns: a list of tuples in the dataset's column order, a pandas DataFrame or
-a pyarrow Table with the dataset's columns, or None for no rows."""
+"""A list of tuples in the dataset's column order, a pandas DataFrame or a pyarrow Table with the dataset's columns,
+or None for no rows."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -43,6 +43,28 @@ class ItemFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What one item brought where that is more than rows. All of it counts once, when the shard's report is accepted.
+
+    ``found``: further items of the same run, for types that grow; the parent drops those that the run has already.
+    ``memory``: what the next run of this item shall know, plain JSON of MEMORY_LIMIT characters at most; None: as it
+    was.
+    ``status``: how it went, in a word or a line, and ``counts`` in numbers; both are kept with the memory.
+    """
+
+    rows: Rows = None
+    found: Sequence[Item] = ()
+    memory: Mapping[str, Any] | None = None
+    status: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+MEMORY_LIMIT = 32_000
+FOUND_LIMIT = 2_000
+"""Items that one item may find."""
+
+
+@dataclass(frozen=True)
 class Column:
     """One column: ``type`` is one of string, int64, float64, bool, timestamp (naive, microseconds), json (as text)."""
 
@@ -52,11 +74,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The table an executor's rows go to; ``key`` names the columns that identify a fact (the natural key)."""
+    """The table an executor's rows go to; ``key`` names the columns that identify a fact (the natural key).
+
+    ``views``: further names to read it by, each with its SELECT; ``{table}`` in it is the table's newest rows. For what
+    hangs on a row as JSON, such as the trades of a backtest.
+    """
 
     table: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    views: tuple[tuple[str, str], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,10 +91,27 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Rows of ``table`` whose columns equal ``where`` and whose ``column`` is one of ``values``, with ``since`` <=
+    ``time_column`` < ``until`` (ISO 8601, None: open), in the order of ``order``."""
+
+    table: str
+    columns: tuple[str, ...]
+    where: Mapping[str, Any]
+    column: str
+    values: tuple[Any, ...]
+    order: tuple[str, ...] = ()
+    time_column: str = ""
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True)
 class Param:
     """One declared parameter: from this come validation, command-line help and the API's schema.
 
-    ``kind`` is one of string, integer, number, boolean, date (ISO 8601 text), object, list.
+    ``kind`` is one of string, integer, number, boolean, date (ISO 8601 text), object, list. Of a list, ``of`` is the
+    kind of each element, and choices and bounds are about the elements.
     """
 
     name: str
@@ -77,6 +121,7 @@ class Param:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[Any, ...] | None = None
+    of: str | None = None
 
     def check(self, value: Any) -> Any:
         """``value`` as this parameter's kind.
@@ -91,6 +136,9 @@ class Param:
         # OverflowError: a whole number too large for a float. RecursionError: nested beyond any use.
         except (TypeError, ValueError, OverflowError, RecursionError):
             raise FieldError(field, f"{shown(value)} is not {_ALLOWED[self.kind]}") from None
+        if self.kind == "list":
+            element = replace(self, kind=self.of, of=None) if self.of else None
+            return [element.check(each) for each in value] if element else value
         if self.choices is not None and value not in self.choices:
             allowed = ", ".join(str(choice) for choice in self.choices)
             raise FieldError(field, f"{shown(value)} is not one of: {allowed}")
@@ -224,6 +272,22 @@ class Executor(ABC):
     """One line for lists."""
     params: ClassVar[tuple[Param, ...]] = ()
     dataset: ClassVar[Dataset]
+    waits: ClassVar[bool] = False
+    """It waits, for a network mostly: its shards run as threads, many at once in one worker process. Others compute:
+    each of their shards has a process of its own."""
+    remembers: ClassVar[bool] = False
+    """Its items have a memory (``Outcome.memory``), which comes with them wherever they are run next."""
+    grows: ClassVar[bool] = False
+    """Its items may find further ones (``Outcome.found``)."""
+    source_kind: ClassVar[str] = ""
+    """Kind of the sources that an item may name by key; ``resolve`` gives it what the source says."""
+    reductions: ClassVar[Mapping[str, str]] = {}
+    """What is computed of a run's rows when it has ended: name -> SELECT over ``rows``, the run's newest by key."""
+
+    memory: Mapping[str, Mapping[str, Any]] = {}
+    """By item_key, what the items of this shard remember; set before the first ``run``."""
+    input: str = ""
+    """File with the rows that ``reads`` asked for (Arrow IPC); set before the first ``run``."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.given = params
@@ -252,6 +316,37 @@ class Executor(ABC):
         """``items`` cut finer as ``split`` names it. Raises FieldError where this type knows no such split."""
         raise FieldError("split", f"{split!r}: {cls.type} items cannot be split")
 
+    @classmethod
+    def begin(cls, items: Sequence[Item], params: Mapping[str, Any]) -> list[Item]:
+        """The items that a run of ``items`` begins with, by checked params; called on submission. Raises FieldError."""
+        return list(items)
+
+    @classmethod
+    def resolve(cls, item: Item, address: str, name: str) -> Item:
+        """``item``, which is the key of a source of ``source_kind``, with that source's address and name."""
+        return item
+
+    @classmethod
+    def outside(cls, items: Sequence[Item], params: Mapping[str, Any]) -> bool:
+        """Whether only clients with code of their own can run these items."""
+        return False
+
+    @classmethod
+    def most_items(cls, params: Mapping[str, Any]) -> int | None:
+        """So many items a run that grows may have; what is found beyond is dropped."""
+        return None
+
+    @classmethod
+    def expected(cls, items: Sequence[Item], params: Mapping[str, Any]) -> int | None:
+        """How many items the run will have in the end, where the parent itself adds to them as it goes
+        (``dispatch.advising``); None: these are all."""
+        return None
+
+    @classmethod
+    def reads(cls, items: Sequence[Item], params: Mapping[str, Any]) -> Reading | None:
+        """What of the parent's tables a shard of these items needs; it is in the file ``input`` then."""
+        return None
+
     @abstractmethod
-    def run(self, item: Item) -> Rows:
-        """The rows of one item. Raises ItemFailed; prints and log records go to the shard's log."""
+    def run(self, item: Item) -> Rows | Outcome:
+        """The rows of one item, or an Outcome. Raises ItemFailed; prints and log records go to the shard's log."""

@@ -11,6 +11,7 @@ from nodes.providers.base import Provider
 PROVIDERS = {
     "files": "nodes.providers.files:Files",
     "sample": "nodes.providers.sample:Sample",
+    "store": "nodes.providers.store:Store",
 }
 
 

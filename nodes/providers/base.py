@@ -20,6 +20,8 @@ class Provider(ABC):
     params: ClassVar[tuple[Param, ...]] = ()
     """Parameters of this source alone, beside those of ``data_import``."""
     freqs: ClassVar[tuple[str, ...]] = ("D",)
+    input: str = ""
+    """The shard's file of rows from the parent, for the provider that reads them."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.given = params
