@@ -9,22 +9,25 @@ import asyncio
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections
-from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.http.response import HttpResponseBase
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from api import authentication
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
-from dispatch.results import spool
+from dispatch.results import inputs, spool
 from nodes import messages
 from nodes.keys import Caller
 from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge
@@ -97,11 +100,11 @@ async def news_for(node_id: int) -> AsyncIterator[Callable[[float], Awaitable[Bo
 
 
 def _answering(
-    view: Callable[..., Coroutine[Any, Any, HttpResponse]],
-) -> Callable[..., Coroutine[Any, Any, HttpResponse]]:
+    view: Callable[..., Coroutine[Any, Any, HttpResponseBase]],
+) -> Callable[..., Coroutine[Any, Any, HttpResponseBase]]:
     """Errors leave as JSON with their status."""
 
-    async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
             if settings.SECURE_SSL_REDIRECT and not request.is_secure():
                 raise Forbidden("this parent is reached by https only")
@@ -228,9 +231,29 @@ def _configuration(request: HttpRequest) -> HttpResponse:
     return HttpResponse(made.body, content_type="application/gzip")
 
 
+@_answering
+async def inputs_of(request: HttpRequest, allocation: int) -> HttpResponseBase:
+    """The rows that an allocation of the caller works over, as an Arrow IPC file."""
+    if request.method != "GET":
+        response = json_error(405, "only GET is allowed here")
+        response["Allow"] = "GET"
+        return response
+    return await in_thread(_inputs, request, allocation)
+
+
+def _inputs(request: HttpRequest, allocation: int) -> HttpResponseBase:
+    caller = _authenticate(request, hashlib.sha256(b"").digest())
+    with tempfile.TemporaryDirectory(prefix="inputs-", dir=settings.CASCADE.data_dir) as folder:
+        file = Path(folder, "rows.arrow")
+        inputs.write(caller, allocation, file)
+        # Open before its folder goes: the response reads and closes it.
+        return FileResponse(open(file, "rb"), content_type="application/vnd.apache.arrow.file")
+
+
 urlpatterns = [
     path("claim", claim, name="agent-claim"),
     path("config", config, name="agent-config"),
+    path("inputs/<int:allocation>", inputs_of, name="agent-inputs"),
     path("segments/<str:sha256>", segment, name="agent-segment"),
     path("<str:verb>", verb, name="agent-verb"),
 ]

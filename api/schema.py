@@ -1,10 +1,14 @@
-"""What drf-spectacular cannot see by itself: the agent's verbs, which are plain views, and the shape of errors."""
+"""What drf-spectacular cannot see by itself: the agent's verbs, which are plain views, what task types
+declare, and the shape of errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from api.serializers import WorkOptions
 from dispatch.states import AllocationState, RunState, ShardState
+from nodes import executors
+from nodes.executors.described import plain_schema
 from nodes.messages import ENTRIES_LIMIT, IDS_LIMIT, LOG_LIMIT, TEXT_LIMIT
 from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
 
@@ -265,6 +269,20 @@ def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Jso
         "name": "Authorization",
         "description": "AK-SK <access key>:<secret key>; an operator can switch it off.",
     }
+    return result
+
+
+def task_params(result: Json, generator: Any, request: Any, public: bool) -> Json:
+    """Adds what each task type's params are, and says so where work is submitted."""
+    schemas = result.setdefault("components", {}).setdefault("schemas", {})
+    named = {f"Params_{name}": plain_schema(executors.get(name)) for name in executors.names()}
+    schemas |= named
+    either = [{"$ref": f"#/components/schemas/{name}"} for name in named]
+    either.append(_object({}, description="Of a task's run: what shall differ.", additionalProperties=True))
+    for schema in schemas.values():
+        params = schema.get("properties", {}).get("params", {})
+        if params.get("description", "") == WorkOptions().fields["params"].help_text:
+            schema["properties"]["params"] = {"anyOf": either, "description": params["description"]}
     return result
 
 

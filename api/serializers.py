@@ -13,6 +13,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dispatch import schedule, webhook_bodies
+from dispatch.lifecycle import origins
 from dispatch.lifecycle.submit import check_items, check_work, defaults, with_settings
 from dispatch.models import WORK_FIELDS, Allocation, Fallback, Misfire, Run, Shard, Source, Task
 from dispatch.states import ShardState
@@ -165,7 +166,24 @@ class TaskReference(serializers.Field[Any, Any, Any, Any]):
         return found
 
 
-class RunOptions(WorkOptions):
+class Origins(Strict):
+    """Where items come from when they are not given."""
+
+    source_kind = serializers.ChoiceField(
+        choices=Source.Kind.choices,
+        required=False,
+        allow_blank=True,
+        help_text="With no items: the keys of all active sources of this kind when a run begins.",
+    )
+    items_column = Name(
+        required=False,
+        max_length=140,
+        allow_blank=True,
+        help_text="With no items: the values of this column of a table of results when a run begins: kline.symbol.",
+    )
+
+
+class RunOptions(WorkOptions, Origins):
     """What a run of a task may be given beside the task's own: ``params`` are laid over the task's."""
 
     name = Name(required=False, max_length=200, allow_blank=True)
@@ -189,27 +207,26 @@ class Submission(RunOptions):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         task: Task | None = attrs.get("task")
-        for name in ("type", "items"):
-            if task is None and name not in attrs:
-                raise serializers.ValidationError({name: ["is required, unless a task is given"]})
+        if task is None and "type" not in attrs:
+            raise serializers.ValidationError({"type": ["is required, unless a task is given"]})
+        named = [name for name in origins.FIELDS if attrs.get(name)]
+        if named and attrs.get("items"):
+            raise serializers.ValidationError({named[0]: ["stands beside items: they come from one of them"]})
+        optional = task is not None or executors.get(attrs["type"]).items_optional
+        if not optional and not named and "items" not in attrs:
+            raise serializers.ValidationError({"items": ["is required, unless a task, source_kind or items_column is"]})
         if task is not None and attrs.get("type", task.type) != task.type:
             raise serializers.ValidationError({"type": [f"{attrs['type']!r} is not the task's type, {task.type!r}"]})
         return attrs
 
 
-class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
+class TaskSerializer(WorkOptions, Origins, serializers.ModelSerializer[Task]):
     """A definition that can be run again and again."""
 
     name = Name(max_length=200)
     type = serializers.CharField(max_length=60)
     items = Items(required=False)
     active = serializers.BooleanField(required=False, help_text="Off: cannot be run.")
-    source_kind = serializers.ChoiceField(
-        choices=Source.Kind.choices,
-        required=False,
-        allow_blank=True,
-        help_text="With no items of its own: the keys of all active sources of this kind when a run begins.",
-    )
     # Free texts here: schedule and webhook_bodies say what is wrong with one.
     cron = serializers.CharField(
         required=False, allow_blank=True, help_text="Five fields, like '*/15 9-17 * * 1-5'; empty: no schedule."
@@ -254,6 +271,7 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
             "fallback",
             "active",
             "source_kind",
+            "items_column",
             "cron",
             "time_zone",
             "misfire",
@@ -290,6 +308,7 @@ class TaskSerializer(WorkOptions, serializers.ModelSerializer[Task]):
         work = {name: attrs.get(name, getattr(task, name)) for name in (*WORK_FIELDS, "items")}
         work["params"] = executors.get(work["type"]).check(with_settings(work["type"], work["params"]))
         check_work(work)
+        origins.check({name: attrs.get(name, getattr(task, name)) for name in origins.FIELDS})
         if work["items"]:
             check_items(work["type"], work["items"], work["params"])
         webhook_bodies.check(attrs)
@@ -311,7 +330,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
 
     class Meta:
         model = Run
-        fields = (
+        fields: tuple[str, ...] = (
             "id",
             "name",
             "type",
@@ -340,7 +359,19 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "created_at",
             "ended_at",
             "submitted_by",
+            "expected",
+            "growing",
+            "hands",
+            "reduction",
         )
+        read_only_fields = fields
+
+
+class RunInList(RunSerializer):
+    """A run without its reduction, which may be long."""
+
+    class Meta(RunSerializer.Meta):
+        fields = tuple(name for name in RunSerializer.Meta.fields if name != "reduction")
         read_only_fields = fields
 
 
@@ -625,34 +656,3 @@ class Table(serializers.Serializer[Any]):
     columns = ColumnSerializer(many=True)
     key = serializers.ListField(child=serializers.CharField(), help_text="The natural key: which rows are one fact.")
     rows = serializers.IntegerField(help_text="Newest row of each fact.")
-
-
-class DatasetSerializer(serializers.Serializer[Any]):
-    table = serializers.CharField()
-    columns = ColumnSerializer(many=True)
-    key = serializers.ListField(child=serializers.CharField())
-
-
-class ParamSerializer(serializers.Serializer[Any]):
-    name = serializers.CharField()
-    kind = serializers.CharField()
-    # DRF's metaclass takes fields out of the class, so that this does not hide Field.required.
-    required = serializers.BooleanField()  # type: ignore[assignment]
-    default = serializers.JSONField(allow_null=True)
-    help = serializers.CharField()
-    minimum = serializers.FloatField(allow_null=True)
-    maximum = serializers.FloatField(allow_null=True)
-    choices = serializers.ListField(allow_null=True)
-
-
-class ExecutorSerializer(serializers.Serializer[Any]):
-    type = serializers.CharField()
-    title = serializers.CharField()
-    params = ParamSerializer(many=True)
-    dataset = DatasetSerializer()
-
-
-class ProviderSerializer(serializers.Serializer[Any]):
-    name = serializers.CharField()
-    freqs = serializers.ListField(child=serializers.CharField(), help_text="Lengths of a bar it offers.")
-    params = ParamSerializer(many=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from api.serializers import Name, Strict
-from dispatch.models import Source, SyncLog
+from dispatch.models import ItemMemory, Source, SyncLog
 
 
 class SourceChange(Strict):
@@ -26,10 +26,25 @@ class SourceCreation(SourceChange):
     key = Name(max_length=200, help_text="What items, quotas and results call it.")
 
 
+class LastTime(serializers.ModelSerializer[ItemMemory]):
+    """How it went the last time."""
+
+    run = serializers.IntegerField(source="run_id", read_only=True, allow_null=True)
+
+    class Meta:
+        model = ItemMemory
+        fields = ("status", "failed", "counts", "run", "at", "succeeded_at")
+        read_only_fields = fields
+
+
 class SourceSerializer(serializers.ModelSerializer[Source]):
+    """A source as ``views_sources`` completes it, with ``last``."""
+
+    last = LastTime(read_only=True, allow_null=True, default=None)
+
     class Meta:
         model = Source
-        fields = ("id", "kind", "key", "name", "address", "active", "extra", "created_at", "updated_at")
+        fields = ("id", "kind", "key", "name", "address", "active", "extra", "created_at", "updated_at", "last")
         read_only_fields = fields
 
 

@@ -17,6 +17,7 @@ from api import (
     views_sources,
     views_sync,
     views_tables,
+    views_types,
 )
 from api.errors import handler404
 
@@ -49,10 +50,11 @@ urlpatterns = [
     path("v1/scheduler/start", views_schedule.SchedulerStart.as_view(), name="scheduler-start"),
     path("v1/scheduler/stop", views_schedule.SchedulerStop.as_view(), name="scheduler-stop"),
     path("v1/scheduler/reload", views_schedule.SchedulerReload.as_view(), name="scheduler-reload"),
-    path("v1/executors", views.Executors.as_view(), name="executors"),
+    path("v1/executors", views_types.Executors.as_view(), name="executors"),
+    path("v1/executors/<str:task_type>/schema", views_types.TypeSchema.as_view(), name="type-schema"),
     path("v1/executors/<str:task_type>/settings", views_sources.Settings.as_view(), name="type-settings"),
     path("v1/balancers", views_rates.Balancers.as_view(), name="balancers"),
-    path("v1/providers", views.Providers.as_view(), name="providers"),
+    path("v1/providers", views_types.Providers.as_view(), name="providers"),
     path("v1/tables", views_tables.Tables.as_view(), name="tables"),
     path("v1/tables/<str:name>/rows", views_tables.Rows.as_view(), name="table-rows"),
     path("v1/cascade/", include("api.dialects.cascade")),

@@ -1,6 +1,6 @@
 """The ground of the native API's views: permissions apart (settings), how lists are filtered, ordered and cut in pages.
 
-Also here: signing in, and what kinds of work there are. Runs, nodes and tables have files of their own.
+Also here: signing in. Runs, nodes, tables and task types have files of their own.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from django import forms
@@ -19,7 +18,7 @@ from django.db.models import QuerySet
 from django_filters import rest_framework as filters
 from django_filters.fields import IsoDateTimeField
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema, extend_schema_field
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import viewsets
 from rest_framework.exceptions import APIException
 from rest_framework.filters import OrderingFilter
@@ -36,9 +35,7 @@ from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
 
 from api.authentication import client_address
 from api.parsers import StrictJSON
-from api.serializers import ExecutorSerializer, ProviderSerializer, unknown
-from nodes import executors, providers
-from nodes.executors.base import REQUIRED, Param
+from api.serializers import unknown
 from nodes.protocol import FieldError
 
 LARGEST_ID = 2**63 - 1
@@ -256,40 +253,3 @@ class Refresh(Guessed, TokenRefreshView):
             return super().post(request, *args, **kwargs)
         except ObjectDoesNotExist:
             raise InvalidToken({"detail": "the user of this token is gone"}) from None
-
-
-def declared(params: Sequence[Param]) -> list[dict[str, Any]]:
-    """Parameters as people and programs may read them."""
-    return [
-        asdict(param)
-        | {"required": param.default is REQUIRED, "default": None if param.default is REQUIRED else param.default}
-        for param in params
-    ]
-
-
-class Executors(Native):
-    @extend_schema(responses=ExecutorSerializer(many=True))
-    def get(self, request: Request) -> Response:
-        """The task types: their parameters, and the table their rows go to."""
-        known = [executors.get(name) for name in executors.names()]
-        return Response(
-            [
-                {
-                    "type": each.type,
-                    "title": each.title,
-                    "params": declared(each.params),
-                    "dataset": asdict(each.dataset),
-                }
-                for each in known
-            ]
-        )
-
-
-class Providers(Native):
-    @extend_schema(responses=ProviderSerializer(many=True))
-    def get(self, request: Request) -> Response:
-        """The sources of market data: what they offer, and their parameters beside those of ``data_import``."""
-        known = [providers.get(name) for name in sorted(providers.PROVIDERS)]
-        return Response(
-            [{"name": each.name, "freqs": list(each.freqs), "params": declared(each.params)} for each in known]
-        )

@@ -28,6 +28,7 @@ from api.serializers import (
     NodeShare,
     Progress,
     Retried,
+    RunInList,
     RunOptions,
     RunSerializer,
     ShardSerializer,
@@ -39,7 +40,8 @@ from api.views import Moment, NativeSet, Page, WholeFilter, number, only_known, 
 from api.views_schedule import ScheduleSerializer, shown
 from api.views_tables import ROWS, STREAM, table_response
 from dispatch import lifecycle, queue
-from dispatch.items import Frozen
+from dispatch.lifecycle import origins
+from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard, Task
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
@@ -64,7 +66,12 @@ def submitted(request: Request, options: Mapping[str, Any], task: Task | None = 
     keyed = Run.objects.filter(idempotency_key=key) if key else Run.objects.none()
     earlier = set(keyed.values_list("pk", flat=True))
     about = {**options, "submitted_by": request.user.get_username(), "idempotency_key": key}
-    run = lifecycle.submit(**about) if task is None else lifecycle.submit_task(task, **about)
+    if task is None:
+        named = {name: about.pop(name, "") for name in origins.FIELDS}
+        items = about.pop("items", [])
+        run = lifecycle.submit(**about, items=origins.items_from(named) if any(named.values()) else items)
+    else:
+        run = lifecycle.submit_task(task, **about)
     return Response(
         RunSerializer(run).data,
         status=200 if run.pk in earlier else 201,
@@ -148,7 +155,7 @@ class RunFilters(filters.FilterSet):
 
 
 @extend_schema_view(
-    list=extend_schema(description="The runs, newest first."),
+    list=extend_schema(responses=RunInList(many=True), description="The runs, newest first, without reductions."),
     retrieve=extend_schema(description="One run."),
     create=extend_schema(
         parameters=[IDEMPOTENCY_KEY],
@@ -171,7 +178,13 @@ class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     ordering_fields = ("id", "name", "type", "state", "priority", "count", "rows", "created_at", "ended_at")
 
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
+        if self.action == "list":
+            return RunInList
         return Submission if self.action == "create" else RunSerializer
+
+    def get_queryset(self) -> QuerySet[Run]:
+        runs = Run.objects.defer("items").order_by("-id")
+        return runs.defer("items", "reduction") if self.action == "list" else runs
 
     def create(self, request: Request) -> Response:
         options = self.checked(request)
@@ -276,7 +289,7 @@ def item_page(run: Run, shards: Sequence[Shard] | QuerySet[Shard], start: int, l
     if not found:
         return []
     nodes = tried_by(run, found)
-    frozen = Frozen(bytes(run.items))
+    items = frozen(run.pk)
     page: list[dict[str, Any]] = []
     for shard, node in zip(found, nodes, strict=True):
         first = max(shard.start, start)
@@ -290,7 +303,7 @@ def item_page(run: Run, shards: Sequence[Shard] | QuerySet[Shard], start: int, l
                 "node": node,
                 "attempts": shard.attempts,
             }
-            for index, item in enumerate(frozen.slice(first, stop), first)
+            for index, item in enumerate(items.slice(first, stop), first)
         ]
         if len(page) == limit:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,14 @@ from dispatch.models import Source
 from nodes.protocol import FieldError
 
 
+def shown(found: Sequence[Source]) -> Sequence[Source]:
+    """``found``, each with ``last``: how it went the last time, where it ever was run."""
+    times = sources.last_times(found)
+    for source in found:
+        source.last = times.get((source.kind, source.key))  # type: ignore[attr-defined]
+    return found
+
+
 class SourceFilters(filters.FilterSet):
     kind = filters.ChoiceFilter(choices=Source.Kind.choices)
     key = filters.CharFilter(help_text="The whole key.")
@@ -38,6 +47,12 @@ class Sources(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     filterset_class = SourceFilters
     ordering_fields = ("id", "kind", "key", "name", "created_at", "updated_at")
 
+    def paginate_queryset(self, queryset: Any) -> Any:
+        return shown(super().paginate_queryset(queryset) or [])
+
+    def get_object(self) -> Source:
+        return shown([super().get_object()])[0]
+
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
         return {"create": SourceCreation, "partial_update": SourceChange}.get(self.action, SourceSerializer)
 
@@ -51,7 +66,7 @@ class Sources(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     @extend_schema(request=SourceChange, responses=SourceSerializer)
     def partial_update(self, request: Request, pk: str) -> Response:
         """Changes what is given."""
-        return Response(SourceSerializer(sources.update(int(pk), **self.checked(request))).data)
+        return Response(SourceSerializer(*shown([sources.update(int(pk), **self.checked(request))])).data)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:

@@ -23,7 +23,7 @@ from dispatch.results.store import ResultStore
 from nodes.executors.base import Dataset, shown
 from nodes.protocol import FieldError, NotFound
 
-OPTIONS = ("format", "limit", "offset", "columns", "ordering", "run", "raw")
+OPTIONS = ("format", "limit", "offset", "columns", "ordering", "run", "raw", "distinct")
 PREFIX = "where."
 ROWS = [
     OpenApiParameter("format", str, enum=sorted(FORMATS), description="Default json."),
@@ -32,6 +32,7 @@ ROWS = [
     OpenApiParameter("columns", str, description="Names with commas. Default: all."),
     OpenApiParameter("ordering", str, description="Columns with commas; - before one turns it round."),
     OpenApiParameter("raw", bool, description="Every row that was saved, replaced ones too, with where it came from."),
+    OpenApiParameter("distinct", bool, description="Each combination of the columns' values once."),
     OpenApiParameter("<column>", str, description="Only rows with this value; where.<column> for a name used above."),
 ]
 _OBJECTS = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
@@ -138,6 +139,7 @@ def table_response(
         "limit": None if limit < 0 else limit,
         "offset": number(request, "offset", 0, 0),
         "raw": raw,
+        "distinct": flag(request, "distinct"),
     }
     pieces = _pieces(request, lambda: _read(store, name, format, how, dataset if name not in known else None))
     response = StreamingHttpResponse(pieces, content_type=pieces.content_type)  # type: ignore[arg-type]

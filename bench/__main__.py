@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from bench import headline, memory, node, noop, unequal, waits
+from bench import headline, kinds, memory, node, noop, unequal, waits
 from bench.report import Table, machine
 
 BENCHMARKS = {
@@ -16,6 +16,9 @@ BENCHMARKS = {
     "unequal": unequal.measure,
     "node": node.measure,
     "memory": memory.measure,
+    "analysis": lambda rounds: [kinds.analysis(rounds)],
+    "optimization": lambda rounds: [kinds.optimization(rounds)],
+    "feeds": lambda rounds: [kinds.feeds(rounds)],
 }
 
 

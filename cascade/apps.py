@@ -7,4 +7,9 @@ class CascadeConfig(AppConfig):
     name = "cascade"
 
     def ready(self) -> None:
+        from django.conf import settings
+
         from cascade import checks  # noqa: F401  # registers them
+        from nodes import surroundings
+
+        surroundings.settle(settings.CASCADE.surroundings)

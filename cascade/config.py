@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from nodes.agent import config as agent
 from nodes.given import Collected, SettingsError, argument_pairs, collect, shown
+from nodes.surroundings import Surroundings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -112,6 +113,16 @@ class Config(BaseModel):
         le=100_000_000,
         description="Memory of a child's processes, in MB, above which it is overloaded; 0: no limit.",
     )
+    allowed_networks: list[str] = Field(
+        [],
+        description="Networks that are not public and may be fetched from all the same, by feeds, crawls, files by "
+        "address and webhooks: 10.1.0.0/16, say.",
+    )
+    custom: list[str] = Field(
+        [],
+        description="What runs of type custom may call: NAME=package.module:callable, or the NAME of an entry point in "
+        "the group cascade.custom. Empty: nothing. What is called has all rights of the process.",
+    )
     patient_seconds: float = Field(
         180, ge=1, le=180, description="offer_seconds and offline_seconds for clients that poll rarely."
     )
@@ -152,6 +163,17 @@ class Config(BaseModel):
             raise ValueError("a time zone like Europe/Berlin or UTC") from None
         return value
 
+    @field_validator("allowed_networks")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        return list(agent.read_networks(value))
+
+    @field_validator("custom")
+    @classmethod
+    def _callables(cls, value: list[str]) -> list[str]:
+        agent.read_callables(value)
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _postgresql(cls, value: str) -> str:
@@ -175,6 +197,11 @@ class Config(BaseModel):
     def hosts(self) -> list[str]:
         """``allowed_hosts``, settled: a child has no pages and no cookies, and is driven by whatever name it has."""
         return ["*"] if self.role == "child" and "allowed_hosts" not in self.model_fields_set else self.allowed_hosts
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What executors find around them in this process, and in those of its own worker."""
+        return Surroundings(tuple(self.allowed_networks), agent.read_callables(self.custom))
 
     @property
     def database(self) -> Path:
@@ -317,6 +344,8 @@ _KINDS: dict[Any, str] = {
     Path: "the path of a folder",
 }
 _WORDS = {
+    "allowed_networks": "a list of networks like 10.1.0.0/16",
+    "custom": "a list of NAME=package.module:callable or NAME",
     "time_zone": "a time zone like Europe/Berlin or UTC",
     "database_url": "an address like postgresql://user:password@host:5432/name",
     "redis_url": "an address like redis://host:6379/0",

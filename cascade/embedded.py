@@ -21,7 +21,7 @@ from django.db import DatabaseError, close_old_connections
 from api.agent import in_thread, perform
 from cascade import __version__
 from dispatch import events
-from dispatch.results import spool
+from dispatch.results import inputs, spool
 from nodes import keys, registry
 from nodes.agent.carriers import Body, Connected, Inbound, Refused, Unreachable
 from nodes.agent.config import AgentConfig
@@ -79,6 +79,15 @@ class InsideLine:
         try:
             await in_thread(copy)
         except StorageFull as error:
+            raise Unreachable(str(error)) from None
+        except CascadeError as error:
+            raise Refused(error.status, str(error)) from None
+
+    async def download(self, name: str, file: Path) -> None:
+        """The rows that an allocation works over, out of this very server's store."""
+        try:
+            await in_thread(inputs.write, self._caller, int(name.removeprefix("inputs/")), file)
+        except (StorageFull, DatabaseError) as error:
             raise Unreachable(str(error)) from None
         except CascadeError as error:
             raise Refused(error.status, str(error)) from None
@@ -148,7 +157,12 @@ class OwnWorker:
     def start(self) -> None:
         folder = settings.CASCADE.data_dir / "local"
         node = registry.own_node(self._workers, _home(folder))
-        config = AgentConfig(data_dir=folder, drain_seconds=5.0)
+        config = AgentConfig(
+            data_dir=folder,
+            drain_seconds=5.0,
+            allowed_networks=tuple(settings.CASCADE.allowed_networks),
+            custom=settings.CASCADE.surroundings.custom,
+        )
 
         def line(inbound: Inbound, claim: Any, connected: Connected) -> InsideLine:
             return InsideLine(node.pk, inbound, connected, claim)

@@ -73,7 +73,8 @@ def _read() -> dict[str, Any] | None:
 def rows(
     table: str, format: str, *, run: int | None = None, dataset: Dataset | None = None, **how: Any
 ) -> Iterator[Iterator[bytes]]:
-    """The rows of ``table`` as pieces of a file in ``format``; ``how``: where, columns, order, limit, offset, raw.
+    """The rows of ``table`` as pieces of a file in ``format``; ``how``: where, columns, order, limit, offset, raw,
+    distinct.
 
     ``dataset`` stands in for a table that has no rows yet. Raises FieldError, NotFound, and Unreachable with what to
     do.
@@ -121,6 +122,7 @@ def _ask(url: str, table: str, format: str, run: int | None, how: Mapping[str, A
         "ordering": ",".join(how.get("order") or ()),
     }
     query |= {"limit": how.get("limit"), "offset": how.get("offset"), "raw": "true" if how.get("raw") else None}
+    query |= {"distinct": "true" if how.get("distinct") else None}
     headers = {"Authorization": f"Bearer {_token()}"}
     if settings.CASCADE.https:
         headers["X-Forwarded-Proto"] = "https"  # as the proxy in front of it says, which we pass by

@@ -31,14 +31,16 @@ def loops(options: Namespace) -> list[Loop]:
         from nodes.agent.hosted import HostedAgent
 
         return [HostedAgent(load(options, served=True), __version__)]
+    from dispatch.advising import Advisor
     from dispatch.configuration import Configuration
     from dispatch.dispatcher import Dispatcher
     from dispatch.driving import Driver
+    from dispatch.results.reducing import Reducer
     from dispatch.results.saver import Saver
     from dispatch.webhooks import Webhooks
 
     # The saver first: what a crash left in the spool is saved before new results come.
-    started: list[Loop] = [Saver(), Configuration(), Webhooks(), Dispatcher(), Driver()]
+    started: list[Loop] = [Saver(), Reducer(), Advisor(), Configuration(), Webhooks(), Dispatcher(), Driver()]
     if settings.CASCADE.fallback_workers:
         from cascade.embedded import OwnWorker
 

@@ -210,6 +210,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "api.schema.agent_verbs",
+        "api.schema.task_params",
         "api.schema.problems",
     ],
 }

@@ -51,11 +51,12 @@ class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Task
-        fields = ("name", "active", "items", "source_kind", *WORK_FIELDS, *RECURRING)
+        fields = ("name", "active", "items", "source_kind", "items_column", *WORK_FIELDS, *RECURRING)
 
     def clean(self) -> dict[str, Any] | None:
         """What a run of it would be refused for is said here, at the field."""
         from dispatch import schedule, webhook_bodies
+        from dispatch.lifecycle import origins
         from dispatch.lifecycle.submit import check_items, check_work
 
         cleaned = super().clean()
@@ -81,6 +82,7 @@ class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
                 wrong = "params" if isinstance(given["labels"], dict) else "labels"
                 raise FieldError(wrong, 'is not an object, like {"source": "sample"}')
             check_work(given)
+            origins.check({name: given[name] for name in origins.FIELDS})
             params = executors.get(given["type"]).check(given["params"])
             # A task may be defined before its items are known.
             if given["items"] != []:

@@ -10,7 +10,7 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from dispatch import sources, type_settings
-from dispatch.models import ConfigVersion, Source, SyncLog, TypeSettings
+from dispatch.models import ConfigVersion, ItemMemory, Source, SyncLog, TypeSettings
 from nodes import executors
 from nodes.admin import ReadOnly
 from nodes.protocol import CascadeError, FieldError
@@ -41,12 +41,28 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg]
 @admin.register(Source)
 class SourceAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     form = SourceForm
-    list_display = ("key", "kind", "name", "address", "active", "updated_at")
+    list_display = ("key", "kind", "name", "address", "active", "last_time", "updated_at")
     list_filter = ("kind", "active")
     search_fields = ("key", "name", "address")
     list_per_page = 50
     show_full_result_count = False
     actions = ("enable", "disable")
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The page's sources, asked at once how it went with them the last time."""
+        changes = super().get_changelist_instance(request)
+        times = sources.last_times(changes.result_list)
+        for source in changes.result_list:
+            source.last = times.get((source.kind, source.key))
+        return changes
+
+    @admin.display(description="last time")
+    def last_time(self, source: Source) -> str:
+        last: ItemMemory | None = getattr(source, "last", None)
+        if last is None:
+            return "–"
+        counts = ", ".join(f"{count} {name}" for name, count in last.counts.items() if count)
+        return f"✕ {last.status}" if last.failed else f"✓ {last.status}{f': {counts}' if counts else ''}"
 
     def save_model(self, request: HttpRequest, obj: Model, form: Any, change: bool) -> None:
         with write():
@@ -115,3 +131,11 @@ class SyncLogAdmin(ReadOnly):
     @admin.display(description="exchanges")
     def exchanges(self, entry: SyncLog) -> Any:
         return entry.extra.get("exchanges", 1)
+
+
+@admin.register(ItemMemory)
+class ItemMemoryAdmin(ReadOnly):
+    list_display = ("type", "key", "failed", "status", "counts", "at", "succeeded_at")
+    list_filter = ("type", "failed")
+    search_fields = ("key", "status")
+    fields = ("type", "key", "failed", "status", "counts", "memory", "run", "at", "succeeded_at")

@@ -30,7 +30,7 @@ from dispatch.plans import (
 )
 from dispatch.ranges import size_for
 from dispatch.rates import LATEST
-from dispatch.seats import Found, Queue, Seat, Tap
+from dispatch.seats import Found, Paced, Queue, Seat, Tap
 
 __all__ = [
     "ASIDE_LIMIT",
@@ -67,6 +67,7 @@ class _Pass:
         self.queues = [Queue(demand) for demand in demands]
         self.seats = [Seat(offer) for offer in sorted(offers, key=lambda offer: (offer.name, offer.node))]
         self.taps = {key: Tap(bucket) for key, bucket in terms.buckets.items()}
+        self.paced = {key: Paced(lanes, self.taps.get(key[1])) for key, lanes in terms.lanes.items()}
         self.sequence = max((seat.last_grant for seat in self.seats), default=0)
         self.gates = {demand.run: self._gate(demand) for demand in demands} if self._embedded() else {}
         self.slots = {demand.run: self._slots(demand) for demand in demands}
@@ -156,7 +157,7 @@ class _Pass:
             # Nobody takes the head, or its rate does not let it through. It is passed by only where that is because of
             # rules of its own, and only for work that fits.
             if seat is not None:
-                head = self._waiting(head, short)
+                head = self._waiting(queue, head, short)
                 if queue.demand.rate:
                     return False
             elif not head.item or self._pick(queue, "", phase, candidates) is None:
@@ -175,17 +176,21 @@ class _Pass:
             self.wake = 0.0
         return False
 
+    def _tap(self, queue: Queue, rate: str) -> Tap | Paced:
+        return self.paced.get((queue.demand.run, rate)) or self.taps[rate]
+
     def _short(self, queue: Queue, head: Piece) -> int:
         """Tokens that its rate must have for ``head``, or 0 where it has them."""
-        tap = self.taps[head.rate]
+        tap = self._tap(queue, head.rate)
         least = tap.least(head, queue.demand.shard_size)
         return least if tap.tokens < least else 0
 
-    def _waiting(self, head: Piece, least: int) -> Piece:
+    def _waiting(self, queue: Queue, head: Piece, least: int) -> Piece:
         """``head`` with the time it waits for its rate, in line with what waits for that already."""
-        tap = self.taps[head.rate]
-        soonest = tap.bucket.wait(least + tap.spent)
-        self.wake = soonest if self.wake is None else min(self.wake, soonest)
+        tap = self._tap(queue, head.rate)
+        soonest = tap.soonest(least)
+        if soonest is not None:
+            self.wake = soonest if self.wake is None else min(self.wake, soonest)
         if head.shard is not None and head.shard in self.later:
             return head
         wait = min(tap.wait(least), LATEST)
@@ -233,13 +238,13 @@ class _Pass:
     def _grant(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> None:
         demand = queue.demand
         piece = self._cut(queue, head, seat)
-        reason = self._reason(demand, head, phase, seat)
+        reason = self._reason(queue, head, phase, seat)
         self.sequence += 1
         seat.take(demand.type, head.item, self.sequence)
         queue.take(piece)
         queue.served += 1
         if piece.rate:
-            self.taps[piece.rate].spent += piece.stop - piece.start
+            self._tap(queue, piece.rate).spend(piece.stop - piece.start)
         self.grants.append(Grant(demand.run, demand.type, seat.offer.node, piece, phase, reason))
 
     def _cut(self, queue: Queue, head: Piece, seat: Seat) -> Piece:
@@ -258,7 +263,7 @@ class _Pass:
             )
             stop = min(head.start + size, head.stop)
         if head.rate:
-            stop = min(stop, head.start + self.taps[head.rate].tokens)
+            stop = min(stop, head.start + self._tap(queue, head.rate).tokens)
         if stop == head.stop:
             return head
         if head.shard is None:
@@ -266,8 +271,8 @@ class _Pass:
         # A shard cut before is cut again: waiting for tokens for all of it, it might wait for ever.
         return replace(head, stop=stop, rest=head.rest or head.stop)
 
-    def _reason(self, demand: Demand, head: Piece, phase: Phase, seat: Seat) -> str:
-        offer = seat.offer
+    def _reason(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> str:
+        demand, offer = queue.demand, seat.offer
         if phase is Phase.QUOTA:
             reason = str(seat.below_quota(demand.type, head.item))
         elif phase is Phase.FREE:
@@ -278,7 +283,7 @@ class _Pass:
         if demand.affinity and (labels := seat.preferred(demand.affinity)):
             reason += f"; preferred: {', '.join(f'{label}={demand.affinity[label]}' for label in labels)}"
         if head.rate:
-            reason += f"; rate {head.rate}: {self.taps[head.rate].tokens} tokens"
+            reason += f"; rate {head.rate}: {self._tap(queue, head.rate).tokens} tokens"
         if offer.embedded and not self.terms.local.always:
             why = "the run asks for it" if demand.fallback == "required" else "no other node can run it"
             reason += f"; local fallback: {why}"
@@ -303,7 +308,7 @@ class _Pass:
         if not seat.free:
             return "slots", f"no free slot: {seat.used} in use, capacity {seat.offer.capacity}"
         if head is not None and head.rate and (short := self._short(queue, head)):
-            return "rate", f"rate {head.rate}: {self.taps[head.rate].words(short)}"
+            return "rate", f"rate {head.rate}: {self._tap(queue, head.rate).words(short)}"
         return "later", "the next pass looks at more of it"
 
     def plan(self, explain: bool) -> Plan:

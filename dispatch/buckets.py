@@ -16,7 +16,7 @@ from django.utils import timezone
 from dispatch import events, rates
 from dispatch.models import RateBucket, RateLimit
 from dispatch.rates import Bucket, Limits, Rate
-from nodes.executors.base import shown
+from nodes.executors.base import Pace, shown
 from nodes.protocol import Conflict, FieldError, NotFound
 from nodes.transactions import write
 
@@ -48,6 +48,16 @@ def check(template: str, params: Any) -> None:
         names = list(RateLimit.objects.order_by("key").values_list("key", flat=True)[:21])
         known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
         raise FieldError("rate_key", f"there is no rate limit {template!r}; there are: {known or 'none yet'}")
+
+
+def settled(pace: Pace | None, template: Any) -> Any:
+    """The rate key of a run with a ``pace`` of its own, for which ``template`` was asked. Raises FieldError."""
+    if pace is None or not template:
+        return template if pace is None else pace.template
+    if isinstance(template, str) and not (needed := rates.places(pace.template)) <= rates.places(template):
+        places = ", ".join(f"{{{place}}}" for place in sorted(needed))
+        raise FieldError("rate_key", f"{template!r} lacks {places}, by which runs of this type are paced")
+    return template
 
 
 # What is left

@@ -35,7 +35,7 @@ SIZE_LIMIT = 64 * 1024 * 1024
 """Characters of JSON; what goes beyond it is left out and named."""
 TASK_LIMIT = 8 * 1024 * 1024
 """The same for one task: a million items belong into a run, not onto every node."""
-TASK_FIELDS = ("name", *WORK_FIELDS, "items", "source_kind", "cron", "time_zone")
+TASK_FIELDS = ("name", *WORK_FIELDS, "items", "source_kind", "items_column", "cron", "time_zone")
 SOURCE_FIELDS = ("kind", "key", "name", "address", "extra")
 
 Content = dict[str, Any]

@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 
 from dispatch import events, lifecycle, synclog
-from dispatch.lifecycle.grants import about, frozen
+from dispatch.lifecycle.kept import about, frozen
 from dispatch.models import Allocation
 from dispatch.results.arriving import read_entry
 from dispatch.states import LIVE

@@ -70,7 +70,7 @@ def _tails() -> QuerySet[Run]:
 
     Not work of outside clients, whose code is not ours to run twice, nor rated work: a copy would take no token.
     """
-    return Run.objects.filter(state=RunState.RUNNING, cut=F("count"), rate_key="").exclude(type__in=executors.OUTSIDE)
+    return Run.objects.filter(state=RunState.RUNNING, cut=F("count"), rate_key="").exclude(type__in=executors.ONCE)
 
 
 def _busy() -> bool:

@@ -22,6 +22,10 @@ dispatcher = threading.Event()
 """Set when there may be something to allocate."""
 saver = threading.Event()
 """Set when there may be something to save."""
+reducer = threading.Event()
+"""Set when a run has ended."""
+advisor = threading.Event()
+"""Set when a trial may have ended."""
 webhooks = threading.Event()
 """Set when there may be a webhook to call."""
 
@@ -47,8 +51,9 @@ def changed(*, allocate: bool = True) -> None:
 
 
 def reported() -> None:
-    """Rows wait in the spool."""
+    """Rows wait in the spool, or items have failed."""
     saver.set()
+    advisor.set()
 
 
 def group(node_id: int) -> str:

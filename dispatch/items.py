@@ -1,5 +1,7 @@
 """A run's items as one compressed blob, readable in slices.
 
+A run that grows gets further blobs, one for each addition.
+
 Layout: 4 bytes length of the index, the index (JSON list of the sizes of the chunks), then the chunks: zlib of a
 JSON list of CHUNK items each. So a million items are one insert, and a shard's items cost one chunk to read.
 """
@@ -8,13 +10,15 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 import zlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from nodes.executors.base import Item, item_key
 
-__all__ = ["CHUNK", "Frozen", "freeze", "item_key"]
+__all__ = ["CHUNK", "Frozen", "Growing", "freeze", "item_key"]
 
 CHUNK = 1000
 
@@ -45,6 +49,11 @@ class Frozen:
         chunk: list[Item] = json.loads(zlib.decompress(self._blob[self._offsets[number] : self._offsets[number + 1]]))
         return chunk
 
+    def count(self) -> int:
+        """How many items there are."""
+        full = len(self._offsets) - 2
+        return full * CHUNK + len(self._chunk(full)) if full >= 0 else 0
+
     def slice(self, start: int, stop: int) -> list[Item]:
         """Items [start, stop)."""
         items: list[Item] = []
@@ -55,3 +64,39 @@ class Frozen:
 
     def all(self) -> list[Item]:
         return self.slice(0, (len(self._offsets) - 1) * CHUNK)
+
+
+class Growing:
+    """The items of a run, its first blob and those that were added; ``later`` gives what was added from an item on."""
+
+    def __init__(self, first: bytes, later: Callable[[int], Iterable[tuple[int, int, bytes]]]) -> None:
+        self._starts = [0]
+        self._parts = [Frozen(first)]
+        self._stop = self._parts[0].count()
+        self._later = later
+        self._turn = threading.Lock()
+
+    def slice(self, start: int, stop: int) -> list[Item]:
+        """Items [start, stop), as far as there are any."""
+        if stop > self._stop:
+            self._load()
+        stop = min(stop, self._stop)
+        items: list[Item] = []
+        at = bisect_right(self._starts, start) - 1
+        while start < stop:
+            base = self._starts[at]
+            end = self._starts[at + 1] if at + 1 < len(self._starts) else self._stop
+            items += self._parts[at].slice(start - base, min(stop, end) - base)
+            start, at = min(stop, end), at + 1
+        return items
+
+    def all(self) -> list[Item]:
+        self._load()
+        return self.slice(0, self._stop)
+
+    def _load(self) -> None:
+        with self._turn:
+            for start, stop, blob in self._later(self._stop):
+                self._starts.append(start)
+                self._parts.append(Frozen(blob))
+                self._stop = stop

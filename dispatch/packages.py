@@ -38,6 +38,6 @@ def fair_size(task_type: str, count: int, labels: Mapping[str, str]) -> int:
 def _known(task_type: str, labels: Mapping[str, str]) -> list[Node]:
     return [
         each
-        for each in Node.objects.filter(active=True, draining=False)
+        for each in Node.objects.filter(active=True, draining=False, dialect__in=Node.PATIENT)
         if task_type in each.executors and labels.items() <= each.labels.items()
     ]

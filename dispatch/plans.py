@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from dispatch.rates import Bucket
+from dispatch.rates import Bucket, Lanes
 
 
 def pace_key(task_type: str, run: int) -> str:
@@ -62,6 +62,9 @@ class Demand:
     elsewhere: int = 0
     waited: float = 0.0
     begun: bool = False
+    hands: str = ""
+    """Which nodes can run it, beside having its type: "outside", clients with code of their own; "line", those with a
+    line to the parent; "" all."""
     rate: str = ""
     stretches: Sequence[tuple[int, int, str]] | None = None
 
@@ -106,6 +109,10 @@ class Offer:
     last_grant: int = 0
     patient: bool = False
     embedded: bool = False
+    outside: bool = False
+    """It is a client with code of its own."""
+    line: bool = True
+    """It has a line to the parent, and is not only called by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,8 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for a whole decision. ``buckets``: what is left of each rate limit that a demand names.
+    """What holds for a whole decision. ``buckets``: what is left of each rate limit that a demand names. ``lanes``: of
+    runs with a pace of their own, by run and key, for every key that a demand names.
 
     ``target_seconds``: how long an automatically sized shard should run. ``seed`` feeds the balancer ``random``.
     ``most``: it ends with so many grants.
@@ -136,6 +144,7 @@ class Terms:
     lookahead: Lookahead = Lookahead()
     local: Local = Local()
     buckets: Mapping[str, Bucket] = field(default_factory=dict)
+    lanes: Mapping[tuple[int, str], Lanes] = field(default_factory=dict)
     seed: int = 0
     most: int | None = None
 

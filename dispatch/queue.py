@@ -6,7 +6,7 @@ import datetime as dt
 import heapq
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from django.conf import settings
@@ -17,11 +17,12 @@ from django.utils import timezone
 from dispatch import buckets, events, lifecycle, rated
 from dispatch.allocator import Demand, Local, Lookahead, Offer, Phase, Piece, Plan, QuotaRule, Terms, allocate
 from dispatch.items import item_key
-from dispatch.lifecycle.grants import frozen
+from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard
-from dispatch.rates import Limits
+from dispatch.rates import Lanes, Limits
 from dispatch.states import LIVE, RunState, ShardState
 from nodes import registry
+from nodes.executors.base import Pace
 from nodes.models import Node, Quota
 from nodes.protocol import Conflict, NotFound
 from nodes.transactions import retried, write
@@ -169,12 +170,16 @@ def _plan(
     offered = offers(nodes, now)
     runs = list(_running(run_id).defer("items", "params"))
     limits = buckets.limits() if any(run.rate_key for run in runs) else Limits(())
-    demands = _demands(runs, now, offered, limits, explain=explain)
+    if run_id is None:
+        rated.forget(runs)
+    paces = {run.pk: pace for run in runs if (pace := rated.pace_of(run))}
+    demands = _demands(runs, now, offered, limits, paces, explain=explain)
     terms = Terms(
         target_seconds=settled.target_seconds,
         lookahead=Lookahead() if most else Lookahead(settled.lookahead_seconds, settled.lookahead_limit),
         local=Local(settled.fallback_seconds, always=most is not None or settled.role == "standalone"),
         buckets=buckets.load(_rate_keys(demands), limits, now, lock=lock) if limits else {},
+        lanes=_lanes(runs, demands, paces, now) if paces else {},
         seed=max((offer.last_grant for offer in offered), default=0),
         most=most,
     )
@@ -184,6 +189,17 @@ def _plan(
 def _running(run_id: int | None = None) -> QuerySet[Run]:
     runs = Run.objects.filter(state=RunState.RUNNING)
     return runs if run_id is None else runs.filter(pk=run_id)
+
+
+def _lanes(
+    runs: Sequence[Run], demands: Sequence[Demand], paces: Mapping[int, Pace], now: dt.datetime
+) -> dict[tuple[int, str], Lanes]:
+    by_run = {run.pk: run for run in runs}
+    found: dict[tuple[int, str], Lanes] = {}
+    for demand in demands:
+        if demand.run in paces:
+            found |= rated.lanes(by_run[demand.run], paces[demand.run], _rate_keys([demand]), now)
+    return found
 
 
 def _rate_keys(demands: Sequence[Demand]) -> set[str]:
@@ -223,13 +239,21 @@ def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
             last_grant=node.last_grant,
             patient=node.patient,
             embedded=node.embedded,
+            outside=node.dialect in Node.PATIENT,
+            line=node.carrier != Node.Carrier.HTTP,
         )
         for node in nodes
     ]
 
 
 def _demands(
-    runs: Sequence[Run], now: dt.datetime, offers: Sequence[Offer], limits: Limits, *, explain: bool
+    runs: Sequence[Run],
+    now: dt.datetime,
+    offers: Sequence[Offer],
+    limits: Limits,
+    paces: Mapping[int, Pace],
+    *,
+    explain: bool,
 ) -> list[Demand]:
     served = _served(offers)
     marks = _marks(offers)
@@ -255,11 +279,13 @@ def _demands(
             returned=[_named(run.pk, piece, named) for piece in returned[run.pk]] if named else returned[run.pk],
             marked=_marked(run, named) if named else (),
             fallback=run.fallback,
+            hands=run.hands,
             elsewhere=elsewhere,
             waited=(now - run.created_at).total_seconds(),
             begun=run.cut > 0,
         )
-        demands.append(_rated(demand, run, limits) if run.rate_key and limits else demand)
+        pace = paces.get(run.pk)
+        demands.append(_rated(demand, run, limits, pace) if run.rate_key and (limits or pace) else demand)
     return demands
 
 
@@ -273,18 +299,23 @@ def _served(offers: Sequence[Offer]) -> dict[int, tuple[int, int]]:
     return {run: (slots, others) for run, slots, others in live.annotate(slots=Count("pk"), elsewhere=elsewhere)}
 
 
-def _rated(demand: Demand, run: Run, limits: Limits) -> Demand:
-    """``demand`` with the rate limits that hold for its items."""
+def _rated(demand: Demand, run: Run, limits: Limits, pace: Pace | None) -> Demand:
+    """``demand`` with the rate limits, and the run's own pace, that hold for its items."""
     if not rated.by_item(run):
         key = rated.of_run(run, limits)
         return replace(demand, rate=key, returned=[replace(piece, rate=key) for piece in demand.returned])
     returned = []
     for piece in demand.returned:
-        _, stop, key = rated.of_items(run, piece.start, piece.stop, limits)[0]
+        _, stop, key = rated.of_items(run, piece.start, piece.stop, limits, pace)[0]
         # A shard cut before there was this limit may have items of several keys: those of the first one now.
         returned.append(replace(piece, stop=stop, rate=key, rest=piece.stop if stop < piece.stop else 0))
     reach = min(run.count, run.cut + rated.WINDOW)
-    return replace(demand, returned=returned, stretches=rated.of_items(run, run.cut, reach, limits))
+    stretches = rated.of_items(run, run.cut, reach, limits, pace)
+    keys = {piece.rate for piece in returned} | {key for _, _, key in stretches}
+    if pace and len(keys) == 1 and reach == run.count:
+        # All of one host: what waits need not be set aside so that others can pass by.
+        return replace(demand, returned=returned, rate=keys.pop())
+    return replace(demand, returned=returned, stretches=stretches)
 
 
 def _returned(now: dt.datetime, runs: Sequence[Run], *, rated: bool = False) -> dict[int, list[Piece]]:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
+from django.db.models import Q
+
 from dispatch import rates
-from dispatch.items import CHUNK, Frozen, item_key
-from dispatch.lifecycle.grants import about, frozen
-from dispatch.models import Run, Source
-from dispatch.rates import Limits
-from nodes.executors.base import Item
+from dispatch.items import CHUNK, Growing, item_key
+from dispatch.lifecycle.kept import about, frozen
+from dispatch.models import Allocation, Run, Source
+from dispatch.rates import Lanes, Limits
+from dispatch.states import LIVE
+from nodes import executors
+from nodes.executors.base import Item, Pace
 
 WINDOW = 2000
 """Uncut items of a run that one pass looks at, where their keys differ."""
 
-_keys: WeakKeyDictionary[Frozen, dict[int, list[str]]] = WeakKeyDictionary()
+RECENT = 300
+"""Allocations of a run that are looked at for those whose lane rests, beside those that were live the last time."""
+
+_keys: WeakKeyDictionary[Growing, dict[int, list[str]]] = WeakKeyDictionary()
 """A run's items -> number of a chunk -> their rate keys, as they were at the first look."""
 
 
@@ -29,21 +38,66 @@ def of_run(run: Run, limits: Limits) -> str:
     return key if limits.of(key) else ""
 
 
-def of_items(run: Run, start: int, stop: int, limits: Limits) -> list[tuple[int, int, str]]:
-    """(start, stop, key) of the parts of items [start, stop) with one key, "" where there is no limit for it."""
+def of_items(run: Run, start: int, stop: int, limits: Limits, pace: Pace | None = None) -> list[tuple[int, int, str]]:
+    """(start, stop, key) of the parts of items [start, stop) with one key, "" where neither a limit nor the run's own
+    ``pace`` holds for it."""
     found: list[str] = []
     for number in range(start // CHUNK, (stop - 1) // CHUNK + 1) if start < stop else ():
         base = number * CHUNK
         found += _chunk(run, number)[max(0, start - base) : stop - base]
-    return rates.stretches([key if limits.of(key) else "" for key in found], start)
+    return rates.stretches([key if pace or limits.of(key) else "" for key in found], start)
+
+
+def pace_of(run: Run) -> Pace | None:
+    """The pace that the run itself says."""
+    return executors.get(run.type).pace(about(run.pk)["params"]) if run.rate_key else None
+
+
+def lanes(run: Run, pace: Pace, keys: Iterable[str], now: dt.datetime) -> dict[tuple[int, str], Lanes]:
+    """The lanes of each of ``keys``. A lane is busy from the grant of its shard on, and rests when that has ended."""
+    busy: dict[str, int] = {}
+    resting: dict[str, list[float]] = {}
+    live = set()
+    for pk, start, state, finished_at in _shards_in_lanes(run):
+        key = _chunk(run, start // CHUNK)[start % CHUNK]
+        if state in LIVE:
+            live.add(pk)
+            busy[key] = busy.get(key, 0) + 1
+        elif finished_at is not None and (left := pace.spacing - (now - finished_at).total_seconds()) > 0:
+            resting.setdefault(key, []).append(min(left, pace.spacing))  # a clock may have been set back
+    _live[run.pk] = live
+    return {(run.pk, key): Lanes(pace, busy.get(key, 0), tuple(sorted(resting.get(key, ())))) for key in keys}
+
+
+def forget(runs: Sequence[Run]) -> None:
+    """Keeps nothing of runs that are not among ``runs``, which are all that go on."""
+    for gone in _live.keys() - {run.pk for run in runs}:
+        del _live[gone]
+
+
+_live: dict[int, set[int]] = {}
+"""Run -> allocations that were live at the last look."""
+
+
+def _shards_in_lanes(run: Run) -> list[tuple[int, int, str, dt.datetime | None]]:
+    mine = Allocation.objects.filter(run=run.pk)
+    columns = ("pk", "start", "state", "finished_at")
+    found = list(mine.order_by("-pk").values_list(*columns)[:RECENT])
+    if len(found) == RECENT:
+        # Work that began long ago, while much else of the run was given out.
+        older = mine.filter(pk__lt=found[-1][0]).filter(Q(state__in=LIVE) | Q(pk__in=_live.get(run.pk, ())))
+        found += older.order_by().values_list(*columns)
+    return found
 
 
 def _chunk(run: Run, number: int) -> list[str]:
     items = frozen(run.pk)
     chunks = _keys.setdefault(items, {})
-    if number not in chunks:
-        first = number * CHUNK
-        chunks[number] = _item_keys(run, items.slice(first, min(first + CHUNK, run.count)))
+    first = number * CHUNK
+    last = min(first + CHUNK, run.count)
+    known = chunks.setdefault(number, [])
+    if len(known) < last - first:  # the run may have grown since
+        known += _item_keys(run, items.slice(first + len(known), last))
     return chunks[number]
 
 

@@ -2,6 +2,9 @@
 
 A rate limit is a bucket that holds up to ``burst`` tokens and gets ``per_second`` new ones a second; giving out an item
 takes one. So in any t seconds at most burst + per_second * t items of its key are given out, by all nodes together.
+
+What is given out begins a moment later, longer for one node than for another. Where a rate must hold at the other end,
+a run has a pace of its own (``nodes.executors.base.Pace``): a shard takes a lane, which rests when the shard has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from datetime import datetime, timedelta
 from string import Formatter
 from urllib.parse import urlsplit
 
-from nodes.executors.base import Item, item_key
+from nodes.executors.base import Item, Pace, item_key
 from nodes.protocol import FieldError
 
 PLACES = ("host", "source", "item")
@@ -24,6 +27,7 @@ OF_ITEMS = {"host", "item"}
 KEY_LIMIT = 200
 GATHER_SECONDS = 0.25
 """Tokens of so long are gathered before the next shard, or a quick rate would cut a run into single items."""
+LANE_SECONDS = 1.0
 LATEST = 30.0
 """Seconds after which what waits is looked at again at the latest: the limit may have been changed meanwhile."""
 JUMP = timedelta(seconds=60)
@@ -65,6 +69,31 @@ class Bucket:
     def wait(self, count: float) -> float:
         """Seconds until it holds ``count`` tokens, if nobody takes any."""
         return max(count - self.tokens, 0.0) / self.rate.per_second
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The lanes that a run's pace has for one key: ``busy`` ones have a live shard; ``resting`` are the seconds, least
+    first, for which others must stay empty."""
+
+    pace: Pace
+    busy: int = 0
+    resting: tuple[float, ...] = ()
+
+    @property
+    def free(self) -> int:
+        return max(self.pace.lanes - self.busy - len(self.resting), 0)
+
+    @property
+    def most(self) -> int:
+        """Items that one shard gets, about a second's worth."""
+        return max(1, int(LANE_SECONDS / self.pace.spacing))
+
+    def opens(self, given: int) -> float | None:
+        """Seconds until there is one, of which ``given`` are given out now; None: not before some shard has ended."""
+        if given < self.free:
+            return 0.0
+        return self.resting[0] if self.resting else None
 
 
 def whole(tokens: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dispatch.plans import Demand, Lookahead, Offer, Piece, pace_key
-from dispatch.rates import Bucket, whole
+from dispatch.rates import Bucket, Lanes, whole
 
 SHORT = 1.0
 """Seconds: a shard longer than this is not worth queueing ahead, and doing so would unbalance the end of a run."""
@@ -69,6 +69,10 @@ class Seat:
             return "draining", "draining"
         if demand.type not in offer.types:
             return "type", f"does not offer {demand.type}"
+        if demand.hands == "outside" and not offer.outside:
+            return "hands", "only a client with code of its own can run these items: they have no address"
+        if demand.hands == "line" and not offer.line:
+            return "hands", "is only called by the parent, and this run's items need a line to it"
         for label, value in demand.labels.items():
             if offer.labels.get(label) != value:
                 return "label", f"label {label} is {offer.labels.get(label)!r}, not {value!r}"
@@ -221,6 +225,14 @@ class Tap:
         length = piece.stop - piece.start
         return self.bucket.rate.least(min(length, shard_size) if shard_size else length)
 
+    def spend(self, count: int) -> None:
+        """A shard of ``count`` items is given out."""
+        self.spent += count
+
+    def soonest(self, count: int) -> float | None:
+        """Seconds until there are ``count`` tokens for whoever is first; None: somebody's word must come before."""
+        return self.bucket.wait(count + self.spent)
+
     def wait(self, count: int) -> float:
         """Seconds until there are ``count`` tokens, behind what waits already."""
         return self.bucket.wait(count + self.spent + self.queued)
@@ -229,3 +241,49 @@ class Tap:
         seconds = self.bucket.wait(count + self.spent)
         tokens = "token" if count == 1 else f"{count} tokens"
         return f"next {tokens} in {seconds:.2g} s ({self.bucket.rate})"
+
+
+class Paced:
+    """The lanes of one key of a run while the allocator decides, and the tap of that key, where it has a limit, too.
+    To be asked as a Tap is."""
+
+    __slots__ = ("given", "lanes", "queued", "tap")
+
+    def __init__(self, lanes: Lanes, tap: Tap | None) -> None:
+        self.lanes = lanes
+        self.tap = tap
+        self.given = 0
+        self.queued = 0
+
+    @property
+    def tokens(self) -> int:
+        if self.given >= self.lanes.free:
+            return 0
+        return self.lanes.most if self.tap is None else min(self.lanes.most, self.tap.tokens)
+
+    def least(self, piece: Piece, shard_size: int) -> int:
+        return 1 if self.tap is None else min(self.tap.least(piece, shard_size), self.lanes.most)
+
+    def spend(self, count: int) -> None:
+        self.given += 1
+        if self.tap is not None:
+            self.tap.spend(count)
+
+    def soonest(self, count: int) -> float | None:
+        lane = self.lanes.opens(self.given)
+        tap = 0.0 if self.tap is None else self.tap.soonest(count)
+        return None if lane is None or tap is None else max(lane, tap)
+
+    def wait(self, count: int) -> float:
+        opens, pace = self.lanes.opens(self.given), self.lanes.pace
+        # A lane whose shard ends this very moment rests for so long.
+        lane = (pace.spacing if opens is None else opens) + self.queued / pace.per_second
+        return lane if self.tap is None else max(lane, self.tap.wait(count))
+
+    def words(self, count: int) -> str:
+        pace = self.lanes.pace
+        if self.given < self.lanes.free and self.tap is not None:
+            return self.tap.words(count)
+        used = self.lanes.busy + self.given
+        rests = f", {len(self.lanes.resting)} rest" if self.lanes.resting else ""
+        return f"{used} of {pace.lanes} at a time under way{rests} ({pace.per_second:g} a second)"

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from django.db import IntegrityError, connection
 from django.utils import timezone
 
-from dispatch.models import Source
+from dispatch.models import ItemMemory, Source
+from nodes import executors
 from nodes.executors.base import shown
 from nodes.fields import read_text
 from nodes.protocol import Conflict, FieldError, NotFound
@@ -104,6 +105,20 @@ def switch(ids: Iterable[int], active: bool) -> int:
     with write():
         some = Source.objects.filter(pk__in=list(ids)).exclude(active=active)
         return some.update(active=active, updated_at=timezone.now())
+
+
+def last_times(found: Iterable[Source]) -> dict[tuple[str, str], ItemMemory]:
+    """By kind and key, how it went the last time with those of ``found`` that were run by a type that remembers."""
+    keys: dict[str, list[str]] = {}
+    for source in found:
+        keys.setdefault(source.kind, []).append(source.key)
+    times: dict[tuple[str, str], ItemMemory] = {}
+    for name in executors.names():
+        executor = executors.get(name)
+        if executor.remembers and executor.source_kind in keys:
+            memories = ItemMemory.objects.filter(type=name, key__in=keys[executor.source_kind]).defer("memory")
+            times.update(((executor.source_kind, each.key), each) for each in memories)
+    return times
 
 
 def find(kind: str, key: str) -> Source:

@@ -23,7 +23,8 @@ from django.template import Context, Engine, Library, TemplateSyntaxError, defau
 from django.template.base import Template
 from django.utils import timezone
 
-from dispatch.items import Frozen, item_key
+from dispatch.items import item_key
+from dispatch.lifecycle.kept import frozen
 from dispatch.lifecycle.submit import check_text
 from dispatch.models import Receipt, Run, Shard, Source, Task
 from dispatch.states import ShardState
@@ -50,7 +51,7 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 def check(given: Mapping[str, Any]) -> None:
     """Those of webhook_url, webhook_template, webhook_headers, webhook_secret that are in ``given``. Raises FieldError.
 
-    Addresses in private networks are allowed: that is where receivers of this parent usually are.
+    Where an address leads is looked at when it is called: names may lead elsewhere by then.
     """
     if "webhook_url" in given:
         _check_url(given["webhook_url"])
@@ -153,7 +154,7 @@ def items_of(run: Run, task: Task) -> list[dict[str, Any]]:
 
     ``rows`` is null where several items came in one piece, which is then known only as a whole.
     """
-    items = Frozen(bytes(run.items)).slice(0, min(run.count, MOST_ITEMS))
+    items = frozen(run.pk).slice(0, min(run.count, MOST_ITEMS))
     keys = [item_key(item) for item in items]
     names: dict[str, str] = {}
     if task.source_kind:

@@ -8,7 +8,8 @@ Each call is made at least once; its id lets a receiver drop repetitions. A rece
     X-Cascade-Signature == "sha256=" + hex(HMAC-SHA256(webhook_secret, signed)), compared in constant time,
     and the timestamp (seconds since 1970) is not older than a receiver's own patience.
 
-What is sent is made by ``dispatch.webhook_bodies``.
+What is sent is made by ``dispatch.webhook_bodies``; it goes through the door of ``nodes.fetching``, so receivers in
+networks that are not public need the setting ``allowed_networks``.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from django.utils import timezone
 from dispatch import events, synclog
 from dispatch.models import Delivery, Run
 from dispatch.webhook_bodies import body
+from nodes.fetching import Fetcher, FetchFailed, Limits, NoConnection, Refused
 from nodes.protocol import FieldError, NotFound
 from nodes.transactions import write
 
 logger = logging.getLogger(__name__)
-# At DEBUG it would write addresses, with the tokens in them.
-logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
+"""For a whole call, its connection included."""
 LEASE_SECONDS = 30.0
 """Longer than a call can take: after a crash in the middle of one it is made again."""
 FIRST_BACKOFF = 4.0
@@ -120,8 +121,6 @@ def _backoff(attempts: int) -> float:
 
 
 def _call(delivery: Delivery) -> Answer:
-    import requests
-
     run = Run.objects.select_related("task").filter(pk=delivery.run_id).first()
     task = run.task if run is not None else None
     if run is None or task is None:
@@ -139,27 +138,17 @@ def _call(delivery: Delivery) -> Answer:
     headers |= {"X-Cascade-Timestamp": timestamp, "X-Cascade-Delivery": str(delivery.pk)}
     if task.webhook_secret:
         headers["X-Cascade-Signature"] = signature(task.webhook_secret, timestamp, str(delivery.pk), sent)
+    # The reasons of failures, not their messages: these would hold the address, which may hold a token.
     try:
-        # The answer's body is never read: it may be endless.
-        with requests.post(
-            delivery.url,
-            data=sent,
-            headers=headers,
-            auth=lambda request: request,  # not what a .netrc says
-            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-            allow_redirects=False,
-            stream=True,
-        ) as response:
-            return _judged(response.status_code, response.headers.get("Retry-After", ""))
-    except requests.exceptions.Timeout:
-        return Answer(None, f"no answer within {ANSWER_SECONDS:g} s", again=True)
-    except requests.exceptions.ConnectionError as error:
-        return Answer(None, f"no connection: {_reason(error)}", again=True)
-    except requests.exceptions.InvalidURL:
-        return Answer(None, "the address cannot be called", again=False)
-    except (requests.exceptions.RequestException, OSError, ValueError) as error:
-        # Without its words: they would hold the address, which may hold a token.
-        return Answer(None, f"the call failed: {type(error).__name__}", again=True)
+        with Fetcher(Limits(seconds=ANSWER_SECONDS, connect_seconds=CONNECT_SECONDS)) as fetcher:
+            answer = fetcher.post(delivery.url, sent, headers)
+    except Refused as error:
+        return Answer(None, f"not called: {error.reason}", again=False)
+    except NoConnection as error:
+        return Answer(None, f"no connection: {error.reason}", again=True)
+    except FetchFailed as error:
+        return Answer(None, error.reason, again=True)
+    return _judged(answer.status, answer.headers.get("retry-after", ""))
 
 
 def _judged(status: int, retry_after: str) -> Answer:
@@ -169,19 +158,6 @@ def _judged(status: int, retry_after: str) -> Answer:
         return Answer(status, f"answered {status}; redirects are not followed", again=False)
     wait = float(retry_after) if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 9 else 0.0
     return Answer(status, f"answered {status}", again=status >= 500 or status in DROPPED, wait=wait)
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words at the bottom of what the libraries wrapped around it."""
-    found: BaseException | None = error
-    for _ in range(8):
-        if isinstance(found, OSError) and found.strerror:
-            return str(found.strerror)
-        inner = getattr(found, "reason", None) or (found.args[-1] if found is not None and found.args else None)
-        found = inner if isinstance(inner, BaseException) else getattr(found, "__context__", None)
-        if found is None:
-            break
-    return type(error).__name__
 
 
 class Webhooks:

@@ -31,6 +31,8 @@ A report's entry is one finished allocation:
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 VERSION = 1
 """Raised when an older peer could misread a message; unknown fields are ignored on both sides."""
 
@@ -69,12 +71,21 @@ class FieldError(CascadeError):
     status = 400
 
     def __init__(self, field: str, message: str) -> None:
+        field = _sound(field)
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
 
     def as_dict(self) -> dict[str, str]:
         return {"field": self.field, "detail": self.message}
+
+
+def _sound(field: str) -> str:
+    """``field`` up to a name in it that somebody sent and that cannot be shown or stored, or is long."""
+    if field.isprintable() and len(field) <= 100 and ".." not in field and not field.endswith("."):
+        return field
+    whole = takewhile(lambda name: name.isprintable() and 0 < len(name) <= 100, field.split("."))
+    return ".".join(whole) or "body"
 
 
 class Unauthenticated(CascadeError):

@@ -23,6 +23,7 @@ for _name in [name for name in os.environ if name.startswith("CASCADE_")]:
     del os.environ[_name]
 os.environ["CASCADE_DATA_DIR"] = _FOLDER
 os.environ["CASCADE_CONFIG"] = ""
+os.environ["CASCADE_ALLOWED_NETWORKS"] = "127.0.0.0/8,::1/128"  # servers of the tests' own
 if _database := os.environ.get("TEST_DATABASE_URL"):
     os.environ["CASCADE_DATABASE_URL"] = _database
 os.environ["DJANGO_SETTINGS_MODULE"] = "cascade.settings"

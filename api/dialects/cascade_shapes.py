@@ -13,7 +13,7 @@ from django.http import HttpResponse
 
 from api.dialects.common import answer
 from dispatch.items import item_key
-from dispatch.lifecycle.grants import frozen
+from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Source, SyncLog, Task
 from dispatch.states import AllocationState
 from nodes import registry

@@ -8,6 +8,7 @@ from dispatch.lifecycle.answered import once
 from dispatch.lifecycle.beats import beat, seen
 from dispatch.lifecycle.copies import copy, take_back, tell_superseded
 from dispatch.lifecycle.ends import cancel, progress, retry
+from dispatch.lifecycle.found import append
 from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, disconnected, expire, forgive, grant, offered, release
 from dispatch.lifecycle.recalled import recall
 from dispatch.lifecycle.reports import report
@@ -18,6 +19,7 @@ from dispatch.lifecycle.submit import submit, submit_task
 __all__ = [
     "OFFER_LIMIT",
     "accept",
+    "append",
     "beat",
     "begin",
     "cancel",

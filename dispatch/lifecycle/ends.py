@@ -141,7 +141,7 @@ def cancel(run_id: int) -> Run:
         if run.cut < run.count:
             Shard.objects.create(run=run, start=run.cut, stop=run.count, state=ShardState.CANCELLED)
             items += run.count - run.cut
-        Run.objects.filter(pk=run_id).update(cut=F("count"), cancelled=F("cancelled") + items)
+        Run.objects.filter(pk=run_id).update(cut=F("count"), cancelled=F("cancelled") + items, growing=False)
         finish([run_id])
     events.changed()
     by_node: dict[int, list[int]] = {}
@@ -176,7 +176,7 @@ def retry(run_id: int) -> int:
             updated_at=timezone.now(),
         )
         Run.objects.filter(pk=run_id, state=run.state).update(
-            state=RunState.RUNNING, failed=0, quarantined=0, ended_at=None
+            state=RunState.RUNNING, failed=0, quarantined=0, ended_at=None, reduction=None
         )
         # Its end is news again when it comes.
         Delivery.objects.filter(run_id=run_id, state=Delivery.State.WAITING).delete()
@@ -188,12 +188,14 @@ def finish(run_ids: Iterable[int]) -> None:
     """Ends those of the runs whose every item has ended. Runs inside the caller's transaction."""
     if not (run_ids := set(run_ids)):
         return
-    open_runs = Run.objects.filter(pk__in=run_ids, state=RunState.RUNNING)
+    open_runs = Run.objects.filter(pk__in=run_ids, state=RunState.RUNNING, growing=False)
     columns = ("pk", "task__webhook_url", "count", "saved", "failed", "quarantined", "cancelled")
     for pk, url, *counts in open_runs.values_list(*columns):
         if (end := run_end(*counts)) is None:
             continue
         ended = Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=timezone.now())
+        if ended:
+            transaction.on_commit(events.reducer.set)
         if ended and url:
             _announce(pk, url)
 

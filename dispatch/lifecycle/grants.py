@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -16,12 +15,14 @@ from django.utils import timezone
 from dispatch import events, synclog
 from dispatch.allocator import Plan
 from dispatch.attempts import Failure
-from dispatch.items import Frozen
+from dispatch.items import item_key
+from dispatch.lifecycle import memories
 from dispatch.lifecycle.cuts import SHARD_COLUMNS, postpone, shorten
 from dispatch.lifecycle.ends import unsuccessful
+from dispatch.lifecycle.kept import about, frozen
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, RunState, ShardState, before
-from nodes import keys, registry
+from nodes import executors, keys, registry
 from nodes.keys import Caller
 from nodes.messages import Claim
 from nodes.models import Node
@@ -333,20 +334,26 @@ def package(found: Sequence[Parcel]) -> dict[str, Any]:
         [each.pk, each.run_id, each.start, each.stop, each.attempt, frozen(each.run_id).slice(each.start, each.stop)]
         for each in found
     ]
-    return {"runs": runs, "work": work}
+    return {"runs": runs, "work": work, **_beside(work)}
 
 
-@lru_cache(maxsize=64)
-def about(run_id: int) -> dict[str, Any]:
-    """What a child must know of a run; it never changes."""
-    run = Run.objects.only("type", "params", "timeout", "priority").get(pk=run_id)
-    return {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
-
-
-@lru_cache(maxsize=16)
-def frozen(run_id: int) -> Frozen:
-    """A run's items; they never change, so they are read once."""
-    return Frozen(bytes(Run.objects.values_list("items", flat=True).get(pk=run_id)))
+def _beside(work: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What else a node must have or fetch for ``work``: what items remember, and which of it works over our tables."""
+    memory: dict[str, Any] = {}
+    inputs: list[int] = []
+    for run_id, items_of_one in {each[1]: each[5][:1] for each in work}.items():
+        run = about(run_id)
+        executor = executors.get(run["type"])
+        reads = executor.reads(items_of_one, run["params"]) is not None
+        mine = [(each[0], each[5]) for each in work if each[1] == run_id] if reads or executor.remembers else []
+        if reads:
+            inputs += [allocation for allocation, _ in mine]
+        if executor.remembers:
+            known = memories.of(run["type"], [item_key(item) for _, items in mine for item in items])
+            for allocation, items in mine:
+                keys_ = {item_key(item) for item in items}
+                memory[str(allocation)] = {key: known[key] for key in keys_ & known.keys()}
+    return {name: value for name, value in (("memory", memory), ("inputs", inputs)) if value}
 
 
 def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:

@@ -17,9 +17,9 @@ from django.utils import timezone
 from dispatch import events, synclog
 from dispatch.attempts import Failure, Limits, backoff
 from dispatch.items import item_key
-from dispatch.lifecycle import copies
+from dispatch.lifecycle import copies, found, memories
 from dispatch.lifecycle.ends import finish, give_up, limits_of, twins_of
-from dispatch.lifecycle.grants import frozen
+from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Receipt, Run, Shard
 from dispatch.plans import pace_key
 from dispatch.ranges import covers
@@ -200,6 +200,11 @@ def _contradiction(entry: Entry, ticket: _Ticket, lengths: Lengths) -> dict[str,
             datasets.check_rows(executors.get(ticket.type).dataset, entry.inline)
         except CascadeError as error:
             return _no(422, str(error))
+    if entry.outcomes:
+        try:
+            found.check(ticket.type, entry)
+        except CascadeError as error:
+            return _no(422, str(error))
     if entry.segment:
         length = lengths.get((entry.segment, ticket.type))
         if length is None:
@@ -254,6 +259,18 @@ def _accept(node: Node, batch: _Accepted, now: dt.datetime) -> None:
         purged_at=None if any(entry.ranges for entry, _ in batch.entries) else now,
     )
     _close(batch, receipt.pk, notes, now)
+    _beside_rows(batch, now)
+
+
+def _beside_rows(batch: _Accepted, now: dt.datetime) -> None:
+    """What items found and what they remember counts with the rows that they brought."""
+    executor = executors.get(batch.type)
+    if executor.remembers:
+        for entry, ticket in batch.entries:
+            memories.keep(batch.type, ticket.run, entry, ticket.start, ticket.stop, now)
+    if executor.grows:
+        for run in {ticket.run for _, ticket in batch.entries}:
+            found.take(batch.type, run, [entry for entry, ticket in batch.entries if ticket.run == run])
 
 
 def _close(batch: _Accepted, receipt: int, notes: Mapping[int, str], now: dt.datetime) -> None:

@@ -9,6 +9,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from dispatch import events
+from dispatch.lifecycle import memories
 from dispatch.lifecycle.ends import finish
 from dispatch.models import Receipt, Run, Shard
 from dispatch.states import SHARD, ShardState, before
@@ -58,6 +59,8 @@ def damaged(receipt: Receipt, detail: str) -> None:
         if not Receipt.objects.filter(pk=receipt.pk, saved_at=None).update(saved_at=now, purged_at=now, rows=0):
             return
         shards = [shard for entry in receipt.manifest for _, _, _, shard in entry["ranges"]]
+        for entry in receipt.manifest:
+            memories.forget(receipt.type, entry["run"], [(first, last) for first, last, _, _ in entry["ranges"]])
         for some in _slices(shards):
             Shard.objects.filter(pk__in=some, state=ShardState.SPOOLED).update(
                 state=ShardState.PENDING, error=detail, updated_at=now

@@ -6,7 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -16,7 +16,8 @@ from django.db import IntegrityError
 
 from dispatch import balancers, buckets, events, packages
 from dispatch.items import freeze, item_key
-from dispatch.models import WORK_FIELDS, Fallback, Run, Source, Task, TypeSettings
+from dispatch.lifecycle.origins import FIELDS, items_from, items_of
+from dispatch.models import WORK_FIELDS, Fallback, Hands, Run, SeenItem, Source, Task, TypeSettings
 from dispatch.ranges import MOST_ITEMS
 from nodes import executors
 from nodes.executors.base import Item, shown
@@ -24,6 +25,7 @@ from nodes.protocol import Conflict, FieldError, Unprocessable
 from nodes.transactions import write
 
 KEY_LIMIT = 200
+SLICE = 500
 SPELLED = ("priority", "timeout", "max_attempts", "backoff")
 """Fields whose bounds are declared by the model's validators."""
 
@@ -63,6 +65,8 @@ def submit(
     executor = executors.get(type)
     checked = executor.check(with_settings(type, params or {}))
     frozen = check_items(type, items, dict(checked), split)
+    frozen = executor.begin(resolved(executor, frozen), checked)
+    expected = executor.expected(frozen, checked)
     named = {"priority": priority, "timeout": timeout, "max_attempts": max_attempts, "balancer": balancer}
     work: dict[str, Any] = {
         "type": type,
@@ -73,7 +77,7 @@ def submit(
         "shard_size": shard_size,
         "labels": {} if labels is None else labels,
         "affinity": {} if affinity is None else affinity,
-        "rate_key": rate_key,
+        "rate_key": buckets.settled(executor.pace(checked), rate_key),
         "fallback": fallback,
     }
     check_work(work)
@@ -86,6 +90,9 @@ def submit(
         task=task,
         fire_time=fire_time,
         submitted_by=submitted_by[:150],
+        hands=hands_of(executor, frozen, checked),
+        expected=expected,
+        growing=expected is not None and expected > len(frozen),
     )
     if idempotency_key is not None:
         run.idempotency_key = check_text("Idempotency-Key", idempotency_key, 160)
@@ -100,6 +107,8 @@ def submit(
             if first is not None:
                 first()
             run.save(force_insert=True)
+            if executor.grows or run.growing:
+                SeenItem.objects.bulk_create(seen(run.pk, frozen), SLICE)
     except IntegrityError:
         # Two submissions raced with one key: the other one's run is the run. (Or the fire time has its run already.)
         if idempotency_key is None or (earlier := _submitted_before(run)) is None:
@@ -107,6 +116,39 @@ def submit(
         return earlier
     events.changed()
     return run
+
+
+def seen(run_id: int, items: Iterable[Item]) -> list[SeenItem]:
+    """What is noted of ``items`` so that a run that grows has none of them twice."""
+    return [SeenItem(run_id=run_id, digest=digest) for digest in dict.fromkeys(map(digest_of, items))]
+
+
+def digest_of(item: Item) -> bytes:
+    return hashlib.sha256(item_key(item).encode()).digest()[:16]
+
+
+def resolved(executor: type[executors.Executor], items: Sequence[Item]) -> list[Item]:
+    """``items``, those that name a source by its key with what the source says of itself."""
+    kind = executor.source_kind
+    keys = {item for item in items if isinstance(item, str)} if kind else set()
+    known: dict[str, tuple[str, str]] = {}
+    for some in _slices(sorted(keys)):
+        rows = Source.objects.filter(kind=kind, key__in=some).exclude(address="")
+        known.update((key, (address, name)) for key, address, name in rows.values_list("key", "address", "name"))
+    return [executor.resolve(item, *known[item]) if isinstance(item, str) and item in known else item for item in items]
+
+
+def hands_of(executor: type[executors.Executor], items: Sequence[Item], params: Mapping[str, Any]) -> str:
+    """Which nodes can run ``items``, beside having their type."""
+    if executor.outside(items, params):
+        return Hands.OUTSIDE
+    talks = executor.grows or executor.remembers or executor.reads(items[:1], params) is not None
+    return Hands.LINE if talks else ""
+
+
+def _slices(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    for at in range(0, len(keys), SLICE):
+        yield keys[at : at + SLICE]
 
 
 def defaults() -> dict[str, Any]:
@@ -129,19 +171,10 @@ def submit_task(task: Task, **given: Any) -> Run:
     if not task.active:
         raise Conflict(f"task {task.name!r} is not active")
     own: dict[str, Any] = {field: getattr(task, field) for field in WORK_FIELDS}
-    own |= {"name": task.name, "items": items_of(task) if "items" not in given else []}
+    named = {name: given.pop(name) for name in FIELDS if name in given}
+    items = items_from(named) if any(named.values()) else items_of(task) if "items" not in given else []
+    own |= {"name": task.name, "items": items}
     return submit(**{**own, **given, "params": {**task.params, **(given.get("params") or {})}}, task=task)
-
-
-def items_of(task: Task) -> list[Item]:
-    """What a run of ``task`` would go through now. Raises FieldError where it names a kind without active sources."""
-    if task.items or not task.source_kind:
-        return list(task.items)
-    sources = Source.objects.filter(kind=task.source_kind, active=True).order_by("key")
-    found = list(sources.values_list("key", flat=True))
-    if not found:
-        raise FieldError("source_kind", f"there is no active source of kind {task.source_kind!r}")
-    return list(found)
 
 
 def with_settings(task_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,11 +236,11 @@ def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") 
     """``items`` after ``split``, each one checked by its executor. Raises FieldError naming the first bad one."""
     if not isinstance(items, list | tuple):
         raise FieldError("items", f"{shown(items)} is not a list")
-    if not items:
-        raise FieldError("items", "is empty; a run needs at least one item")
     executor = executors.get(type)
+    if not items and not executor.items_optional:
+        raise FieldError("items", "is empty; a run needs at least one item")
     for at, item in enumerate(items):
-        _check_item(executor, item, at)
+        check_item(executor, item, f"items[{at}]")
     most = settings.CASCADE.max_items
     if len(items) > most:
         raise FieldError("items", f"{len(items)} items; at most {most} are allowed (CASCADE_MAX_ITEMS)")
@@ -223,8 +256,8 @@ def check_items(type: str, items: Any, params: dict[str, Any], split: str = "") 
     return expanded
 
 
-def _check_item(executor: type[executors.Executor], item: Any, at: int) -> None:
-    name = f"items[{at}]"
+def check_item(executor: type[executors.Executor], item: Any, name: str) -> None:
+    """Raises FieldError on ``name`` for what cannot be an item of this type."""
     if isinstance(item, bool) or not isinstance(item, str | int | float | dict):
         raise FieldError(name, f"{shown(item)} is not a text, a number or an object")
     if isinstance(item, float) and not math.isfinite(item):

@@ -69,6 +69,9 @@ def check(dataset: Dataset) -> None:
     for column in dataset.columns:
         if column.type not in TYPES:
             raise FieldError("dataset.columns", f"{column.name} is {shown(column.type)}; known are: {', '.join(TYPES)}")
+    for name, _ in dataset.views:
+        if identifier(name, "dataset.views") == table or not name.startswith(f"{table}_"):
+            raise FieldError("dataset.views", f"{shown(name)} does not begin with {table}_")
     for name in dataset.key:
         if name not in names:
             raise FieldError("dataset.key", f"{shown(name)} is not a column of {table}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nodes.executors.base import Column, shown
+from nodes.executors.base import Column, Reading, shown
 from nodes.executors.rows import read
 from nodes.protocol import FieldError
 
@@ -42,6 +42,7 @@ def select(
     limit: int | None,
     offset: int,
     raw: bool,
+    distinct: bool = False,
 ) -> tuple[str, list[Any]]:
     """SQL, and the values for its placeholders. Every identifier in it is one that ``shape`` has."""
     types = {column.name: column.type for column in shape}
@@ -70,12 +71,12 @@ def select(
         else:
             tests.append(f"{column} = ?")
             values.append(_value(f"where.{name}", types[name], value))
-    sql = f"SELECT {chosen} FROM {source}"
+    sql = f"SELECT {'DISTINCT ' if distinct else ''}{chosen} FROM {source}"
     if tests:
         sql += f" WHERE {' AND '.join(tests)}"
     paged = limit is not None or offset
     by = []
-    for name in order or (key if paged else ()):
+    for name in order or (key if paged and not distinct else ()):
         descending = isinstance(name, str) and name.startswith("-")
         by.append(known(name[1:], "order") + " DESC" if descending else known(name, "order"))
     if by:
@@ -87,6 +88,28 @@ def select(
         sql += " OFFSET ?"
         values.append(_whole("offset", offset))
     return sql, values
+
+
+def asked(reading: Reading, shape: Sequence[Column], key: Sequence[str]) -> tuple[str, list[Any]]:
+    """SQL for what an executor asked to read, and the values for its placeholders."""
+    types = {column.name: column.type for column in shape}
+    named = [*reading.columns, *reading.where, reading.column, *reading.order]
+    for name in [*named, *([reading.time_column] if reading.time_column else [])]:
+        if name not in types:
+            raise FieldError("reads", f"{shown(name)} is no column of {reading.table}; there are: {', '.join(types)}")
+    values: list[Any] = [list(reading.values)]
+    tests = [f"{quoted(reading.column)} IN (SELECT unnest(?))"]
+    for name, value in reading.where.items():
+        tests.append(f"{quoted(name)} = ?")
+        values.append(_value(f"reads.{name}", types[name], value))
+    for end, operator in ((reading.since, ">="), (reading.until, "<")):
+        if end is not None:
+            tests.append(f"{quoted(reading.time_column)} {operator} ?")
+            values.append(_value(f"reads.{reading.time_column}", types[reading.time_column], end))
+    # Inside, where the rows are: of a symbol's bars the newest are looked for, not of the whole table's.
+    source = newest(reading.table, key, f"WHERE {' AND '.join(tests)}")
+    sql = f"SELECT {', '.join(map(quoted, reading.columns))} FROM ({source})"
+    return sql + (f" ORDER BY {', '.join(map(quoted, reading.order))}" if reading.order else ""), values
 
 
 def _whole(field: str, value: Any) -> int:

@@ -136,6 +136,7 @@ class Saver:
         self.store.append(parts)
         self._dirty = True
         lifecycle.saved(whole)
+        events.advisor.set()
         return True
 
     def _next_batch(self) -> list[Receipt]:

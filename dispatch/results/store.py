@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from dispatch.results import reading
 from dispatch.results.datasets import LINEAGE, check
 from dispatch.results.reading import quoted
-from nodes.executors.base import Column, Dataset, shown
-from nodes.protocol import CascadeError, Conflict, NotFound, StorageFull, Unprocessable
+from nodes.executors.base import Column, Dataset, Reading, shown
+from nodes.protocol import CascadeError, Conflict, FieldError, NotFound, StorageFull, Unprocessable
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,6 +47,14 @@ _SQL_TYPES = {
     "timestamp": "TIMESTAMP",
     "json": "VARCHAR",
 }
+_VIEW_TYPES = {
+    **dict.fromkeys(("BIGINT", "INTEGER", "HUGEINT", "UBIGINT", "UINTEGER", "SMALLINT"), "int64"),
+    **dict.fromkeys(("DOUBLE", "FLOAT"), "float64"),
+    "BOOLEAN": "bool",
+    "TIMESTAMP": "timestamp",
+    "DATE": "timestamp",
+}
+"""What the columns of views are, in our words; others are read as text."""
 _SETTINGS = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -61,6 +69,8 @@ _LEDGER = """
     )
 """
 _DATASETS = "CREATE TABLE IF NOT EXISTS _datasets (name VARCHAR, columns VARCHAR, key VARCHAR)"
+
+_VIEWS = "CREATE TABLE IF NOT EXISTS _views (name VARCHAR PRIMARY KEY, of VARCHAR)"
 
 _owned: set[Path] = set()
 _owning = threading.Lock()
@@ -208,13 +218,22 @@ class ResultStore:
             self._end_reading(connection)
 
     def tables(self) -> list[dict[str, Any]]:
-        """The datasets: ``name``, ``columns`` [{"name", "type"}], ``key``, and ``rows``, counting replaced ones too."""
-        found = []
+        """The datasets: ``name``, ``columns`` [{"name", "type"}], ``key``, and ``rows``, counting replaced ones too.
+
+        Then their views, which have no key, each with the table it is ``of``.
+        """
+        found: list[dict[str, Any]] = []
         with self.reader() as connection:
             for name, columns, key in self._known(connection):
                 counted = connection.execute(f"SELECT count(*) FROM {quoted(name + '_rows')}").fetchone()
                 shape = [{"name": column.name, "type": column.type} for column in columns]
                 found.append({"name": name, "columns": shape, "rows": counted[0] if counted else 0, "key": list(key)})
+            for name, of in self._views(connection).items():
+                counted = connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()
+                shape = [{"name": each.name, "type": each.type} for each in self._described(connection, name)]
+                found.append(
+                    {"name": name, "columns": shape, "rows": counted[0] if counted else 0, "key": [], "of": of}
+                )
         return found
 
     def select(
@@ -228,6 +247,7 @@ class ResultStore:
         limit: int | None = None,
         offset: int = 0,
         raw: bool = False,
+        distinct: bool = False,
     ) -> pa.RecordBatchReader:
         """Rows of ``table``, read as they are asked for; the reader holds its state of the database until it is
         read to its end, closed or dropped.
@@ -235,18 +255,49 @@ class ResultStore:
         The newest row per natural key; with ``run`` the newest of that run's own rows. ``raw``: every row, with
         LINEAGE. ``where`` has a column and the value it must equal (None: is null); text is read as the column's
         type. ``order`` has columns, descending with a leading "-". A page (``limit``, ``offset``) without an order
-        goes by the natural key.
+        goes by the natural key. ``distinct``: each combination of values once. A view has no runs and no lineage.
         Raises NotFound for an unknown table; FieldError for an unknown column or a value that cannot be.
         """
         with self.reader() as connection:
             known = next((each for each in self._known(connection) if each[0] == table), None)
+            if known is None and table in self._views(connection):
+                if run is not None or raw:
+                    raise FieldError("raw" if raw else "run", f"{table} is a view, whose rows come from no run")
+                known = table, self._described(connection, table), ()
         if known is None:
             raise NotFound(f"{shown(table)} is no table with results")
         _, shape, key = known
         if raw:
             shape = [*shape, *(Column(name, kind) for name, kind in LINEAGE.items())]
-        sql, values = reading.select(table, shape, key, run, where or {}, columns, order, limit, offset, raw)
+        sql, values = reading.select(table, shape, key, run, where or {}, columns, order, limit, offset, raw, distinct)
         return self._stream(sql, values)
+
+    def read(self, asked: Reading) -> pa.RecordBatchReader:
+        """The newest rows that ``asked`` names, as ``select`` gives them; no row where the table is not there yet."""
+        with self.reader() as connection:
+            known = next((each for each in self._known(connection) if each[0] == asked.table), None)
+        if known is None:
+            import pyarrow as pa
+
+            return pa.RecordBatchReader.from_batches(pa.schema([(name, pa.null()) for name in asked.columns]), [])
+        sql, values = reading.asked(asked, known[1], known[2])
+        return self._stream(sql, values)
+
+    def reduce(self, dataset: Dataset, sql: str, run: int, most: int) -> list[dict[str, Any]]:
+        """The first ``most`` rows of ``sql``, a SELECT over ``rows``: the run's newest rows by key. No rows where the
+        run saved none. Raises Unprocessable for SQL that fails.
+        """
+        import duckdb
+
+        self.ensure(dataset)
+        with self.reader() as connection, self._errors():
+            mine = reading.newest(dataset.table, dataset.key, f"WHERE _run = {int(run)}")
+            try:
+                found = connection.execute(f"WITH rows AS ({mine}) SELECT * FROM ({sql}) LIMIT {int(most)}")
+            except (duckdb.ProgrammingError, duckdb.DataError) as error:
+                raise Unprocessable(str(error).splitlines()[0]) from error
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
     @property
     def reading(self) -> int:
@@ -276,6 +327,7 @@ class ResultStore:
                     raise StoreBusy(_busy(self.path, str(error).splitlines()[0])) from None
                 root.execute(_LEDGER)
                 root.execute(_DATASETS)
+                root.execute(_VIEWS)
                 self._root = root
             return self._root.cursor()
 
@@ -398,6 +450,13 @@ class ResultStore:
                 connection.execute(
                     "INSERT INTO _datasets VALUES (?, ?, ?)", [dataset.table, shape, json.dumps(dataset.key)]
                 )
+            for name in [name for name, of in self._views(connection).items() if of == dataset.table]:
+                connection.execute(f"DROP VIEW IF EXISTS {quoted(name)}")
+            connection.execute("DELETE FROM _views WHERE of = ?", [dataset.table])
+            for name, sql in dataset.views:
+                told = sql.replace("{table}", quoted(dataset.table))
+                connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {told}")
+                connection.execute("INSERT INTO _views VALUES (?, ?)", [name, dataset.table])
         self._ensured.add(dataset)
 
     def _record(self, connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry]) -> None:
@@ -417,6 +476,14 @@ class ResultStore:
         except duckdb.ConstraintException as error:
             raise Conflict(f"saved before: {str(error).splitlines()[0]}") from error
         connection.unregister("_entries")
+
+    def _views(self, connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+        """View -> the table it is of."""
+        return dict(connection.execute("SELECT name, of FROM _views ORDER BY name").fetchall())
+
+    def _described(self, connection: duckdb.DuckDBPyConnection, name: str) -> list[Column]:
+        found = connection.execute(f"DESCRIBE {quoted(name)}").fetchall()
+        return [Column(column, _VIEW_TYPES.get(kind, "string")) for column, kind, *_ in found]
 
     def _known(self, connection: duckdb.DuckDBPyConnection) -> list[tuple[str, list[Column], tuple[str, ...]]]:
         found = connection.execute("SELECT name, columns, key FROM _datasets ORDER BY name").fetchall()

@@ -25,6 +25,9 @@ class NoLine:
     async def upload(self, sha256: str, file: Path) -> None:
         raise Unreachable("this node has no parent")
 
+    async def download(self, name: str, file: Path) -> None:
+        raise Unreachable("this node has no parent")
+
     async def run(self) -> None:
         await asyncio.Event().wait()
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
+import shutil
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,6 +25,8 @@ from nodes.agent.config import AgentConfig
 from nodes.protocol import FRAME_BYTES_LIMIT, CascadeError
 
 if TYPE_CHECKING:
+    import http.client
+
     import requests
     from websockets.asyncio.client import ClientConnection
 
@@ -85,7 +89,11 @@ class Rest:
         content: bytes = (await self._run("GET", path, b"", 120.0))["content"]
         return content
 
-    def _download(self, path: str, patience: float) -> Body:
+    async def download(self, name: str, file: Path) -> None:
+        """As ``fetch``, into ``file``, which is whole or not there."""
+        await self._run("GET", f"/api/v1/agent/{name}", file, 300.0)
+
+    def _download(self, path: str, file: Path | None, patience: float) -> Body:
         """By the standard library: what ``requests`` takes, an agent that pushes and is idle can do without."""
         import http.client
 
@@ -98,7 +106,9 @@ class Rest:
             try:
                 connection.request("GET", parts.path, headers=headers)
                 answer = connection.getresponse()
-                status, content, retry_after = answer.status, answer.read(), answer.getheader("Retry-After")
+                status, retry_after = answer.status, answer.getheader("Retry-After")
+                into = file if status == HTTPStatus.OK else None
+                content = answer.read() if into is None else _into(into, answer)
             except (OSError, http.client.HTTPException) as error:
                 raise Unreachable(f"GET {path}: {error}") from None
             finally:
@@ -135,7 +145,7 @@ class Rest:
             failure: BaseException | None = None
             try:
                 if method == "GET":
-                    body = self._download(path, patience)
+                    body = self._download(path, content if isinstance(content, Path) else None, patience)
                 else:
                     body = self._exchange(method, path, content, patience)
             except BaseException as error:
@@ -174,6 +184,19 @@ class Rest:
     def close(self) -> None:
         for session in self._idle:
             session.close()
+
+
+def _into(file: Path, answer: http.client.HTTPResponse) -> bytes:
+    """The answer's body into ``file``. Raises OSError, IncompleteRead."""
+    import http.client
+
+    part = file.with_suffix(".part")
+    with open(part, "wb") as target:
+        shutil.copyfileobj(answer, target, 1024 * 1024)
+    if answer.length:  # of what was promised, so much did not come
+        raise http.client.IncompleteRead(b"", answer.length)
+    os.replace(part, file)
+    return b""
 
 
 def _decoded(status: int, content: bytes, retry_after: str | None) -> Body:
@@ -264,9 +287,11 @@ class Push:
 
 
 class Uploads(Protocol):
-    """Where segments go."""
+    """Where segments go, and inputs come from."""
 
     async def upload(self, sha256: str, file: Path) -> None: ...
+
+    async def download(self, name: str, file: Path) -> None: ...
 
 
 class Line(Protocol):

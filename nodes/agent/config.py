@@ -6,20 +6,23 @@ Secrets never come from arguments, which every user of a machine can read in its
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from nodes.given import Collected, Given, Problem, SettingsError, argument_pairs, collect, shown
 from nodes.protocol import FieldError
+from nodes.surroundings import Surroundings
 
 _ACCESS_KEY = re.compile(r"\ACN[0-9a-zA-Z]{8,38}\Z")
 _SECRET_KEY = re.compile(r"\ACS[0-9A-Za-z_-]{43}\Z")
+_CALLABLE = re.compile(r"(?P<name>[A-Za-z_][\w.-]{0,99})(?:=(?P<path>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*))?\Z")
 CARRIERS = ("auto", "push", "pull")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 DRAIN_SECONDS = 20.0
@@ -85,6 +88,33 @@ def _number(least: float, most: float, kind: Callable[[Any], float] = float) -> 
         return number
 
     return read
+
+
+def _listed(value: Any) -> list[str]:
+    """A list of texts, or one text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise TypeError
+    return [part.strip() for part in parts if part.strip()]
+
+
+def read_networks(value: Any) -> tuple[str, ...]:
+    """CIDR networks. Raises ValueError, TypeError."""
+    return tuple(str(ipaddress.ip_network(part)) for part in _listed(value))
+
+
+def read_callables(value: Any) -> dict[str, str]:
+    """``NAME=module:callable``, or the NAME of an entry point alone; name -> path, "" for the latter.
+
+    Raises ValueError, TypeError.
+    """
+    found: dict[str, str] = {}
+    for part in _listed(value):
+        match = _CALLABLE.match(part)
+        if match is None or match["name"] in found:
+            raise ValueError
+        found[match["name"]] = match["path"] or ""
+    return found
 
 
 def _path(value: Any) -> str:
@@ -165,6 +195,21 @@ SETTINGS: tuple[Setting, ...] = (
         "a whole number from 0 to 100000000",
         _number(0, 100_000_000, int),
     ),
+    Setting(
+        "allowed_networks",
+        (),
+        "Networks that are not public and may be fetched from all the same, by feeds, crawls and files by address.",
+        "a list of networks like 10.1.0.0/16",
+        read_networks,
+    ),
+    Setting(
+        "custom",
+        {},
+        "What work of type custom may call here: NAME=package.module:callable, or the NAME of an entry point in the "
+        "group cascade.custom. Empty: nothing. What is called has all rights of this process.",
+        "a list of NAME=package.module:callable or NAME",
+        read_callables,
+    ),
     Setting("log_level", "INFO", "How much is logged.", f"one of: {', '.join(LEVELS)}", _one_of(LEVELS)),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -199,6 +244,8 @@ class AgentConfig:
     node_name: str = ""
     workers: int = 0
     max_memory_mb: int = 0
+    allowed_networks: tuple[str, ...] = ()
+    custom: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What is to be said of the settings, once, at the start."""
 
@@ -206,6 +253,11 @@ class AgentConfig:
         names = ["carrier", "drain_seconds", "log_level", "workers", "max_memory_mb"]
         for name in [*names, *(("parent", "access_key", "secret_key") if self.parent else ())]:
             BY_NAME[name].settled(getattr(self, name))
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What its workers find around them."""
+        return Surroundings(self.allowed_networks, self.custom, str(self.data_dir / "cache"))
 
     def __repr__(self) -> str:
         return f"AgentConfig(parent={self.parent!r}, access_key={self.access_key!r}, carrier={self.carrier!r})"
@@ -302,7 +354,10 @@ def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *
     )
 
 
-_PLAIN = ("carrier", "drain_seconds", "log_level", "node_id", "node_name", "workers", "max_memory_mb")
+_PLAIN = (
+    *("carrier", "drain_seconds", "log_level", "node_id", "node_name", "workers", "max_memory_mb"),
+    *("allowed_networks", "custom"),
+)
 
 
 def _folder(values: Mapping[str, Any], access_key: str) -> Path:

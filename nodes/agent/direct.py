@@ -157,7 +157,7 @@ class Direct:
 
     @property
     def active(self) -> int:
-        """Slots in use; a cancelled task holds its own until its worker is gone."""
+        """Slots in use; a cancelled task holds its own until its worker is gone, or has let go of it."""
         return len(self._futures)
 
     @property
@@ -213,7 +213,7 @@ class Direct:
                 self._loop.call_soon_threadsafe(self._changed)
 
     def cancel(self, task_id: str) -> Task:
-        """Ends it if it runs, by killing its worker; one that has ended stays as it is. Raises NotFound."""
+        """Ends it if it runs; one that has ended stays as it is. Raises NotFound."""
         task = self.get(task_id)
         if task.state not in ENDED:
             self._end(task, "cancelled", "cancelled on request")

@@ -1,6 +1,6 @@
 """A worker process that is given shards as lines of JSON, for programs that are no agents (``cascade.client``).
 
-    python -m nodes.agent.lines FOLDER
+    python -m nodes.agent.lines FOLDER SURROUNDINGS
 
 One line in, a shard as ``runner.run`` takes it; one line out, its report's entry. Larger results are Arrow files in
 FOLDER. Unlike ``pool`` this starts no copy of the calling program, so it needs no ``if __name__ == "__main__"`` there.
@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nodes import surroundings
 from nodes.executors.rows import inline as as_lists
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return subprocess.Popen(
-            [sys.executable, "-m", "nodes.agent.lines", str(self._folder)],
+            [sys.executable, "-m", "nodes.agent.lines", str(self._folder), json.dumps(surroundings.current().plain())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -107,10 +108,11 @@ def rows_of(entry: dict[str, Any], dataset: Any, folder: Path) -> list[list[Any]
     return rows
 
 
-def _serve(folder: str) -> None:
+def _serve(folder: str, around: str) -> None:
     """Until the other end is closed. What executors print goes to the error stream, never among the entries."""
     from nodes.agent import runner
 
+    surroundings.settle(surroundings.Surroundings(**json.loads(around)))
     entries = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
@@ -120,4 +122,4 @@ def _serve(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

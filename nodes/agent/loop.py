@@ -21,6 +21,7 @@ from nodes.agent.config import AgentConfig
 from nodes.agent.configuration import Store, Sync
 from nodes.agent.direct import Direct
 from nodes.agent.health import Sampler, Tally
+from nodes.agent.inputs import Inputs
 from nodes.agent.outbox import Outbox
 from nodes.agent.sender import Sender
 from nodes.agent.vitals import Vitals
@@ -36,6 +37,8 @@ T = TypeVar("T")
 BUNDLE_SECONDS = 0.02
 """Shards so short that several of them take no longer than this go to a worker in one trip."""
 PACE = 0.3
+GONE = (404, 409)
+"""Refusals that say that an allocation is not ours any more."""
 WATCH_SECONDS = 1.0
 END_SECONDS = 5.0
 READ_SECONDS = 5.0
@@ -54,16 +57,25 @@ class Work:
     timeout: float
     start: int
     items: list[Any]
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What its items remember, by item_key."""
+    input: str = ""
+    """The file with the rows that it works over, where it has any."""
+    run: int = 0
+    """As the parent numbers it."""
     alone: bool = False
     """Not in a bundle any more: one that it was in has crashed or hung."""
 
     def shard(self) -> dict[str, Any]:
         return {
             "allocation": self.allocation,
+            "run": self.run,
             "type": self.type,
             "params": self.params,
             "start": self.start,
             "items": self.items,
+            "memory": self.memory,
+            "input": self.input,
         }
 
 
@@ -89,6 +101,8 @@ class Agent:
         self.draining = False
         self._queue: deque[Work] = deque()
         self._bundles: list[Bundle] = []
+        self._fetching: dict[int, asyncio.Task[None]] = {}
+        """Work whose input is still to come."""
         self._held: set[int] = set()
         self._progress: dict[int, int] = {}
         self._seconds: dict[str, float] = {}
@@ -103,6 +117,7 @@ class Agent:
         self._vitals = Vitals(config.data_dir)
         make = line or (partial(Link, config) if config.parent else NoLine)
         self._link: Line = make(self._hear, self._claim, self._greet)
+        self._inputs = Inputs(config.data_dir / "inputs", self._link)
         self.tally = Tally()
         self.sampler = Sampler(config.data_dir, resident=config.max_memory_mb > 0)
         self.direct = Direct(
@@ -124,6 +139,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())
+        self._inputs.open()
         if self._sync is not None:
             self._sync.open()
         self._sender.wake()
@@ -158,7 +174,7 @@ class Agent:
         self._link.taking = False
         self.direct.stop()  # nobody can fetch their results any more
         deadline = self._loop.time() + self.config.drain_seconds
-        await self._release([work.allocation for work in self._queue], "the node stops")
+        await self._release([*(work.allocation for work in self._queue), *self._fetching], "the node stops")
         await self._say_leaving()
         while self._bundles and (left := deadline - self._loop.time()) > 0:
             self._changed.clear()
@@ -238,6 +254,7 @@ class Agent:
         if "drain" in message:
             self.draining = bool(message["drain"])
         runs = message.get("runs") or {}
+        memories, inputs = message.get("memory") or {}, set(message.get("inputs") or ())
         late: list[int] = []
         offered: list[int] = []
         for allocation, run, start, _stop, _attempt, items in message.get("work") or []:
@@ -248,7 +265,13 @@ class Agent:
                 continue
             about = runs[str(run)]
             self._held.add(allocation)
-            self._queue.append(Work(allocation, about["type"], about["params"], about["timeout"], start, items))
+            memory = memories.get(str(allocation)) or {}
+            work = Work(allocation, about["type"], about["params"], about["timeout"], start, items, memory)
+            work.run = run
+            if allocation in inputs:
+                self._fetching[allocation] = asyncio.create_task(self._fetch(work))
+            else:
+                self._queue.append(work)
             if message.get("type") == "offer":
                 offered.append(allocation)
         self._sender.accept(offered)
@@ -256,8 +279,27 @@ class Agent:
             self._releasing = asyncio.create_task(self._release(late, "the node stops"))
         self._fill()
 
+    async def _fetch(self, work: Work) -> None:
+        """Brings what ``work`` needs to begin, then queues it."""
+        failure = ""
+        try:
+            work.input = await self._inputs.bring(work.allocation)
+        except Refused as error:
+            failure = "" if error.status in GONE else f"its input did not come: {error}"
+            if not failure:
+                self._held.discard(work.allocation)
+        except OSError as error:
+            failure = f"its input cannot be kept here: {error}"
+        self._fetching.pop(work.allocation, None)
+        if failure:
+            self._keep([{"allocation": work.allocation, "failure": {"kind": "error", "message": failure}}])
+        elif work.allocation in self._held:
+            self._queue.append(work)
+        self._fill()
+        self._changed.set()
+
     def _claim(self) -> Body:
-        free = max(self.capacity - self.active - len(self._queue), 0)
+        free = max(self.capacity - self.active - len(self._queue) - len(self._fetching), 0)
         return {"boot": self.boot, "slots": free, "held": sorted(self._held)}
 
     # Work is done
@@ -267,7 +309,10 @@ class Agent:
         # Before the first word of the parent the capacity is a guess.
         while self._greeted and self._queue and self.active < self.capacity:
             works = self._take()
-            bundle = Bundle(works, self._workers().start([work.shard() for work in works], self._patience(works)))
+            future = self._workers().start(
+                [work.shard() for work in works], self._patience(works), alone=works[0].alone
+            )
+            bundle = Bundle(works, future)
             self._bundles.append(bundle)
             bundle.future.add_done_callback(partial(self._call_finished, bundle))
 
@@ -296,7 +341,7 @@ class Agent:
 
             if self._pool is not None:
                 self._pool.close()
-            self._pool = Pool(self.capacity, str(self._outbox.folder), self._note_progress)
+            self._pool = Pool(self.capacity, str(self._outbox.folder), self._note_progress, self.config.surroundings)
         return self._pool
 
     def _note_progress(self, allocation: int, done: int) -> None:
@@ -347,10 +392,17 @@ class Agent:
             self._progress.pop(work.allocation, None)
         self._fill()  # first of all: a free slot costs more than a report a moment later
         if entries:
-            self.tally.add(entries)
-            self._outbox.put(entries)
-            self._sender.wake()
+            self._keep(entries)
+        if any(work.input for work in bundle.works):
+            again = [*self._queue, *(work for each in self._bundles for work in each.works)]
+            self._inputs.drop({work.allocation for work in bundle.works} - {work.allocation for work in again})
         self._changed.set()
+
+    def _keep(self, entries: Entries) -> None:
+        """Finished work, to be told of."""
+        self.tally.add(entries)
+        self._outbox.put(entries)
+        self._sender.wake()
 
     def _again(self, works: Iterable[Work]) -> None:
         for work in works:
@@ -387,9 +439,10 @@ class Agent:
                 self._pool.shorten(bundle.future, allocation, stop)
 
     def _drop(self, ids: Iterable[int]) -> None:
-        """Drops these allocations, whatever they are at; a running one's worker is killed."""
+        """Drops these allocations, whatever they are at; running ones end."""
         wanted = set(ids)
         self._held -= wanted
+        self._stop_fetching(wanted)
         self._queue = deque(work for work in self._queue if work.allocation not in wanted)
         self._outbox.drop(wanted)
         for bundle in self._bundles:
@@ -401,7 +454,14 @@ class Agent:
     def _running(self) -> list[int]:
         return [bundle.works[0].allocation for bundle in self._bundles]
 
+    def _stop_fetching(self, ids: Iterable[int]) -> None:
+        for allocation in ids:
+            if (task := self._fetching.pop(allocation, None)) is not None:
+                task.cancel()
+                self._inputs.drop([allocation])
+
     async def _release(self, ids: list[int], detail: str) -> None:
+        self._stop_fetching(ids)
         self._queue = deque(work for work in self._queue if work.allocation not in set(ids))
         self._held -= set(ids)
         if ids:

@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         raise FieldError("workers", f"{options.workers} is not from 1 to 1000")
     version, content = Store(_folder(options)).read()
     task = _task(options.task, content)
-    run = OfflineRun(task, content, options.out, options.workers)
+    run = OfflineRun(task, content, options.out, options.workers, load(options, served=True).surroundings)
     summary = run.run(version.number, _teller(options.json))
     if options.json:
         print(json.dumps({**summary, "folder": str(run.folder)}, indent=2))

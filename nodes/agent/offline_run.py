@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nodes import executors
-from nodes.executors.base import Dataset, item_key
+from nodes.executors.base import Dataset, Executor, item_key
 from nodes.protocol import FieldError
+from nodes.surroundings import Surroundings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +90,9 @@ class Parts:
 class OfflineRun:
     """One run of ``task`` (as the configuration has it) by ``workers`` processes, into a new folder below ``out``."""
 
-    def __init__(self, task: dict[str, Any], content: dict[str, Any], out: Path, workers: int) -> None:
+    def __init__(
+        self, task: dict[str, Any], content: dict[str, Any], out: Path, workers: int, around: Surroundings
+    ) -> None:
         self.task = task
         self.type: str = task["type"]
         if self.type not in executors.runnable():
@@ -98,8 +101,14 @@ class OfflineRun:
             )
         executor = executors.get(self.type)
         self.params = executor.check(executor.merged(content["settings"].get(self.type, {}), task["params"]))
-        self.items = _items(task, content["sources"])
+        self.items = executor.begin(_items(task, content["sources"], executor), self.params)
+        if executor.expected(self.items, self.params) not in (None, len(self.items)):
+            raise FieldError("params", f"{self.type} as asked for is planned by a parent as it goes: run it there")
+        self._most = executor.most_items(self.params)
+        self._grows = executor.grows
+        self._seen = {item_key(item) for item in self.items}
         self.workers = workers
+        self.around = around
         self.outcome = Outcome()
         stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S")
         self.folder = _new_folder(out, f"{re.sub(r'[^A-Za-z0-9_-]+', '-', task['name']).strip('-') or 'task'}-{stamp}")
@@ -117,7 +126,7 @@ class OfflineRun:
         began = time.monotonic()
         started = dt.datetime.now(dt.UTC)
         with TemporaryDirectory(prefix=".work-", dir=self.folder) as segments:
-            pool = Pool(self.workers, segments, lambda _allocation, _done: None)
+            pool = Pool(self.workers, segments, lambda _allocation, _done: None, self.around)
             try:
                 while self._queue or self._later or self._busy:
                     self._fill(pool)
@@ -172,8 +181,19 @@ class OfflineRun:
         for first, stop, rows in entry["ranges"]:
             self.outcome.done += stop - first
             self.outcome.rows += rows
+        for _, outcome in entry.get("outcomes") or ():
+            self._found(outcome.get("found") or ())
         for index, message, retry in entry["errors"]:
             self._failed(Shard(index, [shard.items[index - shard.start]], shard.attempt), message, retry)
+
+    def _found(self, items: Iterable[Any]) -> None:
+        """Further items of this run, each once."""
+        for item in items:
+            room = self._most is None or len(self.items) < self._most
+            if room and self._grows and item_key(item) not in self._seen:
+                self._seen.add(item_key(item))
+                self._queue.append(Shard(len(self.items), [item]))
+                self.items.append(item)
 
     def _lost(self, shard: Shard, message: str) -> None:
         """Nothing of it is known. One item alone counts an attempt; of several each is tried alone, to find which."""
@@ -217,11 +237,19 @@ class OfflineRun:
         return summary
 
 
-def _items(task: dict[str, Any], sources: list[dict[str, Any]]) -> list[Any]:
+def _items(task: dict[str, Any], sources: list[dict[str, Any]], executor: type[Executor]) -> list[Any]:
+    if task.get("items_column"):
+        raise FieldError("items_column", f"task {task['name']!r} goes through a table of the parent's: run it there")
     items = task["items"] or [source["key"] for source in sources if source["kind"] == task["source_kind"]]
-    if not items:
+    if not items and not executor.items_optional:
         raise FieldError("items", f"task {task['name']!r} has none, and there is no active source of its kind")
-    return list(items)
+    known = {each["key"]: each for each in sources if each["kind"] == executor.source_kind and each["address"]}
+    return [
+        executor.resolve(item, known[item]["address"], known[item]["name"])
+        if isinstance(item, str) and item in known
+        else item
+        for item in items
+    ]
 
 
 def _new_folder(out: Path, name: str) -> Path:

@@ -1,75 +1,41 @@
-"""Worker processes: a bundle in, a future out. A crash, a time-out or a cancel costs one worker and one bundle.
+"""Worker processes: a bundle in, a future out. A crash, a time-out or a cancel costs one bundle and no other.
 
-Our own and not a library's, because the one that fits (time-outs and kills per task) has a licence that does not.
+What computes has a process of its own, which is killed where it must end. What waits (``Executor.waits``) shares one
+with others, each in a thread; a thread cannot be killed, so there the bundle ends, its worker drops what still comes of
+it and takes nothing new until the thread has ended, too. The pool is our own and not a library's, because the one that
+fits (time-outs and kills per task) has a licence that does not.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 import multiprocessing
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
-from typing import Any
 
-from nodes.agent import runner
+from nodes import executors
+from nodes.agent import runner, serving
+from nodes.agent.workers import Cancelled, Crashed, Entries, Task, TimedOut, Worker
 from nodes.surroundings import Surroundings
 
-logger = logging.getLogger(__name__)
-
-Entries = list[dict[str, Any]]
+__all__ = ["Cancelled", "Crashed", "Entries", "Pool", "Task", "TimedOut"]
 
 DEFAULT = Surroundings()
 HIRE_WAITS = (0.0, 0.05, 0.2, 0.5)
 END_SECONDS = 5.0
-IDLE_SECONDS = 60.0
-"""A worker that has loaded pandas holds 100 MB; one without work for so long gives them back."""
-
-
-class Crashed(Exception):
-    """The worker died in the middle of the bundle."""
-
-
-class TimedOut(Exception):
-    """The bundle took longer than it may; its worker was killed."""
-
-
-class Cancelled(Exception):
-    """The bundle was cancelled; its worker was killed."""
-
-
-class Task(Future[Entries]):
-    """A bundle on its way through the pool. Unlike other futures, a running one can be cancelled: that kills."""
-
-    def __init__(self, pool: Pool, bundle: list[runner.Shard], timeout: float) -> None:
-        super().__init__()
-        self.bundle = bundle
-        self.timeout = timeout
-        self._pool = pool
-
-    def cancel(self) -> bool:
-        return self._pool.kill(self)
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    process: Any
-    pipe: connection.Connection
-    task: Task | None = None
-    deadline: float = 0.0
-    """When its bundle must be done or, while it has none, when it ends."""
-    verdict: Exception | None = None
-    """Why it was killed; None for one that dies by itself."""
+ANSWER_SECONDS = 1.5
+"""A worker with threads that does not say within so long that it has dropped a bundle is stuck, by one of them."""
+LATE_SECONDS = 300.0
+"""Longer than any fetch: a dropped bundle whose thread still runs will go on for ever."""
 
 
 class Pool:
-    """``size`` workers, started with the first bundles. ``progress`` is called from a thread: (allocation, items done).
+    """At most ``size`` bundles that compute at a time, and as many that wait. Workers are started with the first
+    bundles. ``progress`` is called from a thread: (allocation, items done).
 
     Workers come from a fork server, which is small and has no threads: forking the agent itself, with its threads
     and sockets, could copy a held lock. One thread waits for all of them.
@@ -87,52 +53,59 @@ class Pool:
         self._outbox = outbox
         self._progress = progress
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["nodes.agent.runner"])
+        self._context.set_forkserver_preload(["nodes.agent.serving"])
         _start_fork_server()
         self._turn = threading.Lock()
-        self._waiting: deque[Task] = deque()
-        self._workers: list[_Worker] = []
-        self._closed = False
+        self._queue: list[Task] = []
+        self._workers: list[Worker] = []
+        self._closed = self._stopped = False
+        self._due = math.inf
+        """Until then the keeper sleeps unless it hears something."""
         self._heard, self._wake = self._context.Pipe(duplex=False)
         self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
         self._keeper.start()
 
-    def start(self, bundle: list[runner.Shard], timeout: float) -> Task:
-        """Runs ``bundle`` for at most ``timeout`` seconds. The future ends in entries, Crashed, TimedOut or Cancelled.
+    def start(self, bundle: list[runner.Shard], timeout: float, *, alone: bool = False) -> Task:
+        """Runs ``bundle``, shards of one type, for at most ``timeout`` seconds. The future ends in entries, Crashed,
+        TimedOut or Cancelled. ``alone``: in a process of its own, whatever its type.
 
-        Cancelling the future kills the worker.
+        Cancelling the future ends it; what it would still bring is dropped.
         """
-        task = Task(self, bundle, timeout)
+        task = Task(self, bundle, timeout, threads=not alone and _waits(bundle[0]["type"]))
         with self._turn:
             if self._closed:
                 raise RuntimeError("the pool is closed")
-            idle = next((worker for worker in self._workers if worker.task is None and worker.verdict is None), None)
             # Straight to a worker that waits: a trip through the keeper would cost a thread's switch.
-            if idle is None or self._waiting or not self._give(idle, task):
-                self._waiting.append(task)
-        self._nudge()
+            queued = bool(self._queue) or not self._give(task)
+            if queued:
+                self._queue.append(task)
+            sooner = task.deadline < self._due
+        if queued or sooner:
+            self._nudge()
         return task
 
     def kill(self, task: Task) -> bool:
         """Ends ``task``, wherever it is, as Cancelled; False when it has ended."""
         with self._turn:
-            if task in self._waiting:
-                self._waiting.remove(task)
-                task.set_exception(Cancelled())
+            if task in self._queue:
+                self._queue.remove(task)
+            elif worker := self._worker_of(task):
+                self._end_early(worker, task, Cancelled())
+                self._nudge()  # the keeper may wait for longer than the worker may take to answer
                 return True
-            for worker in self._workers:
-                if worker.task is task:
-                    _kill(worker, Cancelled())
-                    return True
-        return False
+            else:
+                return False
+        task.set_exception(Cancelled())
+        return True
 
     def shorten(self, task: Task, allocation: int, stop: int) -> None:
         """Asks the worker that runs ``task`` to end ``allocation`` before its item number ``stop``."""
         with self._turn:
-            worker = next((each for each in self._workers if each.task is task and each.verdict is None), None)
-            if worker is not None:
+            task.stops[allocation] = stop
+            worker = self._worker_of(task)
+            if worker is not None and worker.verdict is None:
                 with suppress(OSError):  # it has just died
-                    worker.pipe.send((allocation, stop))
+                    worker.send(("shorten", task.number, allocation, stop))
 
     def close(self) -> None:
         """Takes no more work; what was given is finished, then the workers end. Returns at once."""
@@ -143,11 +116,12 @@ class Pool:
     def stop(self) -> None:
         """Ends all workers now."""
         with self._turn:
-            self._closed = True
-            while self._waiting:
-                self._waiting.popleft().set_exception(Cancelled())
+            self._closed = self._stopped = True
+            queue, self._queue = self._queue, []
             for worker in self._workers:
-                _kill(worker, Cancelled())
+                worker.kill(Cancelled())
+        for task in queue:
+            task.set_exception(Cancelled())
         self._nudge()
         self._keeper.join(END_SECONDS)
 
@@ -155,16 +129,21 @@ class Pool:
         with suppress(OSError):  # the keeper has ended
             self._wake.send_bytes(b".")
 
+    def _worker_of(self, task: Task) -> Worker | None:
+        return next((worker for worker in self._workers if worker.running.get(task.number) is task), None)
+
+    # The keeper
+
     def _keep(self) -> None:
         """Until closed and empty: start workers, hand out, hear results, find the dead, enforce time-outs."""
         while True:
+            self._hand_out()
             with self._turn:
-                self._hand_out()
-                if self._closed and not any(worker.task for worker in self._workers):
+                if self._closed and not self._queue and not any(worker.running for worker in self._workers):
                     break
-                deadlines = [worker.deadline for worker in self._workers]
+                self._due = min((worker.due for worker in self._workers), default=math.inf)
                 pipes = {worker.pipe: worker for worker in self._workers}
-            left = max(min(deadlines) - time.monotonic(), 0) if deadlines else None
+            left = None if self._due == math.inf else max(self._due - time.monotonic(), 0)
             for ready in connection.wait([self._heard, *pipes], left):
                 if ready is self._heard:
                     while self._heard.poll():
@@ -174,90 +153,152 @@ class Pool:
             with self._turn:
                 now = time.monotonic()
                 for worker in self._workers:
-                    if worker.verdict is None and now >= worker.deadline:
-                        _kill(worker, TimedOut() if worker.task else Cancelled())
+                    if now >= worker.due:
+                        self._overdue(worker, now)
         for worker in self._workers:
-            _kill(worker, Cancelled())
-            worker.process.join(END_SECONDS)
-            worker.pipe.close()
+            worker.kill(Cancelled())
+            worker.bury(END_SECONDS)
         self._heard.close()
         self._wake.close()
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            idle = next((worker for worker in self._workers if worker.task is None and worker.verdict is None), None)
-            if idle is None:
-                if len(self._workers) >= self.size:
-                    return
+        """What is queued, to whoever has room; starts the workers that it takes."""
+        failed: list[tuple[Task, Exception]] = []
+        if not self._queue:  # mostly; who appends to it wakes the keeper
+            return
+        with self._turn:
+            for task in list(self._queue):
                 try:
-                    idle = self._hire()
-                except (OSError, EOFError) as error:  # no memory, say
-                    _end(self._waiting.popleft(), RuntimeError(f"no worker could be started: {error}"))
-                    continue
-            if self._give(idle, self._waiting[0]):
-                self._waiting.popleft()
+                    if not self._give(task) and not (self._may_hire(task) and self._hire(task) and self._give(task)):
+                        continue
+                except Exception as error:  # no memory, say
+                    failed.append((task, error))
+                self._queue.remove(task)
+        for task, reason in failed:
+            task.set_exception(RuntimeError(f"no worker could be started: {reason}"))
 
-    def _hire(self) -> _Worker:
+    def _give(self, task: Task) -> bool:
+        """To a worker with room for it, if there is one."""
+        if task.threads and self._waiting() >= self.size:
+            return False
+        for worker in self._workers:
+            if worker.has_room(task):
+                try:
+                    worker.give(task)
+                    return True
+                except OSError:
+                    # It died while it had nothing to do; the keeper hears of it, and another one gets the bundle.
+                    worker.verdict = Crashed()
+        return False
+
+    def _waiting(self) -> int:
+        """Bundles in threads."""
+        return sum(len(worker.running) for worker in self._workers if worker.threads)
+
+    def _may_hire(self, task: Task) -> bool:
+        if task.threads:
+            return self._waiting() < self.size
+        return sum(not worker.threads for worker in self._workers) < self.size
+
+    def _hire(self, task: Task) -> Worker:
         for wait in HIRE_WAITS:
             with suppress(OSError, EOFError):
-                return self._new_worker()
+                return self._new_worker(task.threads)
             # Somebody killed the fork server, which shows only now. Until it is quite dead, it counts as running.
             time.sleep(wait)
             with suppress(OSError, EOFError):
                 _start_fork_server()
-        return self._new_worker()
+        return self._new_worker(task.threads)
 
-    def _new_worker(self) -> _Worker:
+    def _new_worker(self, threads: bool) -> Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=runner.serve, args=(theirs, self._outbox, self._around), daemon=True)
+        life = serving.serve_threads if threads else serving.serve
+        process = self._context.Process(target=life, args=(theirs, self._outbox, self._around), daemon=True)
         process.start()
         theirs.close()
-        worker = _Worker(process, ours, deadline=time.monotonic() + IDLE_SECONDS)
+        worker = Worker(process, ours, threads)
         self._workers.append(worker)
         return worker
 
-    def _give(self, worker: _Worker, task: Task) -> bool:
+    def _hear(self, worker: Worker) -> None:
+        """A result, a progress, a bundle dropped, or the end of a worker."""
         try:
-            worker.pipe.send(task.bundle)
-        except OSError:
-            # It died while it had nothing to do; the keeper hears of it, and another one gets the bundle.
-            worker.verdict = Crashed()
-            return False
-        worker.task = task
-        worker.deadline = time.monotonic() + task.timeout
-        return True
-
-    def _hear(self, worker: _Worker) -> None:
-        """A result, a progress, or the end of a worker."""
-        try:
-            message = worker.pipe.recv()
+            verb, number, *rest = worker.pipe.recv()
         except (EOFError, OSError):
             self._bury(worker)
             return
-        if isinstance(message, tuple):
-            self._progress(*message)
+        except Exception as error:  # a result with something of a module in it that only the worker has
+            with self._turn:
+                worker.kill(Crashed(f"what it sent cannot be read: {error}"))
+            return
+        if verb == "progress":
+            if number in worker.running:  # it may come from a thread that should have ended
+                self._progress(*rest)
             return
         with self._turn:
-            task, worker.task = worker.task, None
-            worker.deadline = time.monotonic() + IDLE_SECONDS
-            self._hand_out()
+            task = worker.let_go(number)
+            if verb == "dropped":
+                worker.late.add(number)
+                worker.late_until = min(worker.late_until, time.monotonic() + LATE_SECONDS)
+            if worker.late and not worker.running:
+                worker.kill(Cancelled())
         if task is not None:
-            _end(task, message)
+            # A result that was on its way when its time ran out is as good as any.
+            _end(task, rest[0] if verb == "done" else task.verdict or Cancelled())
 
-    def _bury(self, worker: _Worker) -> None:
-        worker.process.join(END_SECONDS)
+    def _bury(self, worker: Worker) -> None:
+        """Of a dead one: its bundles end. Where several were at work, nobody can say which of them it was: each of them
+        runs again, in a process of its own, and so the blame falls on the right one. So does one that is left of a
+        process which was killed because of another."""
+        with self._turn:
+            worker.gone = True
+        unsent = worker.bury(END_SECONDS)
+        ended: list[tuple[Task, Exception]] = []
         with self._turn:
             self._workers.remove(worker)
-            task = worker.task
-        worker.pipe.close()
-        if task is not None:
-            _end(task, worker.verdict or Crashed(f"the worker process died ({_how(worker.process.exitcode)})"))
+            for task in worker.running.values():
+                verdict = task.verdict or worker.verdict
+                for_another = worker.threads and worker.verdict is not None and task.verdict is None
+                if self._stopped or isinstance(verdict, Cancelled):
+                    ended.append((task, Cancelled()))
+                elif worker.shared or for_another or task.number in unsent:
+                    task.verdict = None
+                    task.threads = task.number in unsent
+                    self._queue.append(task)
+                else:
+                    ended.append((task, verdict or Crashed(f"the worker process died ({worker.cause})")))
+        for task, reason in ended:
+            task.set_exception(reason)
+
+    def _overdue(self, worker: Worker, now: float) -> None:
+        if not worker.running:
+            worker.kill(Cancelled())
+        elif now >= worker.late_until:
+            worker.kill(Crashed("a thread in it does not end"))
+        for task in worker.running.values():
+            if now >= task.deadline:
+                if task.verdict is None:
+                    self._end_early(worker, task, TimedOut())
+                else:
+                    worker.kill(Crashed("it does not answer"))
+
+    def _end_early(self, worker: Worker, task: Task, verdict: Exception) -> None:
+        """Kills the worker where that ends nothing else, otherwise tells it to drop the bundle."""
+        asked = task.verdict is not None
+        if not asked or isinstance(verdict, Cancelled):
+            task.verdict = verdict
+        if not worker.shared:
+            worker.kill(verdict)
+        elif not asked:
+            task.deadline = time.monotonic() + ANSWER_SECONDS
+            worker.send(("drop", task.number))
 
 
-def _kill(worker: _Worker, verdict: Exception) -> None:
-    """SIGKILL, since workers do not end by SIGTERM (see ``runner.serve``). The keeper hears of the death."""
-    worker.verdict = worker.verdict or verdict
-    worker.process.kill()
+def _waits(task_type: str) -> bool:
+    try:
+        return executors.get(task_type).waits
+    except Exception:  # the worker will say what is wrong with it
+        return False
 
 
 def _end(task: Task, outcome: Entries | Exception) -> None:
@@ -276,9 +317,3 @@ def _start_fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _how(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"signal {-exitcode}"
-    return f"exit status {exitcode}"

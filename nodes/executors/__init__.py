@@ -9,10 +9,15 @@ from nodes.executors.base import Executor
 from nodes.protocol import FieldError
 
 EXECUTORS = {
+    "analysis": "nodes.executors.analysis:Analysis",
+    "backtest": "nodes.executors.backtest:Backtest",
+    "crawl": "nodes.executors.crawl:Crawl",
+    "custom": "nodes.executors.custom:Custom",
     "data_import": "nodes.executors.data_import:DataImport",
     "echo": "nodes.executors.echo:Echo",
     "external": "nodes.executors.external:External",
     "feed_update": "nodes.executors.feed_update:FeedUpdate",
+    "optimization": "nodes.executors.optimization:Optimization",
 }
 OUTSIDE = frozenset({"external"})
 """Types that only clients with code of their own run; named here so that an agent need not import them to know."""

@@ -1,4 +1,4 @@
-"""Rows that claim to be bars: what cannot be one is kept out, what is repeated comes once. Imports numpy: for workers."""
+"""Rows that claim to be bars: what cannot be one is kept out, repetitions come once. Imports numpy: for workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def valid(symbol: str, bars: pd.DataFrame) -> pd.DataFrame:
     Comparisons are exact: a bar is wrong by a rounding error only if its source says so.
     Raises ItemFailed where none is left.
     """
-    bars = bars.astype({"datetime": "datetime64[us]"} | dict.fromkeys((*PRICES, "volume"), "float64"))
+    kinds = {"datetime": "datetime64[us]"} | dict.fromkeys((*PRICES, "volume"), "float64")
+    # A conversion that has nothing to convert takes as long as everything below.
+    others = {name: kind for name, kind in kinds.items() if bars[name].dtype != kind}
+    bars = bars.astype(others) if others else bars
     dates = bars["datetime"].to_numpy()
     first, last = np.datetime64("0001-01-01"), np.datetime64("9999-12-31T23:59:59.999999")
     opening, high, low, close = (bars[name].to_numpy() for name in PRICES)
@@ -29,7 +32,7 @@ def valid(symbol: str, bars: pd.DataFrame) -> pd.DataFrame:
     faults: dict[str, NDArray[Any]] = {
         "no date": np.isnat(dates),
         "a year outside 1 to 9999": (dates < first) | (dates > last),
-        "a price that is missing or not finite": ~np.isfinite(bars[list(PRICES)].to_numpy()).all(axis=1),
+        "a price that is missing or not finite": ~np.logical_and.reduce(np.isfinite([opening, high, low, close])),
         "high below low": high < low,
         "open outside low to high": (opening < low) | (opening > high),
         "close outside low to high": (close < low) | (close > high),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nodes import providers
-from nodes.executors.base import REQUIRED, Executor, Item, ItemFailed, Param, Reading, check_params, shown
+from nodes.executors.base import REQUIRED, Executor, Item, ItemFailed, Param, Reading, Variant, check_params, shown
 from nodes.protocol import FieldError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class OverBars(Executor):
     """
 
     source: ClassVar[Param]
+    item_form = 'A symbol such as AAPL, or {"symbol": "AAPL", "start_date": "2020-01-01", "end_date": "2020-12-31"}.'
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__(params)
@@ -61,6 +62,13 @@ class OverBars(Executor):
             raise FieldError("params.end_date", f"{end} is before start_date, {start}")
         provider.check(checked)
         return checked
+
+    @classmethod
+    def variants(cls) -> Sequence[Variant]:
+        return [
+            Variant("source", name, providers.get(name).params, choices={"freq": providers.get(name).freqs})
+            for name in cls.source.choices or ()
+        ]
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:

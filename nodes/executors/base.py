@@ -65,6 +65,25 @@ FOUND_LIMIT = 2_000
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast the items of a run that share a key may be run, by all nodes together: ``per_second``, in ``lanes``
+    shards at a time. ``template`` makes the key (``dispatch.rates``): host:{host}.
+
+    The parent gives out no shard more, and none within ``spacing`` seconds after the end of the one whose lane it
+    takes; the executor leaves ``spacing`` seconds between the items of its shard. So in any t seconds at most lanes +
+    per_second * t items of a key begin, however long messages take.
+    """
+
+    template: str
+    per_second: float
+    lanes: int = 1
+
+    @property
+    def spacing(self) -> float:
+        return self.lanes / self.per_second
+
+
+@dataclass(frozen=True)
 class Column:
     """One column: ``type`` is one of string, int64, float64, bool, timestamp (naive, microseconds), json (as text)."""
 
@@ -147,6 +166,20 @@ class Param:
         if self.maximum is not None and value > self.maximum:
             raise FieldError(field, f"{shown(value)} is above the most allowed, {self.maximum}")
         return value
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Parameters that there are only where the parameter ``by`` says ``value``: beside it, or in the object ``within``.
+
+    ``choices``: what other parameters may be there, by name.
+    """
+
+    by: str
+    value: str
+    params: tuple[Param, ...]
+    within: str = ""
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def shown(value: Any) -> str:
@@ -271,6 +304,8 @@ class Executor(ABC):
     title: ClassVar[str]
     """One line for lists."""
     params: ClassVar[tuple[Param, ...]] = ()
+    item_form: ClassVar[str] = "A text, a number, or an object of plain values."
+    """What its items look like, for people; ``check_item`` decides."""
     dataset: ClassVar[Dataset]
     waits: ClassVar[bool] = False
     """It waits, for a network mostly: its shards run as threads, many at once in one worker process. Others compute:
@@ -279,6 +314,8 @@ class Executor(ABC):
     """Its items have a memory (``Outcome.memory``), which comes with them wherever they are run next."""
     grows: ClassVar[bool] = False
     """Its items may find further ones (``Outcome.found``)."""
+    items_optional: ClassVar[bool] = False
+    """A run may be submitted without items: ``begin`` makes them of the params."""
     source_kind: ClassVar[str] = ""
     """Kind of the sources that an item may name by key; ``resolve`` gives it what the source says."""
     reductions: ClassVar[Mapping[str, str]] = {}
@@ -288,6 +325,8 @@ class Executor(ABC):
     """By item_key, what the items of this shard remember; set before the first ``run``."""
     input: str = ""
     """File with the rows that ``reads`` asked for (Arrow IPC); set before the first ``run``."""
+    run_id: int = 0
+    """The run that this shard belongs to, 0 where there is none: what was read for it may be kept for its other shards."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.given = params
@@ -296,6 +335,11 @@ class Executor(ABC):
     def check(cls, params: Mapping[str, Any]) -> dict[str, Any]:
         """The checked parameters; overridden where one parameter decides which others exist. Raises FieldError."""
         return check_params(cls.params, params)
+
+    @classmethod
+    def variants(cls) -> Sequence[Variant]:
+        """What further parameters ``check`` knows, by the value of one of them; for help and schemas."""
+        return ()
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,6 +378,12 @@ class Executor(ABC):
     @classmethod
     def most_items(cls, params: Mapping[str, Any]) -> int | None:
         """So many items a run that grows may have; what is found beyond is dropped."""
+        return None
+
+    @classmethod
+    def pace(cls, params: Mapping[str, Any]) -> Pace | None:
+        """How fast a run's items may be run, where the run itself says so; its ``rate_key`` is of that template, unless
+        it names another with the same places. Rate limits that operators set for the key hold as well."""
         return None
 
     @classmethod

@@ -83,8 +83,9 @@ def to_table(dataset: Dataset, rows: Rows) -> pa.Table:
     target = schema(dataset)
     if rows is None:
         return target.empty_table()
-    pandas = sys.modules.get("pandas")
-    if pandas is not None and isinstance(rows, pandas.DataFrame):
+    # While another thread is importing pandas, there is no DataFrame yet.
+    frame = getattr(sys.modules.get("pandas"), "DataFrame", None)
+    if frame is not None and isinstance(rows, frame):
         names = list(rows.columns)
     elif isinstance(rows, pa.Table | pa.RecordBatch):
         names = rows.schema.names

@@ -9,9 +9,12 @@ from nodes.protocol import FieldError
 from nodes.providers.base import Provider
 
 PROVIDERS = {
+    "akshare": "nodes.providers.akshare:AkShare",
     "files": "nodes.providers.files:Files",
     "sample": "nodes.providers.sample:Sample",
     "store": "nodes.providers.store:Store",
+    "tdx": "nodes.providers.tdx:Tdx",
+    "yfinance": "nodes.providers.yfinance:YFinance",
 }
 
 

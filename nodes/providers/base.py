@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+COLUMNS = ("datetime", "open", "high", "low", "close", "volume")
+
+
 class Provider(ABC):
     """Bars by symbol. One instance serves one shard, so that a file read once serves all its items."""
 
@@ -47,6 +50,14 @@ class Provider(ABC):
     def span(self, symbol: str) -> tuple[dt.date, dt.date] | None:
         """First and last date of ``symbol`` where that is known without reading all its bars (no pandas here)."""
         return None
+
+
+def nothing() -> pd.DataFrame:
+    """No bars, of the right types."""
+    import pandas as pd
+
+    columns = {"datetime": pd.Series(dtype="datetime64[us]")}
+    return pd.DataFrame(columns | {name: pd.Series(dtype="float64") for name in COLUMNS[1:]})
 
 
 def between(bars: pd.DataFrame, start: dt.date | None, end: dt.date | None) -> pd.DataFrame:

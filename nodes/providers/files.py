@@ -6,6 +6,7 @@ From top to bottom: which sources hold a symbol, and how their bytes are fetched
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import errno
 import glob
@@ -17,26 +18,24 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+from nodes.addresses import named
 from nodes.executors.base import ItemFailed, Param, shown
+from nodes.fetching import Fetcher, FetchFailed, Limits, TooLarge
 from nodes.protocol import FieldError
 from nodes.providers.base import Provider, between
 from nodes.providers.tables import FREQS, MEBIBYTE, Layout, check_layout, check_size
 
 if TYPE_CHECKING:
     import pandas as pd
-    import requests
 
     Tables = dict[str, pd.DataFrame]
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 """What a folder's files are called after the symbol."""
-TIMEOUT = (10.0, 30.0)
-"""Seconds to connect, and between two pieces of an answer; the shard's own time-out bounds the whole."""
-REDIRECTS_LIMIT = 5
-PASSING_STATUS = {408, 425, 429}
-"""HTTP answers below 500 that another attempt may turn into a good one."""
+SECONDS = 3600.0
+"""For one file by address; the shard's own time-out ends it before, as a rule."""
 PASSING_ERRNO = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EHOSTDOWN}
 """What a mounted disk answers while it is away."""
 
@@ -78,7 +77,7 @@ class Files(Provider):
         # What an address answers may change, so it is kept for this shard only.
         self._last: dict[tuple[Any, ...], Tables] = {} if self._remote else _LAST
         self._matched: dict[str, list[Path]] | None = None
-        self._session: requests.Session | None = None
+        self._fetcher = Fetcher(Limits(max_bytes=self._limit, seconds=SECONDS))
 
     @classmethod
     def check(cls, params: Mapping[str, Any]) -> None:
@@ -207,27 +206,14 @@ class Files(Provider):
         return content
 
     def _download(self, address: str) -> bytes:
-        import requests
-
-        if self._session is None:
-            self._session = requests.Session()
-            self._session.max_redirects = REDIRECTS_LIMIT
-            self._session.headers["User-Agent"] = "cascade"
-        content = bytearray()
+        plain, headers = _without_password(address)
         try:
-            with self._session.get(address, stream=True, timeout=TIMEOUT) as answer:
-                status = answer.status_code
-                if status != 200:
-                    passing = status >= 500 or status in PASSING_STATUS
-                    raise ItemFailed(f"{_named(address)} answered {status} {answer.reason}", retry=passing)
-                for piece in answer.iter_content(64 * 1024):
-                    content += piece
-                    self._check_size(address, len(content))
-        except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:
-            raise ItemFailed(f"{_named(address)} cannot be fetched: {_cause(error)}") from None
-        except requests.RequestException as error:
-            raise ItemFailed(f"{_named(address)} cannot be fetched: {_cause(error)}", retry=True) from None
-        return bytes(content)
+            return self._fetcher.get(plain, headers).content
+        except TooLarge:
+            self._check_size(address, self._limit + 1)
+            raise
+        except FetchFailed as error:
+            raise ItemFailed(str(error), retry=error.retry) from None
 
     def _check_size(self, source: str, size: int) -> None:
         check_size(_named(source), size, self.given["max_mb"])
@@ -270,6 +256,16 @@ def _check_path(path: str, many: bool) -> None:
         raise FieldError("params.path", f"{shown(path)} has no {{symbol}} and no symbol_column is given")
 
 
+def _without_password(address: str) -> tuple[str, dict[str, str]]:
+    """``address`` and the headers that say what stood before its host."""
+    parts = urlsplit(address)
+    before, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return address, {}
+    secret = base64.b64encode(unquote(before).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {secret}"}
+
+
 def _matches(pattern: str) -> list[Path]:
     found = glob.glob(str(Path(pattern).expanduser()), recursive=True)
     return [path for path in map(Path, sorted(found)) if path.is_file()]
@@ -282,24 +278,10 @@ def _stem(file: Path) -> str:
 
 
 def _named(source: str) -> str:
-    """``source`` as messages show it: passwords and keys stand before the host and behind the path."""
-    if not _is_address(source):
-        return source
-    parts = urlsplit(source)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return named(source) if _is_address(source) else source
 
 
 def _unreadable(source: str, error: OSError | ValueError) -> ItemFailed:
     passing = isinstance(error, OSError) and error.errno in PASSING_ERRNO
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return ItemFailed(f"{_named(source)} cannot be read: {reason}", retry=passing)
-
-
-def _cause(error: BaseException) -> str:
-    """The system's reason at the bottom of ``error``, else its class in words; requests' own texts show the address."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
-    inner: BaseException | None = error
-    while inner is not None:
-        words = getattr(inner, "strerror", None) or words
-        inner = inner.__cause__ or inner.__context__
-    return words

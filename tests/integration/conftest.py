@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from django.test import Client
 
 from api import overview as overviews
 from tests.integration.factory import Clock
+from tests.integration.kinds import registered
 from tests.integration.native import Api
 
 
@@ -50,3 +52,10 @@ def folder(settings: Any, tmp_path: Path) -> Path:
     """Results and spool of this test alone."""
     settings.CASCADE = settings.CASCADE.model_copy(update={"data_dir": tmp_path})
     return tmp_path
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The task types of ``kinds``."""
+    with registered(monkeypatch):
+        yield

@@ -73,8 +73,8 @@ def test_preferred_nodes_are_filled_first_and_the_others_take_the_rest() -> None
 
 
 def test_a_feed_with_a_quota_goes_to_its_node_first_and_elsewhere_when_that_is_full() -> None:
-    child("big", 9, types=["feed_update"])
-    home = child("home", 5, "feed_update[mp_id_1]=2", types=["feed_update"])
+    child("big", 9, types=["feed_update"], dialect="cascade")
+    home = child("home", 5, "feed_update[mp_id_1]=2", types=["feed_update"], dialect="cascade")
     run = submit(["mp_id_2", "mp_id_1", "mp_id_1", "mp_id_1", "mp_id_3"], type="feed_update")
     dispatch()
     by_item = {each.start: (each.node_id, each.reason) for each in Allocation.objects.all()}
@@ -87,8 +87,8 @@ def test_a_feed_with_a_quota_goes_to_its_node_first_and_elsewhere_when_that_is_f
 
 @pytest.mark.parametrize("trouble", ["full", "gone", "overloaded"])
 def test_a_quota_of_a_node_that_cannot_take_it_strands_nothing(trouble: str) -> None:
-    home = child("home", 1, "feed_update[mp_id_1]=1", types=["feed_update"], max_cpu=50)
-    other = child("other", 1, types=["feed_update"])
+    home = child("home", 1, "feed_update[mp_id_1]=1", types=["feed_update"], max_cpu=50, dialect="cascade")
+    other = child("other", 1, types=["feed_update"], dialect="cascade")
     if trouble == "full":
         registry.drain(other.id)
         submit(["mp_id_9"], type="feed_update")

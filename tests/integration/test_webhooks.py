@@ -19,7 +19,9 @@ from django.utils import timezone
 
 from dispatch import lifecycle, schedule, synclog, webhooks
 from dispatch.models import Delivery, Run, Source, SyncLog, Task
+from nodes import surroundings
 from nodes.protocol import FieldError, NotFound
+from nodes.surroundings import Surroundings
 from nodes.transactions import write
 from tests.integration.factory import Clock, assert_partition, child, dispatch, done, partly, save, saver
 
@@ -262,6 +264,28 @@ def test_nobody_there_is_tried_again_and_the_record_holds_no_token(caplog: pytes
     assert (delivery.state, delivery.error) == ("waiting", "no connection: Connection refused")
     assert SyncLog.objects.filter(operation="webhook", error__contains="Connection refused").exists()
     assert "t0k3n" not in caplog.text
+
+
+def test_a_receiver_in_a_network_that_is_not_public_is_called_only_where_the_setting_allows_it(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = surroundings.current()
+    surroundings.settle(Surroundings())
+    try:
+        ended(receiver.url)
+        ended(receiver.url.replace("127.0.0.1", "localhost"), name="by name")
+        send_due()
+    finally:
+        surroundings.settle(before)
+    assert receiver.calls == []
+    for delivery in Delivery.objects.all():
+        assert (delivery.state, delivery.attempts, delivery.status) == ("failed", 1, None)
+        assert delivery.error.startswith("not called: ")
+        assert "is not a public address, and not in the setting allowed_networks" in delivery.error
+        assert "t0k3n" not in delivery.error + caplog.text
+        webhooks.retry(delivery.pk)
+    send_due()
+    assert [delivery.state for delivery in Delivery.objects.all()] == ["delivered", "delivered"]
 
 
 def test_the_log_holds_neither_token_nor_secret(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,7 +57,7 @@ def test_checked_params_have_defaults_and_the_source_s_own():
     ("params", "field", "message"),
     [
         ({}, "params.source", "is required"),
-        ({"source": "nope"}, "params.source", "'nope' is not one of: files, sample"),
+        ({"source": "nope"}, "params.source", "'nope' is not one of: akshare, files, sample"),
         ({"source": ["sample"]}, "params.source", "is not a text"),
         (SAMPLE | {"freq": "5min"}, "params.freq", "'5min' is not offered by sample: D"),
         (SAMPLE | {"freq": ""}, "params.freq", "'' is not offered"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.items import CHUNK, Frozen, freeze, item_key
+from dispatch.items import CHUNK, Frozen, Growing, freeze, item_key
 from nodes.executors.base import Item
 
 SCALAR = st.text(max_size=8) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -73,3 +73,49 @@ def test_a_shard_costs_one_chunk_to_read_and_its_neighbour_none(monkeypatch: pyt
 )
 def test_what_quotas_and_messages_call_an_item(item: Item, key: str) -> None:
     assert item_key(item) == key
+
+
+class Additions:
+    """What was added to a run, as the database gives it."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, int, bytes]] = []
+        self.asked: list[int] = []
+
+    def add(self, start: int, items: list[str]) -> None:
+        self.parts.append((start, start + len(items), freeze(items)))
+
+    def later(self, start: int) -> list[tuple[int, int, bytes]]:
+        self.asked.append(start)
+        return [part for part in self.parts if part[0] >= start]
+
+
+@given(st.lists(st.integers(1, 2300), min_size=1, max_size=6), st.integers(0, 9000), st.integers(0, 3000))
+def test_a_growing_run_reads_as_one_list_wherever_its_parts_meet(sizes: list[int], start: int, length: int) -> None:
+    wanted = [f"i{number}" for number in range(sum(sizes))]
+    added = Additions()
+    for size in sizes[1:]:
+        at = sizes[0] + sum(stop - first for first, stop, _ in added.parts)
+        added.add(at, wanted[at : at + size])
+    items = Growing(freeze(wanted[: sizes[0]]), added.later)
+    assert items.slice(start, start + length) == wanted[start : start + length]
+    assert items.all() == wanted
+
+
+def test_what_was_added_is_read_once_and_only_when_asked_for() -> None:
+    added = Additions()
+    items = Growing(freeze(["a", "b"]), added.later)
+    assert items.slice(0, 2) == ["a", "b"]
+    assert added.asked == []
+    added.add(2, ["c"])
+    assert items.slice(1, 3) == ["b", "c"]
+    assert items.slice(2, 3) == ["c"]
+    assert added.asked == [2]
+
+
+def test_a_run_that_begins_without_items_grows_from_nothing() -> None:
+    added = Additions()
+    items = Growing(freeze([]), added.later)
+    assert items.slice(0, 5) == []
+    added.add(0, ["a"])
+    assert items.all() == ["a"]

@@ -137,6 +137,24 @@ def test_an_unknown_parameter_with_a_hostile_name_is_refused_in_a_storable_messa
     assert len(str(refusal.value)) < 250
 
 
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("params.strategy_params.fast", "params.strategy_params.fast"),
+        ("items[3].params", "items[3].params"),
+        ("params.space.\x1f.low", "params.space"),
+        ("params.select.", "params.select"),
+        (f"params.{'x' * 200}", "params"),
+        ("\ud800", "body"),
+        ("", ""),
+    ],
+)
+def test_an_error_names_its_field_as_far_as_it_can_be_shown(field, shown):
+    error = FieldError(field, "is wrong")
+    assert error.field == error.as_dict()["field"] == shown
+    assert str(error) == f"{shown}: is wrong"
+
+
 @pytest.mark.parametrize("params", [[], "source=sample", 5])
 def test_params_that_are_no_object_are_refused(params):
     with pytest.raises(FieldError, match=r"params: .* is not an object"):

@@ -113,7 +113,7 @@ def test_a_worker_killed_while_idle_costs_nothing(pool):
 
 
 def test_workers_without_work_for_a_while_end_and_new_ones_come_with_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr("nodes.agent.pool.IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("nodes.agent.workers.IDLE_SECONDS", 0.2)
     pool = Pool(2, str(tmp_path), lambda *_: None)
     longer_than_idle = [pool.start([shard("a", seconds=0.5, allocation=number)], 10) for number in range(2)]
     assert [result(future)[0]["ranges"] for future in longer_than_idle] == [[[0, 1, 1]]] * 2

@@ -10,18 +10,20 @@ import os
 import random
 import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import pandas as pd
 import pytest
 
-from nodes import providers
+from nodes import providers, surroundings
 from nodes.executors.base import ItemFailed, check_params
 from nodes.executors.data_import import DataImport
 from nodes.protocol import FieldError
 from nodes.providers.files import Files
 from nodes.providers.tables import FIELDS, FREQS
+from nodes.surroundings import Surroundings
 
 HEADER = "date,open,high,low,close,volume\n"
 
@@ -59,14 +61,25 @@ class Web(ThreadingHTTPServer):
 
     answers: dict[str, tuple[int, dict[str, str], bytes]]
     asked: list[str]
+    heard: Callable[[BaseHTTPRequestHandler], None] = staticmethod(lambda request: None)
     url: str
 
 
 @pytest.fixture
-def web():
+def loopback():
+    """Its addresses may be fetched from."""
+    before = surroundings.current()
+    surroundings.settle(Surroundings(allowed_networks=("127.0.0.0/8", "::1/128")))
+    yield
+    surroundings.settle(before)
+
+
+@pytest.fixture
+def web(loopback):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             server.asked.append(self.path)
+            server.heard(self)
             status, headers, body = server.answers.get(unquote(self.path), (404, {}, b"none"))
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -587,15 +600,44 @@ def test_redirects_are_followed_to_an_end_and_to_the_web_only(web):
     web.answers["/B"] = (200, {}, text_of(3).encode())
     web.answers["/C"] = (302, {"Location": "/C"}, b"")
     web.answers["/D"] = (302, {"Location": "file:///etc/passwd"}, b"")
+    web.answers |= {f"/E{hop}": (302, {"Location": f"/E{hop + 1}"}, b"") for hop in range(9)}
     assert closes(f"{web.url}/{{symbol}}") == [3.0]
     web.asked.clear()
-    failure = refusal(f"{web.url}/{{symbol}}", "C")
-    assert "too many redirects" in str(failure)
-    assert not failure.retry
-    assert len(web.asked) == 6
-    failure = refusal(f"{web.url}/{{symbol}}", "D")
-    assert "invalid schema" in str(failure)
-    assert not failure.retry
+    for symbol, said, asked in (
+        ("C", "redirects in a circle", 1),
+        ("D", "file is not http or https", 1),
+        ("E0", "too many", 6),
+    ):
+        failure = refusal(f"{web.url}/{{symbol}}", symbol)
+        assert said in str(failure)
+        assert not failure.retry
+        assert len(web.asked) == asked
+        web.asked.clear()
+
+
+def test_a_password_in_an_address_is_sent_as_a_header_to_its_host_only(web):
+    seen = []
+    web.heard = lambda request: seen.append((request.path, request.headers.get("Authorization")))
+    elsewhere = web.url.replace("127.0.0.1", "localhost")
+    web.answers["/A"] = (302, {"Location": "/B"}, b"")
+    web.answers["/B"] = (302, {"Location": f"{elsewhere}/C"}, b"")
+    web.answers["/C"] = (200, {}, text_of(3).encode())
+    assert closes(web.url.replace("//", "//me:p%40ss@") + "/{symbol}") == [3.0]
+    basic = "Basic bWU6cEBzcw=="
+    assert seen == [("/A", basic), ("/B", basic), ("/C", None)]
+
+
+def test_addresses_of_this_machine_are_refused_unless_the_setting_allows_them(web):
+    web.answers["/A"] = (200, {}, text_of(3).encode())
+    surroundings.settle(Surroundings())
+    for host in ("127.0.0.1", "localhost"):
+        failure = refusal(f"{web.url.replace('127.0.0.1', host)}/{{symbol}}")
+        assert "is not a public address" in str(failure)
+        assert "allowed_networks" in str(failure)
+        assert not failure.retry
+    assert web.asked == []
+    surroundings.settle(Surroundings(allowed_networks=("127.0.0.0/8", "::1/128")))
+    assert closes(f"{web.url}/{{symbol}}") == [3.0]
 
 
 # Params

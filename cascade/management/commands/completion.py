@@ -35,6 +35,7 @@ DYNAMIC = {
     ("export", "--run"): "runs",
     ("node", "name"): "nodes",
     ("submit", "type"): "types",
+    ("types", "type"): "types",
     ("runs", "--type"): "types",
     ("submit", "--balancer"): "balancers",
 }

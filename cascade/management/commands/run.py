@@ -17,6 +17,8 @@ from nodes import executors
 from nodes.protocol import NotFound
 from nodes.registry import ago
 
+REDUCED = 10
+"""Rows of a reduction that are shown."""
 LOST = (ShardState.FAILED, ShardState.QUARANTINED)
 
 
@@ -52,7 +54,14 @@ class Command(console.Command):
         lost = run.shards.filter(state__in=LOST).order_by("start")
         failed = item_page(run, lost[: options["failed"]], 0, options["failed"]) if options["failed"] > 0 else []
         if options["json"]:
-            self.tell_json({**about(run), "nodes": shares(run), "failed_items": failed})
+            self.tell_json(
+                {
+                    **about(run),
+                    "nodes": shares(run),
+                    "failed_items": failed,
+                    "reduction": run.reduction,
+                }
+            )
         else:
             self._tell(run, failed)
         if run.state in RUN_ENDED and run.state != RunState.COMPLETED:
@@ -78,6 +87,8 @@ class Command(console.Command):
                 ("balancer", run.balancer),
             ]
         )
+        for name, found in (run.reduction or {}).items():
+            self._tell_reduction(name, found)
         self.stdout.write("")
         self.tell_table(
             ("node", "#shards", "#items", "#rows", "why"),
@@ -103,6 +114,18 @@ class Command(console.Command):
             more = run.failed + run.quarantined - len(failed)
             if more > 0:
                 self.stdout.write(f"… and {more} more: --failed N")
+
+    def _tell_reduction(self, name: str, found: Any) -> None:
+        """What was computed of its rows, the first ones."""
+        self.stdout.write(f"\n{name}:")
+        if not isinstance(found, list):
+            self.stdout.write(f"  {found.get('error')}")
+            return
+        columns = list(found[0]) if found else []
+        rows = [[row[column] for column in columns] for row in found[:REDUCED]]
+        self.tell_table(columns, rows, empty="no rows")
+        if (more := len(found) - REDUCED) > 0:
+            self.stdout.write(f"… and {more} more: --json")
 
     def _cancel(self, run: Run, options: dict[str, Any]) -> None:
         run = lifecycle.cancel(run.pk)

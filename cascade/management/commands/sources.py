@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.utils import timezone
 
 from cascade import console
 from dispatch import source_files, sources
-from dispatch.models import Source
+from dispatch.models import ItemMemory, Source
 from nodes.protocol import FieldError
+from nodes.registry import ago
 
 
 class Command(console.Command):
@@ -87,14 +91,21 @@ class Command(console.Command):
             found = found.filter(kind=options["kind"])
         if options["active"]:
             found = found.filter(active=True)
-        rows = [_as_dict(source) for source in found.iterator(2000)]
+        rows = []
+        for some in batched(found.iterator(2000), 500):
+            times = sources.last_times(some)
+            rows += [_as_dict(source) | {"last": _last(times.get((source.kind, source.key)))} for source in some]
         if options["json"]:
             self.tell_json(rows)
             return
         self.tell_table(
-            ("kind", "key", "name", "address", "state"),
+            ("kind", "key", "name", "address", "state", "last time"),
             [
-                (row["kind"], row["key"], row["name"], row["address"], "active" if row["active"] else "disabled")
+                (
+                    *(row["kind"], row["key"], row["name"], row["address"]),
+                    "active" if row["active"] else "disabled",
+                    _told(row["last"]),
+                )
                 for row in rows
             ],
             empty="No sources. Import some: python manage.py sources import FILE --kind feed",
@@ -138,3 +149,23 @@ def _as_dict(source: Source) -> dict[str, Any]:
         "active": source.active,
         "extra": source.extra,
     }
+
+
+def batched(found: Iterator[Source], size: int) -> Iterator[list[Source]]:
+    while some := list(islice(found, size)):
+        yield some
+
+
+def _last(time: ItemMemory | None) -> dict[str, Any] | None:
+    if time is None:
+        return None
+    return {"status": time.status, "failed": time.failed, "counts": time.counts, "at": time.at, "run": time.run_id}
+
+
+def _told(last: dict[str, Any] | None) -> str:
+    """Like "ok: 3 new, 1 changed, 2 minutes ago"."""
+    if last is None:
+        return ""
+    counts = ", ".join(f"{count} {name}" for name, count in last["counts"].items() if count)
+    status = f"failed: {last['status']}" if last["failed"] else last["status"]
+    return f"{status}{f': {counts}' if counts and not last['failed'] else ''}, {ago(last['at'], timezone.now())}"

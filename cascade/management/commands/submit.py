@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import time
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 from django.core.management import CommandError
 
-from cascade import console
+from cascade import console, reach
+from cascade.management.commands import types
 from dispatch import lifecycle
+from dispatch.lifecycle import origins
+from dispatch.lifecycle.submit import with_settings
 from dispatch.models import Fallback, Run
 from dispatch.states import RUN_ENDED, RunState
 from nodes import executors, providers
@@ -25,15 +29,25 @@ class Command(console.Command):
     help = "Submits a run; a running parent (manage.py runserver) allocates it."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("type", help=f"task type: {', '.join(executors.names())}")
+        parser.add_argument("type", help=f"task type: {', '.join(executors.names())}; manage.py types shows them")
         parser.add_argument(
             "--item", action="append", default=[], metavar="ITEM", help="a text or a JSON object; repeatable"
         )
-        parser.add_argument("--items-file", metavar="FILE", help="a text or a JSON object a line")
-        parser.add_argument("--all", action="store_true", help="every symbol the source can list (data_import)")
+        parser.add_argument(
+            "--items-file",
+            metavar="FILE",
+            help="a text or a JSON object a line; with --file-column a CSV with a header",
+        )
+        parser.add_argument("--file-column", default="", metavar="NAME", help="the column of it that holds the items")
+        parser.add_argument("--source-kind", default="", help="all active sources of this kind: feed, symbol, url")
+        parser.add_argument(
+            "--items-column", default="", metavar="TABLE.COLUMN", help="each value of a table of results: kline.symbol"
+        )
+        parser.add_argument("--all", action="store_true", help="every symbol the source can list")
         parser.add_argument(
             "--param", action="append", default=[], metavar="NAME=VALUE", help="repeatable; objects and lists as JSON"
         )
+        parser.add_argument("--params", action="store_true", help="only print the type's parameters; submits nothing")
         parser.add_argument("--split", default="", help="cut items finer, like 'year' (data_import)")
         parser.add_argument("--name", default="", help="what people call this run")
         parser.add_argument("--priority", type=int, help="1 to 10; higher goes first (setting default_priority)")
@@ -58,6 +72,10 @@ class Command(console.Command):
         console.add_json(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["params"]:
+            executor = types.executor_called(options["type"])
+            types.tell_params(self, executor, types.variants_of(executor))
+            return
         params = _pairs(options["param"], "--param")
         run = lifecycle.submit(
             type=options["type"],
@@ -91,18 +109,13 @@ class Command(console.Command):
     def _items(self, options: dict[str, Any], params: dict[str, Any]) -> list[Item]:
         items = [_item(text) for text in options["item"]]
         if options["items_file"]:
-            try:
-                lines = Path(options["items_file"]).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"--items-file: {error}", returncode=console.WRONG) from None
-            items += [_item(line.strip()) for line in lines if line.strip()]
+            items += _file_items(options["items_file"], options["file_column"])
+        if options["source_kind"]:
+            items += origins.items_from({"source_kind": options["source_kind"]})
+        if options["items_column"]:
+            items += _column_items(options["items_column"])
         if options["all"]:
-            if options["type"] != "data_import":
-                raise FieldError("--all", f"{options['type']} has no source that lists its items")
-            source = providers.get(str(params.get("source", "")))
-            items += source(params).symbols()
-            if not items:
-                raise FieldError("--all", f"source {params['source']!r} cannot list its symbols")
+            items += _all_items(options["type"], params)
         return items
 
     def _wait(self, run: Run, *, quiet: bool) -> Run:
@@ -110,7 +123,9 @@ class Command(console.Command):
             try:
                 while run.state not in RUN_ENDED:
                     time.sleep(EVERY_SECONDS)
-                    run.refresh_from_db(fields=["state", "saved", "failed", "quarantined", "cancelled", "rows"])
+                    run.refresh_from_db(
+                        fields=["state", "count", "saved", "failed", "quarantined", "cancelled", "rows"]
+                    )
                     tell(run.done)
             except KeyboardInterrupt:
                 raise CommandError(
@@ -131,6 +146,40 @@ class Command(console.Command):
             self.stdout.write(f"  {shard.error}")
         if (more := lost.count() - 10) > 0:
             self.stdout.write(f"  … and {more} more: python manage.py run show {run.pk} --failed {more + 10}")
+
+
+def _all_items(task_type: str, params: dict[str, Any]) -> list[Item]:
+    """Every symbol of the source that ``params`` name. Raises FieldError."""
+    executor = executors.get(task_type)
+    if not any(variant.by == "source" for variant in executor.variants()):
+        raise FieldError("--all", f"{task_type} has no source that lists its items")
+    checked = executor.check(with_settings(task_type, params))
+    symbols = providers.get(checked["source"])(checked).symbols()
+    if not symbols:
+        hint = "; --items-column kline.symbol can" if checked["source"] == "store" else ""
+        raise FieldError("--all", f"source {checked['source']!r} cannot list its symbols{hint}")
+    return list(symbols)
+
+
+def _file_items(path: str, column: str) -> list[Item]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--items-file: {error}", returncode=console.WRONG) from None
+    if not column:
+        return [_item(line.strip()) for line in text.splitlines() if line.strip()]
+    rows = csv.DictReader(text.splitlines())
+    if column not in (rows.fieldnames or ()):
+        known = ", ".join(rows.fieldnames or ()) or "none"
+        raise FieldError("--file-column", f"{column!r} is not a column of {path}; there are: {known}")
+    return [row[column].strip() for row in rows if (row[column] or "").strip()]
+
+
+def _column_items(text: str) -> list[Item]:
+    table, column = origins.parts(text)
+    with reach.rows(table, "json", columns=[column], order=[column], distinct=True) as pieces:
+        found = [row[column] for row in json.loads(b"".join(pieces))]
+    return origins.plain(text, [value for value in found if value not in (None, "")])
 
 
 def _item(text: str) -> Item:

@@ -1,0 +1,28 @@
+"""What never changes of a run once it is there, read once in each process: what children must know of it, its items."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from dispatch.items import Growing
+from dispatch.models import ItemsPart, Run
+
+
+@lru_cache(maxsize=64)
+def about(run_id: int) -> dict[str, Any]:
+    """What a child must know of a run; it never changes."""
+    run = Run.objects.only("type", "params", "timeout", "priority").get(pk=run_id)
+    return {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
+
+
+@lru_cache(maxsize=16)
+def frozen(run_id: int) -> Growing:
+    """A run's items; they never change, so they are read once, and what is added when it is asked for."""
+    blob = Run.objects.values_list("items", flat=True).get(pk=run_id)
+
+    def later(start: int) -> list[tuple[int, int, bytes]]:
+        parts = ItemsPart.objects.filter(run=run_id, start__gte=start).order_by("start")
+        return [(first, last, bytes(items)) for first, last, items in parts.values_list("start", "stop", "items")]
+
+    return Growing(bytes(blob), later)

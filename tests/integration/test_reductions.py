@@ -1,0 +1,128 @@
+"""What is computed of a run's rows when it has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dispatch import lifecycle
+from dispatch.models import Run
+from dispatch.results import reducing, saver
+from dispatch.results.reducing import reduce_ended
+from tests.integration.factory import Child, child, fresh, save
+from tests.integration.factory import saver as made_saver
+from tests.integration.factory import submit as submit_echo
+from tests.integration.kinds import Finds
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folder", "kinds")]
+
+
+@pytest.fixture
+def store(folder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with made_saver() as made:
+        monkeypatch.setattr(saver, "_store", made.store)
+        yield made
+
+
+def finished(store: Any, scores: dict[str, float], node: Child | None = None) -> Run:
+    node = node or child(types=["finds"])
+    run = submit_echo(list(scores), type="finds")
+    for work in node.works():
+        rows = [[item, scores[item]] for item in work.items]
+        entry = {"allocation": work.allocation, "ranges": [[work.start, work.stop, len(rows)]], "rows": rows}
+        node.report({**entry, "seconds": 6.0})
+    save(store)
+    return run
+
+
+def reduced(run: Run) -> dict[str, Any]:
+    reduction = fresh(run).reduction
+    assert reduction is not None
+    return dict(reduction)
+
+
+def test_an_ended_run_has_its_reductions_over_its_own_rows(store: Any) -> None:
+    node = child(types=["finds"])
+    first = finished(store, {"a": 1.0, "b": 3.0, "c": 2.0}, node)
+    second = finished(store, {"a": 9.0}, node)
+    assert reduce_ended() == 2
+    assert reduced(first) == {
+        "best": [{"item": "b", "score": 3.0}, {"item": "c", "score": 2.0}],
+        "mean": [{"mean": 2.0, "items": 3}],
+    }
+    assert reduced(second)["best"] == [{"item": "a", "score": 9.0}]
+    assert reduce_ended() == 0
+
+
+def test_a_run_that_goes_on_has_none_and_one_opened_again_gets_a_new_one(store: Any) -> None:
+    node = child(types=["finds"])
+    run = submit_echo(["a", "b"], type="finds", max_attempts=1)
+    first, second = node.works()
+    node.report({"allocation": first.allocation, "ranges": [[0, 1, 1]], "rows": [["a", 1.0]], "seconds": 6.0})
+    save(store)
+    assert reduce_ended() == 0
+    node.report({"allocation": second.allocation, "errors": [[1, "no luck", False]]})
+    assert reduce_ended() == 1
+    assert reduced(run)["mean"] == [{"mean": 1.0, "items": 1}]
+    lifecycle.retry(run.pk)
+    assert fresh(run).reduction is None
+    (again,) = node.works()
+    node.report({"allocation": again.allocation, "ranges": [[1, 2, 1]], "rows": [["b", 3.0]], "seconds": 6.0})
+    save(store)
+    reduce_ended()
+    assert reduced(run)["mean"] == [{"mean": 2.0, "items": 2}]
+
+
+def test_a_run_without_rows_has_empty_ones_and_a_number_that_is_none_is_null(store: Any) -> None:
+    run = submit_echo(["a"], type="finds")
+    lifecycle.cancel(run.pk)
+    assert reduce_ended() == 1
+    assert reduced(run) == {"best": [], "mean": [{"mean": None, "items": 0}]}
+
+
+def test_sql_that_fails_says_so_and_the_others_are_there(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Finds, "reductions", {"wrong": "SELECT nothing FROM rows", **Finds.reductions})
+    run = finished(store, {"a": 1.0})
+    reduce_ended()
+    reduction = reduced(run)
+    assert "nothing" in reduction["wrong"]["error"]
+    assert reduction["best"] == [{"item": "a", "score": 1.0}]
+
+
+def test_types_without_reductions_are_left_alone(store: Any) -> None:
+    run = submit_echo(1)
+    lifecycle.cancel(run.pk)
+    assert reduce_ended() == 0
+    assert fresh(run).reduction is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_loop_reduces_what_a_crash_left_and_what_ends_later(store: Any) -> None:
+    left = finished(store, {"a": 1.0})
+    loop = reducing.Reducer()
+    loop.start()
+    try:
+        _until(lambda: fresh(left).reduction is not None)
+        later = finished(store, {"b": 2.0}, Child(left.allocations.get().node_id or 0, _caller(left)))
+        _until(lambda: fresh(later).reduction is not None)
+    finally:
+        loop.stop()
+
+
+def _caller(run: Run) -> Any:
+    from nodes.keys import Caller
+
+    node = run.allocations.get().node
+    assert node is not None
+    key = node.keys.get()
+    return Caller(node.pk, key.pk, key.access_key)
+
+
+def _until(condition: Any) -> None:
+    import time
+
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
