@@ -213,7 +213,7 @@ class Bridge:
         if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= 10:
             raise FieldError("priority", f"{shown(priority)} is not a whole number from 1 to 10")
         type, params, items = drive.work_of(task_type, dict(task_data))
-        params, items = _checked(type, params, items)
+        params, items = _checked(type, params, items, begin=self._client is None)
         result = TaskResult(task_id, "running", {})
         began = time.monotonic()
         if self._client is not None:
@@ -370,17 +370,17 @@ def _lanes(node: BridgeNode) -> int:
     return min(max(most - active, 1), MOST_LANES)
 
 
-def _checked(type: str, params: Mapping[str, Any], items: Sequence[Item]) -> tuple[dict[str, Any], list[Item]]:
-    """Each item once, and everything checked by the executor. Raises FieldError."""
-    executor = executors.get(type)
-    checked = dict(executor.check(params))
-    once = {json.dumps(item, sort_keys=True): item for item in items}
-    for at, item in enumerate(once.values()):
-        try:
-            executor.check_item(item)
-        except ValueError as error:
-            raise FieldError(f"task_data.items[{at}]", str(error)) from None
-    return checked, list(once.values())
+def _checked(
+    type: str, params: Mapping[str, Any], items: Sequence[Item], *, begin: bool
+) -> tuple[dict[str, Any], list[Item]]:
+    """Each item once, and everything checked by the executor; ``begin``: no parent will. Raises FieldError."""
+    checked = dict(executors.get(type).check(params))
+    once = list({json.dumps(item, sort_keys=True): item for item in items}.values())
+    try:
+        made = drive.begun(type, checked, once) if begin else once
+    except FieldError as error:
+        raise FieldError(f"task_data.{error.field}", error.message) from None
+    return checked, made
 
 
 def _merged(type: str, params: Mapping[str, Any], items: Sequence[Item], fates: Sequence[Fate]) -> dict[str, Any]:

@@ -54,9 +54,11 @@ def settled(pace: Pace | None, template: Any) -> Any:
     """The rate key of a run with a ``pace`` of its own, for which ``template`` was asked. Raises FieldError."""
     if pace is None or not template:
         return template if pace is None else pace.template
-    if isinstance(template, str) and not (needed := rates.places(pace.template)) <= rates.places(template):
-        places = ", ".join(f"{{{place}}}" for place in sorted(needed))
-        raise FieldError("rate_key", f"{template!r} lacks {places}, by which runs of this type are paced")
+    needed = rates.places(pace.template)
+    # Finer keys would each have lanes of their own.
+    if isinstance(template, str) and rates.places(template) & rates.OF_ITEMS != needed:
+        places = " and ".join(f"{{{place}}}" for place in sorted(needed))
+        raise FieldError("rate_key", f"{template!r}: runs of this type are paced by {places}, and so is their key")
     return template
 
 

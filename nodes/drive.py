@@ -59,7 +59,7 @@ def work_of(task_type: str, task_data: Any) -> tuple[str, dict[str, Any], list[I
 
     Raises FieldError for an unknown type and for what is neither.
     """
-    executors.get(task_type)
+    optional = executors.get(task_type).items_optional
     if not isinstance(task_data, dict):
         raise FieldError("task_data", f"{shown(task_data)} is not an object")
     params = task_data.get("params")
@@ -67,15 +67,32 @@ def work_of(task_type: str, task_data: Any) -> tuple[str, dict[str, Any], list[I
         raise FieldError("task_data.params", f"{shown(params)} is not an object")
     if "items" in task_data and params is not None:
         return task_type, dict(params), _items(task_data["items"], "items")
-    name = "items" if "items" in task_data else "symbols"
-    if task_data.get(name) is None:
+    name = "items" if "items" in task_data or optional else "symbols"
+    if task_data.get(name) is None and not optional:
         raise FieldError(f"task_data.{name}", "is required: the items to work on")
-    items = _items(task_data[name], name)
+    items = [] if task_data.get(name) is None else _items(task_data[name], name)
     if params is None:
         params = {key: value for key, value in task_data.items() if key != name}
     if task_type == IMPORT:
         params = _import_params(params)
     return task_type, dict(params), items
+
+
+def begun(task_type: str, params: Mapping[str, Any], items: Sequence[Item]) -> list[Item]:
+    """The items that work handed to a node, or shared by a bridge, has; ``params`` were checked.
+
+    Raises FieldError for one that cannot be, and for work that only a parent can plan as it goes.
+    """
+    executor = executors.get(task_type)
+    for at, item in enumerate(items):
+        try:
+            executor.check_item(item)
+        except ValueError as error:
+            raise FieldError(f"items[{at}]", str(error)) from None
+    made = executor.begin(items, params)
+    if executor.expected(made, params) not in (None, len(made)):
+        raise FieldError("params", f"{task_type} as asked for is planned as it goes: give it to a parent, as a run")
+    return made
 
 
 def result_of(

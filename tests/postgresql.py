@@ -14,7 +14,7 @@ from tests.servers import postgresql
 RACES = [
     f"tests/integration/test_{name}.py"
     for name in (
-        *("accept", "assign", "cancel", "claim", "copies", "expire", "grant", "rates", "shorten"),
+        *("accept", "assign", "cancel", "claim", "copies", "expire", "grant", "paces", "rates", "shorten"),
         *("registrations", "release", "report", "retry", "schedule", "sources", "submit"),
     )
 ]

@@ -114,11 +114,10 @@ def read_order(body: Any, seconds: int = 300) -> Order:
         checked = executor.check(params)
     except FieldError as error:
         raise FieldError(f"task_data.{_dialect(error.field, data)}", error.message) from None
-    for at, item in enumerate(items):
-        try:
-            executor.check_item(item)
-        except ValueError as error:
-            raise FieldError(f"task_data.items[{at}]", str(error)) from None
+    try:
+        items = drive.begun(task_type, checked, items)
+    except FieldError as error:
+        raise FieldError(f"task_data.{_dialect(error.field, data)}", error.message) from None
     said = json.dumps([task_type, data, priority, timeout], sort_keys=True, separators=(",", ":"))
     return Order(task_id, task_type, checked, items, timeout, hashlib.sha256(said.encode(errors="replace")).hexdigest())
 

@@ -502,7 +502,7 @@ class Agent:
             "running": self._running(),
             "progress": {str(allocation): done for allocation, done in list(self._progress.items())},
             "version": self.version,
-            "executors": executors.runnable(),
+            "executors": executors.offered(self.config.surroundings),
             "carrier": self._link.carrier,
             # What runs is still ours, but send no more.
             "leaving": not self._link.reachable,

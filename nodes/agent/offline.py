@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nodes import surroundings
 from nodes.agent.config import load
 from nodes.agent.configuration import Damaged, Store
 from nodes.agent.offline_run import OfflineRun
@@ -89,7 +90,9 @@ def _run(options: argparse.Namespace) -> int:
         raise FieldError("workers", f"{options.workers} is not from 1 to 1000")
     version, content = Store(_folder(options)).read()
     task = _task(options.task, content)
-    run = OfflineRun(task, content, options.out, options.workers, load(options, served=True).surroundings)
+    around = load(options, served=True).surroundings
+    surroundings.settle(around)  # params are checked in this process, too
+    run = OfflineRun(task, content, options.out, options.workers, around)
     summary = run.run(version.number, _teller(options.json))
     if options.json:
         print(json.dumps({**summary, "folder": str(run.folder)}, indent=2))

@@ -19,6 +19,8 @@ from nodes.crawling.encodings import decode
 
 MOST_DEPTH = 2000
 """Elements within each other; the parser takes time by their square, and readers' browsers stop at 512."""
+MOST_LINKS = 10_000
+"""Of one page; there are pages of nothing else."""
 TITLE_LIMIT = 1000
 DESCRIPTION_LIMIT = 5000
 HTML = frozenset({"text/html", "application/xhtml+xml"})
@@ -208,6 +210,8 @@ def _links(tree: Any, base: str, tracking: bool, codec: str) -> list[Link]:
         found[known] = found.get(known, False) or follow
 
     for node in tree.css("a[href], area[href]"):
+        if len(found) == MOST_LINKS:
+            break
         rel = (node.attributes.get("rel") or "").lower().split()
         keep(node.attributes.get("href") or "", "nofollow" not in rel)
     for node in tree.css('meta[http-equiv="refresh" i][content]'):

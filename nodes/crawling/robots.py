@@ -38,7 +38,8 @@ READ_BYTES = 500 * 1024
 """RFC 9309, 2.5: at least so much must be read."""
 FETCH_BYTES = 4 * READ_BYTES
 MOST_KEPT = 2000
-"""Answers in this process; beyond, the oldest are forgotten."""
+MOST_CHARACTERS = 20_000_000
+"""Answers in this process, and what they have together; beyond, the oldest are forgotten."""
 ABSENT = frozenset(range(400, 500)) - {429}
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,11 @@ class Book:
 
     def _keep(self, origin: str, rules: Rules, until: float) -> None:
         with self._turn:
+            self._known.pop(origin, None)
             self._known[origin] = until, rules
-            while len(self._known) > MOST_KEPT:
-                self._known.pop(next(iter(self._known)))
+            size = sum(len(each.text) for _, each in self._known.values())
+            while len(self._known) > MOST_KEPT or size > MOST_CHARACTERS:
+                size -= len(self._known.pop(next(iter(self._known)))[1].text)
 
     def _ask(self, origin: str, fetcher: Fetcher, before: Callable[[], Any]) -> tuple[Rules, float]:
         before()

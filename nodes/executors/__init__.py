@@ -7,6 +7,7 @@ from importlib import import_module
 
 from nodes.executors.base import Executor
 from nodes.protocol import FieldError
+from nodes.surroundings import Surroundings
 
 EXECUTORS = {
     "analysis": "nodes.executors.analysis:Analysis",
@@ -43,3 +44,8 @@ def names() -> list[str]:
 def runnable() -> list[str]:
     """The types that this package has code for."""
     return sorted(set(EXECUTORS) - OUTSIDE)
+
+
+def offered(around: Surroundings) -> list[str]:
+    """The types that an agent asks for work of: ``runnable``, without what it would refuse item by item."""
+    return [name for name in runnable() if name != "custom" or around.custom]

@@ -173,7 +173,7 @@ class Analysis(OverBars):
 
 def _extras(params: Mapping[str, Any]) -> list[tuple[str, Indicator, tuple[Any, ...]]]:
     """What the param ``extra`` asks for. Raises FieldError."""
-    asked = list(dict.fromkeys(params.get("extra", ())))
+    asked = params.get("extra", ())
     if len(asked) > EXTRAS_LIMIT:
         raise FieldError("params.extra", f"names {len(asked)} indicators; at most {EXTRAS_LIMIT} are allowed")
     try:

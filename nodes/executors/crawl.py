@@ -7,16 +7,16 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from nodes import surroundings
 from nodes.crawling import selecting
 from nodes.crawling.addresses import canonical, host_of, origin_of
+from nodes.crawling.declared import PAGES, PARAMS, TOKEN, checked, fits
 from nodes.crawling.pacing import Turns
 from nodes.crawling.robots import FETCH_BYTES, NO_RULES, Book, Rules
 from nodes.crawling.scope import Scope, item_of
-from nodes.executors.base import Column, Dataset, Executor, Item, ItemFailed, Outcome, Pace, Param, check_params, shown
+from nodes.executors.base import Executor, Item, ItemFailed, Outcome, Pace, check_params, shown
 from nodes.fetching import Answer, Fetcher, FetchFailed, Limits
 from nodes.protocol import FieldError
 
@@ -27,11 +27,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MOST_HOPS = 5
 MOST_DELAY = 60.0
 """Seconds; a host that wants longer pauses between two pages is left alone."""
-MOST_LINKS = 2000
 TEXT_TYPES = ("text/*", "application/json", "application/*+json", "application/xml", "application/*+xml")
-_HOST = re.compile(r"[a-z0-9*?\[\]_.:-]{1,253}", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?\[]")
-_TOKEN = re.compile(r"[A-Za-z_-]+")
 
 Row = tuple[Any, ...]
 
@@ -49,69 +46,18 @@ class Crawl(Executor):
     waits = True
     grows = True
     source_kind = "url"
-    params = (
-        Param("follow", "boolean", False, "Go on to the pages that pages link to."),
-        Param("max_depth", "integer", 3, "Links on the way from a submitted page at most.", minimum=0, maximum=1000),
-        Param("max_pages", "integer", 1000, "Pages of the run at most.", minimum=1, maximum=1_000_000),
-        Param(
-            "hosts",
-            "list",
-            None,
-            "Hosts to go on to: example.org, *.example.org. None: the page's.",
-            of="string",
-        ),
-        Param("include", "list", None, "Only to paths like these, with their query: /docs/*.", of="string"),
-        Param("exclude", "list", None, "Not to paths like these, with their query: *sort=*.", of="string"),
-        Param("max_links", "integer", 500, "Links kept of a page, and gone on to.", minimum=0, maximum=MOST_LINKS),
-        Param("keep_tracking", "boolean", False, "Leave parameters like utm_source in addresses."),
-        Param("per_second", "number", 1.0, "Pages of one host, by all nodes together.", minimum=0.01, maximum=1000),
-        Param("at_once", "integer", 1, "Pages of one host at the same time, by all nodes.", minimum=1, maximum=32),
-        Param("respect_robots", "boolean", True, "Obey robots.txt, and what pages and headers ask of robots."),
-        Param("user_agent", "string", "cascade-crawl", "What hosts are told; robots.txt is read for its name."),
-        Param("timeout_seconds", "number", 20.0, "For one page.", minimum=0.1, maximum=300),
-        Param("max_kb", "integer", 2048, "Largest page, unpacked.", minimum=1, maximum=16_384),
-        Param("content_types", "list", ["text/html", "application/xhtml+xml", "text/plain"], "Wanted.", of="string"),
-        Param("text", "boolean", True, "Keep the text."),
-        Param("select", "object", None, "Name to CSS selector; with @name an attribute, with [] all that fit."),
-    )
-    dataset = Dataset(
-        table="pages",
-        columns=(
-            Column("url", "string"),
-            Column("status", "int64"),
-            Column("target", "string"),
-            Column("title", "string"),
-            Column("description", "string"),
-            Column("canonical", "string"),
-            Column("language", "string"),
-            Column("robots", "string"),
-            Column("text", "string"),
-            Column("links", "json"),
-            Column("link_count", "int64"),
-            Column("blocked", "int64"),
-            Column("selected", "json"),
-            Column("content_type", "string"),
-            Column("bytes", "int64"),
-            Column("depth", "int64"),
-        ),
-        key=("url",),
-        views=(
-            (
-                "pages_links",
-                "SELECT url, unnest(from_json(links, '[\"VARCHAR\"]')) AS link FROM {table} WHERE links IS NOT NULL",
-            ),
-        ),
-    )
+    params = PARAMS
+    dataset = PAGES
 
     # What can be run
 
     @classmethod
     def check(cls, params: Mapping[str, Any]) -> dict[str, Any]:
-        return _checked(super().check(params))
+        return checked(super().check(params))
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return _checked(check_params(cls.params, settings, partial=True))
+        return checked(check_params(cls.params, settings, partial=True))
 
     @classmethod
     def check_item(cls, item: Item) -> None:
@@ -230,12 +176,12 @@ class Crawl(Executor):
 
         header = answer.headers.get("content-type", "")
         kind = header.partition(";")[0].strip().lower() or _guessed(answer.content)
-        if not _fits(kind, self.given["content_types"]):
+        if not fits(kind, self.given["content_types"]):
             raise ItemFailed(f"{url} is {kind}; wanted are {', '.join(self.given['content_types'])}")
         row = {"url": url, "status": answer.status, "content_type": kind, "bytes": len(answer.content), "depth": depth}
         if kind not in pages.HTML:
             return Outcome(rows=[_row(**row, text=self._plain(answer.content, kind, header))])
-        token = _TOKEN.match(self.agent)
+        token = TOKEN.match(self.agent)
         try:
             page = pages.read(
                 answer.content,
@@ -278,38 +224,15 @@ class Crawl(Executor):
     def _plain(self, content: bytes, kind: str, header: str) -> str | None:
         from nodes.crawling.encodings import decode
 
-        return decode(content, header)[0] if self.given["text"] and _fits(kind, TEXT_TYPES) else None
+        return decode(content, header)[0] if self.given["text"] and fits(kind, TEXT_TYPES) else None
 
 
 def _row(**values: Any) -> Row:
     return tuple(values.get(name) for name in Crawl.dataset.names)
 
 
-def _checked(params: dict[str, Any]) -> dict[str, Any]:
-    """``params``, of which each was checked for itself. Raises FieldError."""
-    selecting.read(params.get("select") or {})
-    for host in params.get("hosts") or ():
-        if not _HOST.fullmatch(host):
-            raise FieldError("params.hosts", f"{shown(host)} is not a host like example.org or *.example.org")
-    for kind in params.get("content_types") or ():
-        if kind.count("/") != 1 or not kind.isascii() or not kind.isprintable() or kind.startswith("/"):
-            raise FieldError("params.content_types", f"{shown(kind)} is not a type like text/html or text/*")
-    if "content_types" in params and not params["content_types"]:
-        raise FieldError("params.content_types", "is empty; at least one is needed, such as text/html")
-    agent = params.get("user_agent", "cascade")
-    if not (agent.isascii() and agent.isprintable() and len(agent) <= 200 and _TOKEN.match(agent)):
-        raise FieldError(
-            "params.user_agent", f"{shown(agent)} is not a name like mybot/1.0 (+https://example.org/bot) in ASCII"
-        )
-    return params
-
-
 def _address(item: Item) -> str:
     return str(item.get("url", "")) if isinstance(item, dict) else str(item)
-
-
-def _fits(kind: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(kind, pattern.lower()) for pattern in patterns)
 
 
 def _guessed(content: bytes) -> str:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from operator import attrgetter
 from typing import Any
 
@@ -124,6 +123,8 @@ def _by_path(path: str) -> Any:
 
 
 def _by_entry_point(name: str) -> Any:
+    from importlib.metadata import entry_points  # megabytes, in agents too
+
     points = {point.value: point for point in entry_points(group=GROUP, name=name)}
     if not points:
         raise ItemFailed(f"no package on this node offers {name!r} as an entry point in {GROUP}", retry=True)

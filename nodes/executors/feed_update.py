@@ -124,6 +124,7 @@ class FeedUpdate(Executor):
         return any(not _address(item) for item in items)
 
     def run(self, item: Item) -> Outcome:
+        from nodes.addresses import named
         from nodes.feeds import BadFeed, read
         from nodes.feeds.memory import Seen
 
@@ -140,7 +141,7 @@ class FeedUpdate(Executor):
         try:
             feed = read(answer.content, answer.headers, answer.url)
         except BadFeed as error:
-            raise ItemFailed(f"{key}: {answer.url[:300]} {error}", retry=error.retry) from None
+            raise ItemFailed(f"{key}: {named(answer.url)} {error}", retry=error.retry) from None
         return self._compared(key, feed, Seen(memory.get("articles")), moved, _validators(url, answer, body))
 
     def _fetched(self, key: str, url: str, memory: Mapping[str, Any]) -> Answer:

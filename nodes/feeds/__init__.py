@@ -88,7 +88,7 @@ def read(content: bytes, headers: Mapping[str, str], url: str) -> Feed:
 
 def link(base: str, value: object) -> str | None:
     """``value`` as an absolute link; None for what is none, or has a scheme that no article has."""
-    if not isinstance(value, str) or not (found := "".join(value.split())):
+    if not isinstance(value, str) or not (found := "".join(value.split())) or not found.isprintable():
         return None
     try:
         found = urljoin(base, found)

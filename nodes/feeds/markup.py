@@ -17,7 +17,8 @@ _NAMES = (
 )
 # Possessive repeats: a tag that is never closed is given up in one pass.
 _MARKUP = re.compile(
-    r"""<(?:(/?)([a-zA-Z][a-zA-Z0-9:-]*+)((?:[^<>"']++|"[^"]*+"|'[^']*+')*+)>|(!--)|(!\[CDATA\[)|[!?][^<>]*+>)"""
+    r"""<(?:(/?)([a-zA-Z][a-zA-Z0-9:-]*+)((?:[^<>"']++|"[^"]*+"|'[^']*+')*+)>|(!--)|(!\[CDATA\[)|[!?][^<>]*+>"""
+    r"""|/?[a-zA-Z][a-zA-Z0-9:-]*+[\s"'/][^<>]*+>)"""  # with a quote that has no partner
 )
 _TAG = re.compile(rf"</?(?:{_NAMES})(?:[\s/][^<>]*+)?>", re.I)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")

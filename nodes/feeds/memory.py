@@ -24,8 +24,6 @@ class Seen:
             content = base64.b64decode(packed.encode("ascii"), validate=True) if isinstance(packed, str) else b""
         except (binascii.Error, ValueError):
             content = b""
-        if len(content) % _WIDTH:
-            content = b""
         for at in range(0, len(content), _WIDTH):
             self._known[content[at : at + _ID]] = content[at + _ID : at + _WIDTH]
 

@@ -1,7 +1,8 @@
 """RSS, RDF and Atom, by feedparser, from text that was made good for it first.
 
-feedparser reads strictly with expat and, where that fails, loosely. Here goes before it what would make it fail without
-need (control characters, undeclared entities, bare ampersands) or do harm (documents that declare entities).
+feedparser reads strictly with expat and, where that fails, loosely. Here goes before it what would make it fail
+without need (control characters, undeclared entities, bare ampersands) or do harm (documents that declare entities).
+The library is loaded with this module, which ``nodes.feeds.read`` imports when there is work.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from html import unescape
 from html.entities import html5
 from typing import Any
 
+import feedparser
+
 from nodes.feeds import LINE_LIMIT, SUMMARY_LIMIT, BadFeed, Entry, Feed, cut, dates, link
 from nodes.feeds.markup import Plain, line, plain
 
@@ -21,19 +24,27 @@ ENTITIES_LIMIT = 100_000
 LOOSE_LIMIT = 2_000_000
 """Characters of a document that is not well-formed: to guess what it means takes seconds for each million."""
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-_DECLARATION = re.compile(r"<\?xml[^>]{0,500}\?>\s*")
+_DECLARATION = re.compile(r"\s*<\?xml\s[^>]{0,500}\?>\s*")
 _REFERENCE = re.compile(r"&(?:#(x[0-9a-fA-F]{1,8}|\d{1,9})|([A-Za-z][\w.-]{0,60}));|&")
 _OWN = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _ENTITY = re.compile(r"""<!ENTITY\s+(%\s+)?([\w.-]{1,100})\s+(?:"([^"]*)"|'([^']*)'|[^>]*)>""")
+_PROLOG = re.compile(r"(?:\s++|<!--(?:(?!-->).)*+-->|<\?(?:(?!\?>).)*+\?>)*+", re.S)
+_DOCTYPE = re.compile(
+    r"""<!DOCTYPE(?:[^\[\]<>"']++|"[^"]*+"|'[^']*+')*+"""
+    r"""(?:\[(?:<!--(?:(?!-->).)*+-->|"[^"]*+"|'[^']*+'|[^\]"'])*+\]\s*+)?>""",
+    re.S | re.I,
+)
 _ROOT = re.compile(r"<([A-Za-z_][\w.:-]*)")
 _ENDS = (("item", "</rss"), ("item", "</rdf:rdf"), ("entry", "</feed"))
 _IMAGE = re.compile(r"\.(?:jpe?g|png|gif|webp|avif|svg)(?:[?#]|$)", re.I)
 
+# The first parse fills a table of namespaces that all have in common, and others see it half full: threads wait here
+# for each other, since only one of them imports.
+feedparser.parse(io.BytesIO(b"<rss/>"))
+
 
 def parse(text: str, url: str) -> Feed:
     """The feed in ``text``, an XML document of ``url``. Raises BadFeed."""
-    import feedparser
-
     text, shortened = _bounded(_prepared(text))
     found = feedparser.parse(
         io.BytesIO(text.encode()),
@@ -67,7 +78,9 @@ def parse(text: str, url: str) -> Feed:
 
 
 def _prepared(text: str) -> str:
-    text = _DECLARATION.sub("", _CONTROLS.sub("", text), count=1).lstrip()
+    text = _CONTROLS.sub("", text)
+    declaration = _DECLARATION.match(text)
+    text = text[declaration.end() :] if declaration else text
     text, entities = _without_doctype(text)
     pieces = []
     at = 0
@@ -94,11 +107,12 @@ def _without_doctype(text: str) -> tuple[str, dict[str, str]]:
     Raises BadFeed for entities that are made of others, or would add more than ENTITIES_LIMIT: a few lines of those
     fill any memory.
     """
-    start = text[:10_000].upper().find("<!DOCTYPE")
-    root = _ROOT.search(text)
-    if start < 0 or (root and root.start() < start):
+    prolog = _PROLOG.match(text)
+    start = prolog.end() if prolog else 0
+    if text[start : start + 9].upper() != "<!DOCTYPE":
         return text, {}
-    end = root.start() if root else len(text)
+    whole, root = _DOCTYPE.match(text, start), _ROOT.search(text, start)
+    end = whole.end() if whole else root.start() if root else len(text)
     entities: dict[str, str] = {}
     for parameter, name, double, single in _ENTITY.findall(text[start:end]):
         value = double or single
@@ -175,7 +189,7 @@ def _strange(text: str, problem: str) -> str:
 def _entry(found: Mapping[str, Any], url: str, version: str, writer: str | None) -> Entry:
     atom = version.startswith("atom")
     text, summary = _bodies(found, atom)
-    address = link(url, _get(found, "link")) or _alternate(found, url) or _permalink(_get(found, "id"))
+    address = link(url, _get(found, "link")) or _alternate(found, url)
     times = [dates.moment(_get(found, name)) for name in ("published", "created", "updated")]
     return Entry(
         guid=" ".join((_get(found, "id") or "").split()) or None,
@@ -248,10 +262,6 @@ def _alternate(found: Mapping[str, Any], url: str) -> str | None:
         if each.get("rel") == "alternate" and (address := link(url, each.get("href"))):
             return address
     return None
-
-
-def _permalink(guid: str | None) -> str | None:
-    return link("", guid) if guid and guid.startswith(("http://", "https://")) else None
 
 
 def _image(found: Mapping[str, Any], url: str, *bodies: Plain | None) -> str | None:

@@ -35,9 +35,9 @@ def moves(high: Array, low: Array) -> Two:
 
 
 def _sums(values: Array, n: int) -> Array:
-    """From bar n - 1 on: the sum of bars 1 to n - 1, then smoothed."""
-    if len(values) < n - 1 or n < 2:
-        return values if n < 2 else values[:0]
+    """From bar n - 1 on: the sum of bars 1 to n - 1, then smoothed. ``n`` is 2 at least."""
+    if len(values) < n - 1:
+        return values[:0]
     seed = float(np.add.accumulate(values[: n - 1])[-1])
     return n * smoothed(seed / n, values[n - 1 :], 1 / n)
 
@@ -54,8 +54,7 @@ def _indicators(high: Array, low: Array, close: Array, n: int) -> Two:
     """+DI and -DI from bar n on; 0 where nothing moved."""
     width = _sums(true_range(high, low, close), n)
     plus, minus = (100 * ratio(_sums(move, n), width) for move in moves(high, low))
-    first = 1 if n > 1 else 0
-    return plus[first:], minus[first:]
+    return plus[1:], minus[1:]
 
 
 def plus_di(high: Array, low: Array, close: Array, n: int) -> Array:
@@ -67,36 +66,18 @@ def minus_di(high: Array, low: Array, close: Array, n: int) -> Array:
 
 
 def _index(high: Array, low: Array, close: Array, n: int) -> Array:
-    """DX from bar n on, NaN where neither direction moved."""
+    """DX from bar n on; 0 before the first movement in either direction."""
     plus, minus = _indicators(high, low, close, n)
-    both = plus + minus
-    return 100 * ratio(np.abs(minus - plus), both, np.nan)
+    return 100 * ratio(np.abs(minus - plus), plus + minus)
 
 
 def dx(high: Array, low: Array, close: Array, n: int) -> Array:
-    """Where neither direction moved, the value before holds; 0 before the first."""
-    return padded(_held(_index(high, low, close, n), 0.0), len(close))
-
-
-def _held(values: Array, first: float) -> Array:
-    gone = np.isnan(values)
-    if not gone.any():
-        return values
-    last = np.maximum.accumulate(np.where(gone, -1, np.arange(len(values))))
-    return np.where(last < 0, first, values[last])
+    return padded(_index(high, low, close, n), len(close))
 
 
 def _average(high: Array, low: Array, close: Array, n: int) -> Array:
-    """ADX from bar 2n - 1 on. A bar on which neither direction moved leaves it as it was."""
-    index = _index(high, low, close, n)
-    if len(index) < n:
-        return index[:0]
-    seed = float(np.nansum(index[:n])) / n
-    rest = index[n:]
-    there = ~np.isnan(rest)
-    found = np.full(len(rest) + 1, np.nan)
-    found[np.concatenate(([True], there))] = smoothed(seed, rest[there], 1 / n)
-    return _held(found, seed)
+    """ADX from bar 2n - 1 on."""
+    return wilder(_index(high, low, close, n), n)
 
 
 def adx(high: Array, low: Array, close: Array, n: int) -> Array:

@@ -127,7 +127,7 @@ def kdj(high: Array, low: Array, close: Array, n: int, smooth_k: int, smooth_d: 
     RSV is the place of the close in the range of n bars; K' and D' are the day before's, 50 before the first.
     """
     place = _place(high, low, close, n)
-    k = smoothed(0.0, place, 1 / smooth_k)[1:]
+    k = smoothed(50.0, place, 1 / smooth_k)[1:]
     d = smoothed(50.0, k, 1 / smooth_d)[1:]
     return padded(k, len(close)), padded(d, len(close)), padded(3 * k - 2 * d, len(close))
 
@@ -147,7 +147,7 @@ def cci(high: Array, low: Array, close: Array, n: int) -> Array:
         apart += np.abs(typical[at : at + count] - middle)
     distance = typical[n - 1 :] - middle
     still = np.abs(distance) <= ZERO * np.abs(middle)
-    return padded(np.where(still, 0.0, ratio(distance / 0.015, apart / n, scale=np.abs(middle))), len(close))
+    return padded(np.where(still, 0.0, ratio(distance, 0.015 * (apart / n))), len(close))
 
 
 def willr(high: Array, low: Array, close: Array, n: int) -> Array:

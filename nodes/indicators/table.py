@@ -306,7 +306,7 @@ def read(text: Any) -> tuple[Indicator, tuple[Any, ...]]:
         raise ValueError(f"{shown(text)} is not an indicator; known are: {', '.join(TABLE)}")
     given = match[2].split("_")[1:]
     if len(given) > len(indicator.params):
-        raise ValueError(f"{shown(text)}: {indicator.name} has {len(indicator.params)} params: {indicator.usage()}")
+        raise ValueError(f"{shown(text)} has more params than {indicator.name}, which is {indicator.usage()}")
     try:
         values = [param.check(value) for param, value in zip(indicator.params, given, strict=False)]
     except FieldError as error:

@@ -10,15 +10,15 @@ VALUES = 45
 """A parameter with more values than this is left out of ``by_value``."""
 
 _LOSS = "CASE direction WHEN 'minimize' THEN value ELSE -value END"
-_TOLD = (
-    "trial, strategy, params, strategy_params, objective, direction, value, feasible, violation, in_sample, "
-    "out_of_sample, total_return, cagr, sharpe, max_drawdown, trades"
-)
+_WORTH = "value, feasible, violation, in_sample, out_of_sample, total_return, cagr, sharpe, max_drawdown, trades"
 # Trials of the same worth in the order of their numbers, so that the answer is the same each time.
-_RANKING = f"SELECT {_TOLD} FROM rows ORDER BY feasible DESC, violation, {_LOSS} NULLS LAST, trial"
+_RANKING = f"SELECT trial, params, {_WORTH} FROM rows ORDER BY feasible DESC, violation, {_LOSS} NULLS LAST, trial"
 
 REDUCTIONS = {
-    "best": f"SELECT {_TOLD}, folds FROM rows WHERE feasible ORDER BY {_LOSS}, trial LIMIT 1",
+    "best": f"""
+        SELECT trial, params, strategy, strategy_params, objective, direction, {_WORTH}, folds
+        FROM rows WHERE feasible ORDER BY {_LOSS}, trial LIMIT 1
+    """,
     "ranking": f"{_RANKING} LIMIT {RANKED}",
     # What searching on a fold's training part alone, and trading its test part with what was best, would have brought.
     "walk_forward": f"""

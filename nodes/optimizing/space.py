@@ -151,7 +151,8 @@ def read(given: Mapping[str, Any], declared: Sequence[Param] | None, of: str) ->
         raise FieldError(FIELD, f"has {len(given)} parameters; at most {MOST_DIMENSIONS} are allowed")
     known = None if declared is None else {param.name: param for param in declared}
     dimensions = []
-    for name, spec in given.items():
+    # By name: databases keep the members of an object in orders of their own.
+    for name, spec in sorted(given.items()):
         if not name or len(name) > NAME_LENGTH or not name.isprintable():
             raise FieldError(FIELD, f"{shown(name)} is not the name of a parameter")
         if known is not None and name not in known:

@@ -56,8 +56,9 @@ def test_a_site_is_fetched_once_per_page_at_the_pace_of_the_run(tree: LocalTree)
     assert found["/page/7"]["blocked"] == 2
     assert (found["/old/50"]["status"], found["/old/50"]["target"]) == (301, f"{site.address}/page/50")
     assert found["/page/0"]["depth"] == 1
-    view = tree.json("GET", "/api/v1/tables/pages_links/rows", params={"limit": 3})
-    assert view
+    links = tree.json("GET", "/api/v1/tables/pages_links/rows", params={"limit": 50_000})
+    mine = {row["link"] for row in links if row["url"] == f"{site.address}/page/50"}
+    assert {f"{site.address}/old/50", f"{site.address}/private/50"} < mine
 
 
 def test_a_worker_that_is_killed_costs_no_page_and_no_row_twice(tree: LocalTree) -> None:

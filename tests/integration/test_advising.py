@@ -12,7 +12,7 @@ from django.conf import settings
 from dispatch import advising, lifecycle
 from dispatch.advising import Advisor
 from dispatch.lifecycle.kept import frozen
-from dispatch.models import Run
+from dispatch.models import Run, Task
 from dispatch.results import saver
 from dispatch.results.reducing import reduce_ended
 from dispatch.results.saver import Saver
@@ -212,6 +212,13 @@ def test_grid_and_named_trials_are_complete_from_the_start(store: Saver, node: C
     assert [(run.count, run.expected, run.growing) for run in (grid, named)] == [(7, None, False), (1, None, False)]
     dispatch()
     assert Advisor().once() == 0
+
+
+def test_a_task_without_items_can_be_run_again_and_again(store: Saver, node: Child) -> None:
+    task = Task.objects.create(name="nightly", type="optimization", params=PARAMS)
+    first, second = lifecycle.submit_task(task), lifecycle.submit_task(task, params={"seed": 1})
+    assert [(run.count, run.growing) for run in (first, second)] == [(PARALLEL, True)] * 2
+    assert trials(first) != trials(second)
 
 
 def test_what_can_never_be_searched_is_refused_on_submission() -> None:

@@ -8,14 +8,14 @@ import pytest
 from django.utils import timezone
 
 from dispatch import buckets, lifecycle, queue, rated
-from dispatch.models import Allocation, Run, Shard
+from dispatch.models import Allocation, Run, Shard, Source
 from dispatch.states import LIVE, RunState
 from nodes import executors, registry
 from nodes.executors.base import item_key
 from nodes.models import Node
 from nodes.protocol import FieldError
 from tests.integration import factory
-from tests.integration.factory import Child, Work, assert_partition, dispatch, fresh
+from tests.integration.factory import Child, Work, assert_partition, at_once, dispatch, fresh
 
 pytestmark = pytest.mark.django_db
 
@@ -178,6 +178,29 @@ def test_an_operators_limit_holds_as_well(still: factory.Clock) -> None:
     assert dispatch()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_dispatchers_that_pass_at_once_give_out_no_lane_twice(still: factory.Clock) -> None:
+    nodes = [child("a", 100), child("b", 100)]
+    run = crawl(*on("slow.org", 40), per_second=6.0, at_once=3)
+    for _ in range(4):
+        at_once(*[dispatch] * 4)
+        assert live() == 3
+        for node in nodes:
+            node.statuses(*[done(work) for work in node.claim()])
+        at_once(*[dispatch] * 4)
+        assert live() == 0, "they rest"
+        still.forward(0.51)
+    assert_partition(run)
+
+
+def test_an_address_may_come_from_a_source() -> None:
+    Source.objects.create(kind="url", key="docs", address="HTTPS://Docs.org/start#top")
+    run = crawl("docs", "https://docs.org/start", "https://other.org/")
+    assert [item_key(item) for item in queue.frozen(run.pk).all()] == ["https://docs.org/start", "https://other.org/"]
+    with pytest.raises(FieldError, match=r"items\[1\]: 'dogs' is not .* nor is it the key of an active source"):
+        crawl("docs", "dogs")
+
+
 def test_two_runs_have_lanes_of_their_own(still: factory.Clock) -> None:
     child("a")
     crawl(*on("slow.org", 3))
@@ -189,8 +212,9 @@ def test_two_runs_have_lanes_of_their_own(still: factory.Clock) -> None:
 def test_the_rate_key_names_the_host(still: factory.Clock) -> None:
     assert crawl("https://a.org/").rate_key == "host:{host}"
     assert crawl("https://a.org/", rate_key="crawl:{host}").rate_key == "crawl:{host}"
-    with pytest.raises(FieldError, match=r"rate_key: 'item:\{item\}' lacks \{host\}, by which"):
-        crawl("https://a.org/", rate_key="item:{item}")
+    for key in ("feeds", "item:{item}", "{host}/{item}"):
+        with pytest.raises(FieldError, match=r"rate_key: .*: runs of this type are paced by \{host\}"):
+            crawl("https://a.org/", rate_key=key)
 
 
 def test_explain_says_what_is_under_way_and_a_pass_when_the_rest_ends(still: factory.Clock) -> None:

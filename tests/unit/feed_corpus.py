@@ -95,6 +95,7 @@ TEXTS = [
     read_as("namespace prefix that is not declared", rss(item(more="<dc:creator>Ann</dc:creator>")), "One"),
     read_as("namespaces with odd prefixes", XML + _PREFIXED, {"title": "One", "id": "urn:1"}),
     read_as("html entities undeclared", rss(item("Caf&eacute;&nbsp;&hellip; &unheard;")), "Café … &unheard;"),
+    read_as("html entity in a title of type text", atom(entry("Caf&eacute;")), "Café"),
     read_as("bare ampersand", rss(item("Q & A")), "Q & A"),
     read_as("author as e-mail and name", rss(item(more="<author>ann@example.org (Ann)</author>")), {"author": "Ann"}),
     read_as(
@@ -212,8 +213,8 @@ FORMATS = [
     read_as("json feed with items that are none", jsonfeed(1, None, "x", {"id": "g1"}), {"id": "g1"}, note="3 items"),
     read_as(
         "json feed with half a surrogate pair",
-        b"{" + _VERSION + b', "items": [{"id": "g1", "title": "\\ud83d \\u0000"}]}',
-        {"id": "g1"},
+        b"{" + _VERSION + b', "items": [{"id": "g1", "title": "\\ud83d \\u0000", "url": "/\\ud83d"}]}',
+        {"id": "g1", "url": None},
     ),
 ]
 
@@ -274,13 +275,21 @@ DAMAGED = [
     refused("entity bomb", _declaring(f'<!ENTITY l0 "ha">{_LINES}', "&l9;"), "by way of others"),
     refused("one long entity, many times", _declaring(_LONG, "&a;" * 5000), "entities would add"),
     read_as("harmless entity of its own", _declaring('<!ENTITY co "A &#38; B">', "&co;"), "A & B"),
+    read_as("entity with a tag in it", _declaring('<!ENTITY t "<b>A</b> ]">', "x &t; y"), "x A ] y"),
+    read_as("doctype in a comment", rss(item(), head="<!-- <!DOCTYPE rss [ -->"), ONE),
     read_as("entity from a file", _declaring('<!ENTITY f SYSTEM "file:///etc/passwd">', "x&f;y"), "xy"),
     read_as("nested 30,000 deep", rss(item(more="<a>" * 30_000 + "</a>" * 30_000)), "One"),
     read_as("html nested 30,000 deep", rss(described("&lt;div&gt;" * 30_000 + "deep")), {"text": "deep"}),
     read_as("300,000 angle brackets", rss(described("&lt;" * 300_000)), {"id": "g1"}),
     read_as("a huge article", rss(described("word " * 600_000)), {"id": "g1"}),
+    read_as(
+        "two million characters that are not well-formed",
+        rss(*(described(f"{at} " + "word " * 80_000) for at in range(6)), "</broken>"),
+        {"id": "g1"},
+        note="only its first 2,000,000 characters are read",
+    ),
     refused("full of open tags", "<rss><channel><item><title>One</title>" + "<a b='" * 20_000, "no article"),
-    refused("full of open sections", "<rss><channel><item><title>One</title>" + "<![CDATA[" * 20_000, "no article"),
+    refused("full of open sections", "<rss><channel><item><title>One</title>" + "<![CDATA[" * 200_000, "no article"),
 ]
 
 CASES = [*ENCODINGS, *IDS, *DATES, *TEXTS, *FORMATS, *DAMAGED]

@@ -29,6 +29,7 @@ ENCODINGS = [
     read_as("utf-8 with a byte-order mark", b"\xef\xbb\xbf" + in_charset("Größe", "utf-8"), "Größe"),
     read_as("utf-16 with a byte-order mark", in_charset("Größe", "utf-16"), "Größe"),
     read_as("utf-16 without a byte-order mark", in_charset("Größe", "utf-16-be", "utf-16"), "Größe"),
+    read_as("utf-16 without mark or declaration", in_charset(CHINESE, "utf-16-le"), CHINESE),
     read_as("utf-32 with a byte-order mark", in_charset("Größe", "utf-32"), "Größe"),
     read_as("utf-16 declared, utf-8 in fact", in_charset("Größe", "utf-8", "utf-16"), "Größe"),
     read_as("utf-16 cut off within a character", in_charset("One", "utf-16")[:-1], ONE),
@@ -61,9 +62,21 @@ ENCODINGS = [
     ),
     read_as(
         "little text in the charset of the header",
-        in_charset("联通", "gb18030"),
-        "联通",
+        in_charset("模式", "gb18030"),  # valid as UTF-8, too
+        "模式",
         headers={"content-type": "application/rss+xml; charset=GB2312"},
+    ),
+    read_as(
+        "gb2312 in the header, utf-8 in fact",
+        in_charset("中文" * 10, "utf-8"),  # valid as gb18030, too
+        "中文" * 10,
+        headers={"content-type": "application/rss+xml; charset=GB2312"},
+    ),
+    read_as(
+        "latin-1 in the header, Greek in the document",
+        in_charset("Τα νέα της ημέρας", "iso8859-7", "iso-8859-7"),
+        "Τα νέα της ημέρας",
+        headers=LATIN,
     ),
     read_as("iso-2022-jp", in_charset(JAPANESE, "iso2022_jp", "iso-2022-jp"), JAPANESE),
     read_as("charset that nobody knows", in_charset("Größe", "utf-8", "x-unknown-9"), "Größe"),

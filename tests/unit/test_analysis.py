@@ -321,6 +321,22 @@ def test_a_line_that_only_touches_another_has_not_crossed_it(files):
     assert signals_by_day(rows, "sma_golden_cross", "sma_death_cross") == [(4, "sma_death_cross")]
 
 
+def test_a_line_that_crosses_by_way_of_another_has_crossed_it(files):
+    rows = rows_of("X", **files([11, 10, 9, 9, 10, 10, 9], wide=1), sma_fast=1, sma_slow=2)
+    assert signals_by_day(rows, "sma_golden_cross", "sma_death_cross") == [
+        (4, "sma_golden_cross"),
+        (6, "sma_death_cross"),
+    ]
+
+
+def test_lines_that_differ_by_rounding_do_not_cross(files):
+    """On a straight line MACD and its signal become one number, each with its own last digit."""
+    for engine in ("talib", "pandas"):
+        rows = rows_of("X", **files(10 + np.arange(1500) * 0.37, wide=0.1), engine=engine)
+        assert rows[-1]["macd_hist"] != 0
+        assert [name for number, name in signals_by_day(rows) if number > 100] == []
+
+
 def test_the_rsi_enters_and_leaves_its_zones(files):
     close = [10, 9, 10, 9, 12, 14, 16, 13, 9, 5, 2, 4, 8]
     rows = rows_of("X", **files(close, wide=0.5), rsi_period=2, sma_fast=1, sma_slow=2)
@@ -538,6 +554,7 @@ def test_bars_of_the_store_come_with_the_shard(tmp_path):
     params = Analysis.check({"rows": "latest"})
     assert params["source"] == "store"
     reading = Analysis.reads(["IBM", {"symbol": "AAPL", "start_date": "2012-01-01"}], params)
+    assert reading is not None
     assert (reading.table, reading.values, reading.since) == ("kline", ("IBM", "AAPL"), None)
     shard = {"allocation": 1, "type": "analysis", "params": params, "start": 0, "items": ["IBM", "AAPL"]}
     (entry,) = runner.run([shard | {"input": str(tmp_path / "input.arrow")}], str(tmp_path))

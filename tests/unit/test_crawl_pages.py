@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nodes.crawling import pages, selecting
 from nodes.crawling.encodings import codec_of, decode
@@ -137,6 +140,12 @@ def test_tracking_is_dropped_from_links_where_wished() -> None:
     assert links('<a href="x?utm_source=a&amp;b=1">x</a>', tracking=False) == ["https://example.org/a/x?b=1"]
 
 
+def test_a_page_of_nothing_but_links_is_read_in_part() -> None:
+    assert (
+        len(links("".join(f"<a href=/{number}>x</a>" for number in range(pages.MOST_LINKS + 50)))) == pages.MOST_LINKS
+    )
+
+
 # Robots
 
 
@@ -214,6 +223,46 @@ def test_any_bytes_are_some_text() -> None:
         text, _ = decode(content, "text/html")
         assert "\x00" not in text
         assert isinstance(read(content).text, str)
+
+
+MARKUP = [
+    "<p>",
+    "</p>",
+    "<a href='",
+    "'>",
+    "<base href=x>",
+    "<title>",
+    "<table><td>",
+    "<svg>",
+    "<!--",
+    "<meta name=robots",
+]
+MARKUP += [
+    "<script>",
+    "<template>",
+    " content=none>",
+    "&#xD800;",
+    "&amp",
+    "ü",
+    "\x00",
+    "]]>",
+    "<select><option hidden>",
+]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(MARKUP) | st.text(max_size=5), max_size=40),
+    st.sampled_from([HTML, "", "text/html;charset=gbk"]),
+)
+def test_whatever_comes_is_read(parts: list[str], content_type: str) -> None:
+    content = "".join(parts).encode(errors="surrogatepass")
+    page = pages.read(content, content_type, HERE, headers=["x: y, "], agent="ourbot")
+    selected = [each.values(page.tree, page.base) for each in selecting.read({"a": "p", "b": "a@href[]"})]
+    # Half a surrogate pair or NUL would be refused by the parent, with the whole report.
+    for text in (page.title, page.text, page.language, *page.robots, json.dumps(selected, ensure_ascii=False)):
+        assert b"\x00" not in text.encode()
+    assert all(link.address.isascii() for link in page.links)
 
 
 # Selectors

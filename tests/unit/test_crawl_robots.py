@@ -223,3 +223,7 @@ def test_old_answers_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked.asked.total() == 5
     book.rules("https://h0.org/", asked)
     assert asked.asked.total() == 6
+    monkeypatch.setattr(robots, "MOST_CHARACTERS", 2 * len(FILE))
+    for host in ("h5", "h0", "h4"):
+        book.rules(f"https://{host}.org/", asked)
+    assert asked.asked.total() == 8, "two answers are as much as may be kept"

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from nodes import executors, surroundings
-from nodes.agent import runner
+from nodes.agent import offline, runner
 from nodes.executors import custom
 from nodes.executors.base import ItemFailed
 from nodes.executors.custom import GROUP, Custom
 from nodes.protocol import FieldError
 from nodes.surroundings import Surroundings
+from tests.unit.test_agent_offline import TASK, configure
 
 MODULE = """
 import math
@@ -250,3 +251,21 @@ def test_arguments_that_it_does_not_take_cost_the_items(allow, tmp_path):
     shard = {"allocation": 1, "type": "custom", "params": params, "start": 0, "items": ["a"]}
     (entry,) = runner.run([shard], str(tmp_path))
     assert "colour" in entry["errors"][0][1]
+
+
+def test_a_node_asks_for_such_work_only_where_its_setting_names_something():
+    assert "custom" not in executors.offered(Surroundings())
+    assert executors.offered(Surroundings(custom={"it": ""})) == executors.runnable()
+
+
+def test_a_task_of_the_last_configuration_may_call_what_this_machine_allows(allow, tmp_path, monkeypatch, capsys):
+    allow()
+    task = {**TASK, "name": "words", "type": "custom", "params": {"callable": "dumps"}}
+    configure(tmp_path, task)
+    command = ["run", "words", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1", "--json"]
+    assert offline.main(command) != 0
+    assert "the setting custom allows: nothing" in capsys.readouterr().err
+    monkeypatch.setenv("CASCADE_CUSTOM", "dumps=json:dumps")
+    assert offline.main(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["done"], summary["rows"]) == (3, 3)

@@ -258,6 +258,8 @@ def test_the_schema_is_one_and_takes_what_the_check_takes(task_type):
         ("data_import", {"source": "sample", "start_date": "2020-02-30"}, False),
         # Without a source it is the parent's table.
         ("analysis", {"path": "/x"}, False),
+        ("analysis", {"freq": "2min"}, False),
+        ("analysis", {"freq": "5min"}, True),
         ("analysis", {"source": "files", "path": "/x"}, True),
         ("backtest", {"strategy": "ma_cross", "strategy_params": {"fast": 5}}, True),
         ("backtest", {"strategy": "ma_cross", "strategy_params": {"entry": 5}}, False),

@@ -161,9 +161,40 @@ def test_an_order_is_the_same_whatever_else_the_client_stamps_on_it() -> None:
         assert read_order({**body, **change}).digest != read.digest
 
 
-@pytest.mark.parametrize("task_type", ["external", "feed_update", "backtest"])
+@pytest.mark.parametrize("task_type", ["external", "word_count"])
 def test_only_types_that_this_package_has_code_for_are_taken(task_type: str) -> None:
     with pytest.raises(FieldError) as error:
         read_order({"task_id": "a", "task_type": task_type, "task_data": {"items": ["a"]}})
     assert error.value.field == "task_type"
     assert "data_import" in error.value.message
+
+
+def test_a_search_makes_its_trials_of_its_params_and_one_that_is_planned_as_it_goes_needs_a_parent() -> None:
+    search = {
+        "symbols": ["AAPL"], "source": "sample", "strategy": "ma_cross",
+        "space": {"fast": [5, 10], "slow": [30]}, "search": "grid",
+    }  # fmt: skip
+    order = read_order({"task_id": "a", "task_type": "optimization", "task_data": search})
+    assert [item["params"] for item in order.items if isinstance(item, dict)] == [
+        {"fast": 5, "slow": 30},
+        {"fast": 10, "slow": 30},
+    ]
+    with pytest.raises(FieldError, match="parent") as error:
+        read_order(
+            {
+                "task_id": "a",
+                "task_type": "optimization",
+                "task_data": {**search, "search": "tpe", "trials": 50, "space": {"fast": {"low": 2, "high": 90}}},
+            }
+        )
+    assert error.value.field.startswith("task_data")
+
+
+@pytest.mark.parametrize("task_type", ["analysis", "backtest"])
+def test_kinds_of_work_over_bars_take_symbols_as_their_items(task_type: str) -> None:
+    data = {"symbols": ["AAPL", "IBM"], "source": "sample"} | (
+        {"strategy": "ma_cross"} if task_type == "backtest" else {}
+    )
+    order = read_order({"task_id": "a", "task_type": task_type, "task_data": data})
+    assert order.items == ["AAPL", "IBM"]
+    assert order.params["source"] == "sample"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from email.utils import format_datetime
@@ -13,10 +15,12 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from nodes.executors.feed_update import FeedUpdate
+from nodes.executors.rows import to_table
 from nodes.feeds import BadFeed, Entry, dates, identity, link, markup, read
 from nodes.feeds.memory import CAPACITY, Seen
 from tests.unit.feed_corpus import CASES
-from tests.unit.feed_writing import URL
+from tests.unit.feed_writing import URL, atom, entry, item, jsonfeed, rss
 
 NOON = dt.datetime(2024, 1, 31, 12)
 
@@ -95,11 +99,13 @@ def test_any_value_is_a_date_or_none(value: object) -> None:
         ("AT&amp;T", "text", "AT&amp;T"),
         ("1 < 2 and List<String>", "", "1 < 2 and List<String>"),
         ("&lt;p&gt;Hello &lt;b&gt;x&lt;/b&gt;&lt;/p&gt;", "", "Hello x"),
+        ("&lt;p&gt;x&lt;/p&gt;", "html", "x"),
         ("<p>how to use &lt;b&gt; and &lt;/b&gt;</p>", "", "how to use <b> and </b>"),
         ("<script>alert(1)</script>ok", "", "ok"),
         ("<style>p {}", "", ""),
         ("x<!-- <p> -->y", "", "xy"),
         ("<a href='x>y'>l</a> z", "", "l z"),
+        ('<a href=http://e.org/">l</a> z', "", "l z"),
         ("<pre>a\n  b</pre>", "", "a\nb"),
         ("<p>a\nb</p>", "", "a b"),
         ("a\n\n\n\nb", "", "a\n\nb"),
@@ -134,6 +140,8 @@ def test_any_text_is_plain_text(value: str) -> None:
         ("//cdn.example/x", "https://cdn.example/x"),
         (" https://e.org/\n a ", "https://e.org/a"),
         ("javascript:alert(1)", None),
+        ("javascript://e.org/%0aalert(1)", None),
+        ("file://e.org/etc/passwd", None),
         ("data:text/html,x", None),
         ("mailto:a@b.c", None),
         ("http://[bad", None),
@@ -203,4 +211,30 @@ def test_no_document_whatever_is_a_crash(case, damage) -> None:
         at %= len(content) + 1
         content[at : at + gone] = put
     with suppress(BadFeed):
-        assert all(entry.id for entry in read(bytes(content), case.headers, URL).entries)
+        rows = [FeedUpdate({})._row("feed", entry) for entry in read(bytes(content), case.headers, URL).entries]
+        assert to_table(FeedUpdate.dataset, rows).num_rows == len(rows)
+
+
+def test_threads_that_begin_at_once_find_the_parser_ready() -> None:
+    """What it fills at its first parse is full when its module has been imported."""
+    code = """
+import nodes.feeds.syndication
+from feedparser.mixin import _FeedParserMixin as parser
+print(len(parser._matchnamespaces) == len({name.lower() for name in parser.namespaces}) > 40)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        (rss(item()), "rss20"),
+        (atom(entry()), "atom10"),
+        (jsonfeed({"id": "1"}).decode(), "json11"),
+        (jsonfeed(version="https://jsonfeed.org/version/1").decode(), "json10"),
+    ],
+)
+def test_a_feed_says_its_title_and_form(content: str, form: str) -> None:
+    feed = read(content.encode(), {}, URL)
+    assert (feed.title, feed.format) == ("The feed", form)

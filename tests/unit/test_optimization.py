@@ -215,6 +215,13 @@ def test_a_grid_has_every_combination_that_the_strategy_takes_once_and_in_order(
     assert Optimization.expected(items, params) is None
 
 
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_the_order_in_which_parameters_are_named_says_nothing(search: str) -> None:
+    turned = dict(reversed(list(SPACE.items())))
+    one, other = (search_of(SAMPLE | {"search": search, "space": space}) for space in (SPACE, turned))
+    assert [list(each.items()) for each in one.drawn] == [list(each.items()) for each in other.drawn]
+
+
 def test_steps_are_counted_in_decimals() -> None:
     space = search_of(
         GRID | {"strategy": "rsi_reversion", "space": {"lower": {"low": 10, "high": 10.5, "step": 0.1}}}
