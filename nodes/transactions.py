@@ -73,6 +73,26 @@ def insert_rows(model: type[models.Model], columns: Sequence[str], rows: Iterabl
         cursor.executemany(f"INSERT INTO {quote(model._meta.db_table)} ({names}) VALUES ({marks})", list(rows))
 
 
+def upsert_rows(
+    model: type[models.Model],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    key: Sequence[str],
+    change: Sequence[str],
+) -> None:
+    """As ``insert_rows``; of a row whose ``key`` is there already, the columns of ``change`` are changed instead."""
+    quote = connection.ops.quote_name
+    names = ", ".join(quote(column) for column in columns)
+    marks = ", ".join(["%s"] * len(columns))
+    changes = ", ".join(f"{quote(column)} = excluded.{quote(column)}" for column in change)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO {quote(model._meta.db_table)} ({names}) VALUES ({marks}) "
+            f"ON CONFLICT ({', '.join(map(quote, key))}) DO UPDATE SET {changes}",
+            list(rows),
+        )
+
+
 def update_rows(
     model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]], states: Sequence[str]
 ) -> None:

@@ -5,15 +5,16 @@ allocation of the item, wherever that is.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple
-from typing import Any
+from typing import Any, NamedTuple
 
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import ItemMemory
 from nodes import executors
-from nodes.executors.base import Item, item_key
+from nodes.executors.base import item_key
 from nodes.messages import STATUS_LIMIT, Entry, ItemOutcome
+from nodes.transactions import moment, upsert_rows
 
 SLICE = 500
 
@@ -27,33 +28,50 @@ def of(task_type: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def keep(task_type: str, run_id: int, entry: Entry, start: int, stop: int, now: dt.datetime) -> None:
-    """How the items of ``entry``, [start, stop) of the run, went. Inside the caller's transaction."""
-    items = frozen(run_id)
-    told = {each.index: each for each in entry.outcomes}
-    good: dict[str, ItemMemory] = {}
-    remembering: dict[str, ItemMemory] = {}
-    for first, last, _ in entry.ranges:
-        for index, item in enumerate(items.slice(first, last), first):
-            outcome = told.get(index) or ItemOutcome(index)
-            row = _row(task_type, item, run_id, now, outcome.status or "ok")
-            row.counts, row.succeeded_at = outcome.counts, now
-            if outcome.memory is not None:
-                row.memory = outcome.memory
-            (good if outcome.memory is None else remembering)[row.key] = row
-    failed = {index: message for index, message, _ in map(astuple, entry.errors)}
-    if entry.failure:
-        failed = dict.fromkeys(range(start, stop), entry.message or entry.failure)
-    bad = {}
-    for index, message in failed.items():
-        row = _row(task_type, items.slice(index, index + 1)[0], run_id, now, message[:STATUS_LIMIT])
-        row.failed = True
-        bad[row.key] = row
-    ended = ("status", "failed", "counts", "run", "at", "succeeded_at")
-    _write(good, ended)
-    _write(remembering, (*ended, "memory"))
+COLUMNS = ("type", "key", "memory", "status", "failed", "counts", "run_id", "at", "succeeded_at")
+_TOLD = ("status", "failed", "counts", "run_id", "at", "succeeded_at")
+
+
+class Reported(NamedTuple):
+    """An entry, and the items [start, stop) of a run that it is about."""
+
+    entry: Entry
+    run: int
+    start: int
+    stop: int
+
+
+def keep(task_type: str, reports: Iterable[Reported], now: dt.datetime) -> None:
+    """How the items of ``reports`` went. Inside the caller's transaction."""
+    at = moment(now)
+    good: dict[str, tuple[Any, ...]] = {}
+    remembering: dict[str, tuple[Any, ...]] = {}
+    bad: dict[str, tuple[Any, ...]] = {}
+    for entry, run, start, stop in reports:
+        items = frozen(run)
+        told = {each.index: each for each in entry.outcomes}
+        for first, last, _ in entry.ranges:
+            for index, item in enumerate(items.slice(first, last), first):
+                key, outcome = item_key(item), told.get(index) or ItemOutcome(index)
+                memory, counts = json.dumps(outcome.memory or {}), json.dumps(outcome.counts)
+                row = (task_type, key, memory, outcome.status or "ok", False, counts, run, at, at)
+                (good if outcome.memory is None else remembering)[key] = row
+        failed = {error.index: error.message for error in entry.errors}
+        if entry.failure:
+            failed = dict.fromkeys(range(start, stop), entry.message or entry.failure)
+        for index, message in failed.items():
+            key = item_key(items.slice(index, index + 1)[0])
+            bad[key] = (task_type, key, "{}", message[:STATUS_LIMIT], True, "{}", run, at, None)
+    _write(good, _TOLD)
+    _write(remembering, (*_TOLD, "memory"))
     # What it remembers stays: the next try asks as the last good one would.
-    _write(bad, ("status", "failed", "run", "at"))
+    _write(bad, ("status", "failed", "run_id", "at"))
+
+
+def _write(rows: Mapping[str, tuple[Any, ...]], change: Sequence[str]) -> None:
+    if rows:
+        # By key, so that two reports that are about the same items wait for each other in one order.
+        upsert_rows(ItemMemory, COLUMNS, [rows[key] for key in sorted(rows)], ("type", "key"), change)
 
 
 def forget(task_type: str, run_id: int, ranges: Iterable[tuple[int, int]]) -> None:
@@ -62,16 +80,3 @@ def forget(task_type: str, run_id: int, ranges: Iterable[tuple[int, int]]) -> No
         keys = [item_key(item) for first, last in ranges for item in frozen(run_id).slice(first, last)]
         for at in range(0, len(keys), SLICE):
             ItemMemory.objects.filter(type=task_type, key__in=keys[at : at + SLICE]).update(memory={})
-
-
-def _row(task_type: str, item: Item, run_id: int, now: dt.datetime, status: str) -> ItemMemory:
-    return ItemMemory(type=task_type, key=item_key(item), run_id=run_id, at=now, status=status)
-
-
-def _write(rows: Mapping[str, ItemMemory], fields: Sequence[str]) -> None:
-    if rows:
-        # By key, so that two reports that are about the same items wait for each other in one order.
-        ordered = [rows[key] for key in sorted(rows)]
-        ItemMemory.objects.bulk_create(
-            ordered, SLICE, update_conflicts=True, unique_fields=["type", "key"], update_fields=list(fields)
-        )

@@ -266,8 +266,8 @@ def _beside_rows(batch: _Accepted, now: dt.datetime) -> None:
     """What items found and what they remember counts with the rows that they brought."""
     executor = executors.get(batch.type)
     if executor.remembers:
-        for entry, ticket in batch.entries:
-            memories.keep(batch.type, ticket.run, entry, ticket.start, ticket.stop, now)
+        reported = (memories.Reported(entry, each.run, each.start, each.stop) for entry, each in batch.entries)
+        memories.keep(batch.type, reported, now)
     if executor.grows:
         for run in {ticket.run for _, ticket in batch.entries}:
             found.take(batch.type, run, [entry for entry, ticket in batch.entries if ticket.run == run])

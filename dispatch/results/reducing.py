@@ -26,6 +26,7 @@ from nodes.transactions import write
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 30.0
+MOST_RUNS = 100
 MOST_ROWS = 1000
 """Rows that one reduction may have: it is kept in the run's own row."""
 
@@ -60,11 +61,15 @@ class Reducer:
 
 
 def reduce_ended() -> int:
-    """Computes what is still to be computed of runs that have ended; of how many."""
-    types = [name for name in executors.names() if executors.get(name).reductions]
-    waiting = Run.objects.filter(type__in=types, state__in=RUN_ENDED, reduction__isnull=True).order_by("pk")
+    """Computes what is still to be computed of runs that have ended; of how many. {} for types that reduce nothing."""
+    waiting = Run.objects.filter(state__in=RUN_ENDED, reduction__isnull=True)
     count = 0
-    for pk, task_type in waiting.values_list("pk", "type")[:100]:
+    # The types that there are, and not all: their code need not be loaded.
+    for task_type in list(waiting.order_by().values_list("type", flat=True).distinct()):
+        if task_type not in executors.EXECUTORS or not executors.get(task_type).reductions:
+            with write():
+                waiting.filter(type=task_type).update(reduction={})
+    for pk, task_type in waiting.order_by("pk").values_list("pk", "type")[:MOST_RUNS]:
         try:
             found = reduction(pk, task_type)
         except StoreBusy:

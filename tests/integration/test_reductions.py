@@ -90,11 +90,11 @@ def test_sql_that_fails_says_so_and_the_others_are_there(store: Any, monkeypatch
     assert reduction["best"] == [{"item": "a", "score": 1.0}]
 
 
-def test_types_without_reductions_are_left_alone(store: Any) -> None:
+def test_types_without_reductions_are_done_at_once(store: Any) -> None:
     run = submit_echo(1)
     lifecycle.cancel(run.pk)
     assert reduce_ended() == 0
-    assert fresh(run).reduction is None
+    assert reduced(run) == {}
 
 
 @pytest.mark.django_db(transaction=True)
