@@ -326,7 +326,7 @@ class Executor(ABC):
     input: str = ""
     """File with the rows that ``reads`` asked for (Arrow IPC); set before the first ``run``."""
     run_id: int = 0
-    """The run that this shard belongs to, 0 where there is none: what was read for it may be kept for its other shards."""
+    """The run of this shard, 0 where there is none: what was read for it may be kept for its other shards."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.given = params

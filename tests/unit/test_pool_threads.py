@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -382,7 +383,13 @@ def test_a_thread_that_breaks_in_whatever_way_answers(monkeypatch):
 def test_what_is_being_kept_is_not_dropped_any_more(monkeypatch):
     keeping, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr(runner, "work", lambda *_: [])
-    monkeypatch.setattr(runner, "keep", lambda *_: keeping.set() or (go_on.wait(SOON) and ["kept"]))
+
+    def keep(*_: object) -> list[str]:
+        keeping.set()
+        assert go_on.wait(SOON)
+        return ["kept"]
+
+    monkeypatch.setattr(runner, "keep", keep)
     said: queue.Queue[tuple] = queue.Queue()
     job = serving._Job(7, [], {}, "", said.put)
     job.start()
@@ -428,7 +435,12 @@ def test_a_large_result_travels_in_one_piece(monkeypatch):
     reader.start()
     writes = []
     write = os.write
-    monkeypatch.setattr(os, "write", lambda *call: writes.append(call) or write(*call))
+
+    def counted(*call: Any) -> int:
+        writes.append(call)
+        return write(*call)
+
+    monkeypatch.setattr(os, "write", counted)
     serving._send_whole(theirs, b"x" * 1_000_000)
     reader.join(SOON)
     assert pieces == [b"x" * 1_000_000]
