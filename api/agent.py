@@ -147,7 +147,7 @@ async def verb(request: HttpRequest, verb: str) -> HttpResponse:
     if verb not in VERBS:
         return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
     if request.method != "POST":
-        return _post_only()
+        return _only("POST")
     _, _, reply = await in_thread(_authenticate_and_perform, request, verb)
     return JsonResponse(reply, status=_status(reply))
 
@@ -162,7 +162,7 @@ def _status(reply: Body) -> int:
 async def claim(request: HttpRequest) -> HttpResponse:
     """Answers at once when there is work, else when there is some, at the latest after ``wait`` seconds."""
     if request.method != "POST":
-        return _post_only()
+        return _only("POST")
     caller, body, reply = await in_thread(_authenticate_and_perform, request, "claim")
     loop = asyncio.get_running_loop()
     until = loop.time() + min(messages.read_claim(body).wait, settings.CASCADE.long_poll_seconds)
@@ -187,9 +187,9 @@ def _has_news(reply: Body) -> bool:
     return bool(reply["work"] or reply["cancel"])
 
 
-def _post_only() -> HttpResponse:
-    response = json_error(405, "only POST is allowed here")
-    response["Allow"] = "POST"
+def _only(method: str) -> HttpResponse:
+    response = json_error(405, f"only {method} is allowed here")
+    response["Allow"] = method
     return response
 
 
@@ -197,9 +197,7 @@ def _post_only() -> HttpResponse:
 async def segment(request: HttpRequest, sha256: str) -> HttpResponse:
     """An Arrow IPC file for the spool, named by its hash; reports then refer to it."""
     if request.method != "PUT":
-        response = json_error(405, "only PUT is allowed here")
-        response["Allow"] = "PUT"
-        return response
+        return _only("PUT")
     return await in_thread(_receive, request, sha256)
 
 
@@ -218,9 +216,7 @@ def _receive(request: HttpRequest, sha256: str) -> HttpResponse:
 async def config(request: HttpRequest) -> HttpResponse:
     """The configuration in force, packed by gzip; see ``nodes.agent.configuration`` for what is in it."""
     if request.method != "GET":
-        response = json_error(405, "only GET is allowed here")
-        response["Allow"] = "GET"
-        return response
+        return _only("GET")
     return await in_thread(_configuration, request)
 
 
@@ -235,9 +231,7 @@ def _configuration(request: HttpRequest) -> HttpResponse:
 async def inputs_of(request: HttpRequest, allocation: int) -> HttpResponseBase:
     """The rows that an allocation of the caller works over, as an Arrow IPC file."""
     if request.method != "GET":
-        response = json_error(405, "only GET is allowed here")
-        response["Allow"] = "GET"
-        return response
+        return _only("GET")
     return await in_thread(_inputs, request, allocation)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from nodes.backtesting.catalogue import Strategy, strategies, strategy
+from nodes.backtesting.catalogue import Strategy, strategies, strategy, variants
 from nodes.backtesting.terms import BARS_A_YEAR, METRICS, PARAMS, SMALLER_IS_BETTER, Costs, Sizing, options
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "run",
     "strategies",
     "strategy",
+    "variants",
     "window",
 ]
 

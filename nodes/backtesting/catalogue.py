@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nodes import surroundings
-from nodes.executors.base import Param, check_params, shown
+from nodes.executors.base import Param, Variant, check_params, shown
 from nodes.protocol import FieldError
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ _SHIPPED = {
         ),
     )
 }
+
+
+def variants() -> list[Variant]:
+    """What ``strategy_params`` may hold, by strategy."""
+    shipped = [strategy(name) for name in strategies()]
+    return [Variant("strategy", each.name, each.params, within="strategy_params") for each in shipped]
 
 
 def strategies() -> list[str]:

@@ -117,9 +117,7 @@ class Backtest(OverBars):
 
     @classmethod
     def variants(cls) -> Sequence[Variant]:
-        strategies = [backtesting.strategy(name) for name in backtesting.strategies()]
-        own = [Variant("strategy", each.name, each.params, within="strategy_params") for each in strategies]
-        return [*super().variants(), *own]
+        return [*super().variants(), *backtesting.variants()]
 
     @classmethod
     def check(cls, params: Mapping[str, Any]) -> dict[str, Any]:

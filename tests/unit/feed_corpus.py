@@ -273,6 +273,11 @@ DAMAGED = [
     refused("empty", "", "is empty"),
     refused("only white space", " \r\n\x00 ", "is empty"),
     refused("entity bomb", _declaring(f'<!ENTITY l0 "ha">{_LINES}', "&l9;"), "by way of others"),
+    refused(
+        "entity bomb behind a comment and an instruction",
+        _declaring(f'<!ENTITY l0 "ha">{_LINES}', "&l9;").replace("<!DOCTYPE", "<!-- <a> --><?x <b> ?><!DOCTYPE"),
+        "by way of others",
+    ),
     refused("one long entity, many times", _declaring(_LONG, "&a;" * 5000), "entities would add"),
     read_as("harmless entity of its own", _declaring('<!ENTITY co "A &#38; B">', "&co;"), "A & B"),
     read_as("entity with a tag in it", _declaring('<!ENTITY t "<b>A</b> ]">', "x &t; y"), "x A ] y"),
