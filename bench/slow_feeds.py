@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-ENTRIES = 10
+ENTRIES = 5
 _ITEM = (
     "<item><guid>{feed}-{number}</guid><title>Article {number} of {feed}</title>"
     "<link>https://example.org/{feed}/{number}</link><pubDate>Mon, 01 Jan 2024 08:{number:02}:00 GMT</pubDate>"

@@ -325,7 +325,8 @@ class Agent:
         """The next bundle: one shard, or several that are known to be very short."""
         works = [self._queue.popleft()]
         seconds = self._seconds.get(works[0].type)
-        if seconds is None or works[0].alone:
+        # What waits may wait long, however short it mostly is: it keeps nobody else.
+        if seconds is None or works[0].alone or executors.get(works[0].type).waits:
             return works
         most = min(int(BUNDLE_SECONDS / max(seconds, 1e-6)), -(-len(self._queue) // self.capacity))
         while len(works) < most and self._queue[0].type == works[0].type and not self._queue[0].alone:

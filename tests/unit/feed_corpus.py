@@ -92,6 +92,19 @@ TEXTS = [
         rss(item(more=_SHORT + _FULL), attributes=CONTENT),
         {"text": "Full text", "summary": "Short"},
     ),
+    read_as(
+        "description, and a shorter one of its medium",
+        rss(
+            item(more="<description>Many words</description><media:description>Few</media:description>"),
+            attributes=MEDIA,
+        ),
+        {"text": "Many words", "summary": "Few"},
+    ),
+    read_as(
+        "link to what is no html",
+        atom(entry().replace("<link ", '<link rel="alternate" type="text/plain" ')),
+        {"url": "https://example.org/1"},
+    ),
     read_as("namespace prefix that is not declared", rss(item(more="<dc:creator>Ann</dc:creator>")), "One"),
     read_as("namespaces with odd prefixes", XML + _PREFIXED, {"title": "One", "id": "urn:1"}),
     read_as("html entities undeclared", rss(item("Caf&eacute;&nbsp;&hellip; &unheard;")), "Café … &unheard;"),
@@ -206,6 +219,11 @@ FORMATS = [
     read_as(
         "json feed with milliseconds since 1970",
         jsonfeed({"id": "g1", "date_published": 1706702400000}),
+        {"published": NOON},
+    ),
+    read_as(
+        "json feed with times of changes only",
+        jsonfeed({"id": "g1", "date_modified": "2024-01-31T12:00:00Z"}),
         {"published": NOON},
     ),
     read_as("json feed with a byte-order mark", b"\xef\xbb\xbf" + jsonfeed({"id": "g1", "title": "One"}), "One"),

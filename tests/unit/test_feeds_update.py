@@ -187,6 +187,17 @@ def test_what_rotates_for_long_stays_within_what_can_be_remembered(server: FeedS
     assert 27_000 < len(json.dumps(reader.memory)) <= MEMORY_LIMIT
 
 
+def test_what_servers_say_at_length_is_not_remembered(server: FeedServer) -> None:
+    long = "/" + "x" * 1500
+    say = {"ETag": f'"{"e" * 6000}"', "Last_Modified": "m" * 6000}
+    server.put(long, b"", answers=lambda request: request.say(200, TWO.encode(), **say))
+    reader = Reader()
+    item = {"key": "k", "url": server.url + long}
+    reader.run(item)
+    assert len(json.dumps(reader.memory)) < 500
+    assert reader.run(item).rows is None
+
+
 def test_of_too_many_articles_the_newest_are_taken_and_the_rest_is_told(server: FeedServer) -> None:
     many = [item(f"T{n}", f"g{n}", f"<pubDate>2024-01-{n + 1:02} 12:00</pubDate>") for n in range(20)]
     reader = Reader(max_articles=5)
@@ -297,6 +308,12 @@ def test_an_html_page_is_told_with_the_feed_it_names(server: FeedServer) -> None
     error = failure(server.put("/blog/", page, kind="text/html"))
     assert f"is an HTML page, not a feed; the feed it names is {server.url}/blog/atom.xml" in str(error)
     assert not error.retry
+
+
+def test_a_key_in_an_address_is_in_no_message(server: FeedServer) -> None:
+    error = failure(server.put("/page?key=secret", "<html><head></head></html>"))
+    assert f"{server.url}/page is an HTML page" in str(error)
+    assert "secret" not in str(error)
 
 
 def test_an_empty_answer_is_told_and_tried_again(server: FeedServer) -> None:
