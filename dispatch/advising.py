@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ class Advisor:
         """Adds the trials that can be told now; how many."""
         growing = Run.objects.filter(type=TYPE, state=RunState.RUNNING, growing=True).order_by("pk")
         counts = dict(growing.values_list("pk", "count"))
+        events.planned = bool(counts)
         self._searches = {pk: search for pk, search in self._searches.items() if pk in counts}
         self._troubled = {pk: since for pk, since in self._troubled.items() if pk in counts}
         added = 0
@@ -157,6 +159,8 @@ def _ended(run_id: int, since: int) -> dict[int, Told | None]:
     with rows:
         for batch in rows:
             for row in batch.to_pylist():
-                if row["trial"] in ended:
-                    ended[row["trial"]] = Told(row["value"], row["violation"])
+                # A node may have saved what is no result: without a violation the trial counts as failed.
+                violation = row["violation"]
+                if row["trial"] in ended and violation is not None and not math.isnan(violation):
+                    ended[row["trial"]] = Told(row["value"], violation)
     return ended

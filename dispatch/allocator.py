@@ -117,7 +117,7 @@ class _Pass:
         if phase is Phase.LOOKAHEAD:
             unknown, rate = self.slots[queue.demand.run]
             left = queue.left / rate if rate and not unknown else 0.0
-            more = seat.lookahead(queue.demand, self.terms.lookahead, left)
+            more = seat.lookahead(queue.demand, self.terms.lookahead, self._size(queue, seat), left)
             return seat.used < seat.offer.capacity + more and self._refusal(queue.demand, seat, item) is None
         if seat.used >= seat.offer.capacity:
             return False
@@ -202,7 +202,7 @@ class _Pass:
         heap = candidates.get((demand.run, item))
         if heap is None:
             heap = [
-                (self._key(demand, seat, phase), number)
+                (self._key(queue, seat, phase), number)
                 for number, seat in enumerate(self.seats)
                 if self._room(queue, item, seat, phase)
             ]
@@ -214,16 +214,31 @@ class _Pass:
             # Seats only fill during a phase, so one without room now has none later.
             if not self._room(queue, item, seat, phase):
                 heapq.heappop(heap)
-            elif (now := self._key(demand, seat, phase)) != key:
+            elif (now := self._key(queue, seat, phase)) != key:
                 heapq.heapreplace(heap, (now, number))
             else:
                 return seat
         return None
 
-    def _key(self, demand: Demand, seat: Seat, phase: Phase) -> Key:
+    def _size(self, queue: Queue, seat: Seat) -> int:
+        """Items of the next shard that is cut for this seat."""
+        demand = queue.demand
+        seconds = seat.pace(demand)
+        slots, rate = self.slots[demand.run]
+        return size_for(
+            queue.left,
+            # So many slots as fast as this one's would do what all do together: a slow node gets a smaller part.
+            slots + (rate * seconds if seconds else 0),
+            fixed=demand.shard_size,
+            seconds_per_item=seconds,
+            target_seconds=self.terms.target_seconds,
+        )
+
+    def _key(self, queue: Queue, seat: Seat, phase: Phase) -> Key:
         """The smallest one is chosen."""
+        demand = queue.demand
         if phase is Phase.LOOKAHEAD:
-            key = seat.backlog(demand)
+            key = seat.backlog(demand, self._size(queue, seat))
         else:
             try:
                 key = float(balancers.get(demand.balancer)(seat, demand.type, self.terms.seed))
@@ -251,17 +266,7 @@ class _Pass:
         """So much of ``head`` as this node gets now, and its rate lets through."""
         demand, stop = queue.demand, head.stop
         if head.shard is None and not head.item:
-            seconds = seat.pace(demand)
-            slots, rate = self.slots[demand.run]
-            size = size_for(
-                queue.left,
-                # So many slots as fast as this one's would do what all do together: a slow node gets a smaller part.
-                slots + (rate * seconds if seconds else 0),
-                fixed=demand.shard_size,
-                seconds_per_item=seconds,
-                target_seconds=self.terms.target_seconds,
-            )
-            stop = min(head.start + size, head.stop)
+            stop = min(head.start + self._size(queue, seat), head.stop)
         if head.rate:
             stop = min(stop, head.start + self._tap(queue, head.rate).tokens)
         if stop == head.stop:

@@ -22,6 +22,8 @@ dispatcher = threading.Event()
 """Set when there may be something to allocate."""
 saver = threading.Event()
 """Set when there may be something to save."""
+planned = False
+"""Whether there are runs that the parent plans as they go, as far as this process knows."""
 reducer = threading.Event()
 """Set when a run has ended."""
 advisor = threading.Event()
@@ -53,6 +55,19 @@ def changed(*, allocate: bool = True) -> None:
 def reported() -> None:
     """Rows wait in the spool, or items have failed."""
     saver.set()
+    advise()
+
+
+def advise() -> None:
+    """There may be something to learn for runs that the parent plans, as far as there are any."""
+    if planned:
+        advisor.set()
+
+
+def plan() -> None:
+    """Such a run was submitted."""
+    global planned
+    planned = True
     advisor.set()
 
 

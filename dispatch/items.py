@@ -67,9 +67,13 @@ class Frozen:
 
 
 class Growing:
-    """The items of a run, its first blob and those that were added; ``later`` gives what was added from an item on."""
+    """The items of a run, its first blob and those that were added.
 
-    def __init__(self, first: bytes, later: Callable[[int], Iterable[tuple[int, int, bytes]]]) -> None:
+    ``later(start, stop)`` gives what was added from item ``start`` on and begins before ``stop`` (None: all). No more
+    than is asked for is read, as the end may be part of a transaction that comes to nothing yet.
+    """
+
+    def __init__(self, first: bytes, later: Callable[[int, int | None], Iterable[tuple[int, int, bytes]]]) -> None:
         self._starts = [0]
         self._parts = [Frozen(first)]
         self._stop = self._parts[0].count()
@@ -79,7 +83,7 @@ class Growing:
     def slice(self, start: int, stop: int) -> list[Item]:
         """Items [start, stop), as far as there are any."""
         if stop > self._stop:
-            self._load()
+            self._load(stop)
         stop = min(stop, self._stop)
         items: list[Item] = []
         at = bisect_right(self._starts, start) - 1
@@ -91,12 +95,12 @@ class Growing:
         return items
 
     def all(self) -> list[Item]:
-        self._load()
+        self._load(None)
         return self.slice(0, self._stop)
 
-    def _load(self) -> None:
+    def _load(self, wanted: int | None) -> None:
         with self._turn:
-            for start, stop, blob in self._later(self._stop):
+            for start, stop, blob in self._later(self._stop, wanted):
                 self._starts.append(start)
                 self._parts.append(Frozen(blob))
                 self._stop = stop

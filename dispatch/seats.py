@@ -106,14 +106,13 @@ class Seat:
         """Seconds per item of this very run here, or None before the first report of it."""
         return self.offer.speeds.get(pace_key(demand.type, demand.run))
 
-    def backlog(self, demand: Demand) -> float:
-        """Seconds until one more shard of this run would begin here."""
-        size = max(demand.shard_size, 1)
+    def backlog(self, demand: Demand, size: int) -> float:
+        """Seconds until one more shard of this run, of ``size`` items, would begin here."""
         seconds = self.pace(demand) or self.offer.speeds.get(demand.type, 1.0)
         return (self.used + 1) * size * seconds / max(self.offer.capacity, 1)
 
-    def lookahead(self, demand: Demand, rule: Lookahead, left: float = 0.0) -> int:
-        """Shards this node may hold beyond its capacity: so much work in time, which also bounds how unevenly a run
+    def lookahead(self, demand: Demand, rule: Lookahead, size: int, left: float = 0.0) -> int:
+        """Shards of ``size`` items this node may hold beyond its capacity: so much work in time, which also bounds how unevenly a run
         can end. A type with a limit gets none: a queued shard counts. Nor does rated work: a token taken for a shard
         that waits is one too early. Nor a node that takes what it holds at once, or rarely looks.
 
@@ -127,7 +126,6 @@ class Seat:
             return 0
         if demand.rated or self.offer.patient:
             return 0
-        size = max(demand.shard_size, 1)
         seconds = max(seconds * size, 1e-6)
         if seconds >= SHORT:
             return 1 if known and seconds < LONG and left > 2 * seconds else 0

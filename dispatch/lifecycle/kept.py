@@ -21,8 +21,9 @@ def frozen(run_id: int) -> Growing:
     """A run's items; they never change, so they are read once, and what is added when it is asked for."""
     blob = Run.objects.values_list("items", flat=True).get(pk=run_id)
 
-    def later(start: int) -> list[tuple[int, int, bytes]]:
+    def later(start: int, stop: int | None) -> list[tuple[int, int, bytes]]:
         parts = ItemsPart.objects.filter(run=run_id, start__gte=start).order_by("start")
+        parts = parts if stop is None else parts.filter(start__lt=stop)
         return [(first, last, bytes(items)) for first, last, items in parts.values_list("start", "stop", "items")]
 
     return Growing(bytes(blob), later)

@@ -115,6 +115,8 @@ def submit(
             raise
         return earlier
     events.changed()
+    if run.growing:
+        events.plan()
     return run
 
 

@@ -12,7 +12,7 @@ import math
 import threading
 from typing import Any
 
-from django.db import close_old_connections, connection
+from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
 from dispatch import events
 from dispatch.models import Run
@@ -72,11 +72,16 @@ def reduce_ended() -> int:
     for pk, task_type in waiting.order_by("pk").values_list("pk", "type")[:MOST_RUNS]:
         try:
             found = reduction(pk, task_type)
+            with write():
+                # Not on a run that was opened again meanwhile: it will end again.
+                count += Run.objects.filter(pk=pk, state__in=RUN_ENDED, reduction__isnull=True).update(reduction=found)
         except StoreBusy:
             return count  # this process is about to stop
-        with write():
-            # Not on a run that was opened again meanwhile: it will end again.
-            count += Run.objects.filter(pk=pk, state__in=RUN_ENDED, reduction__isnull=True).update(reduction=found)
+        except (OperationalError, InterfaceError):
+            raise  # the connection is at fault, not this run
+        except Exception:
+            # It must not keep the others waiting.
+            logger.exception("run %s could not be reduced; it is tried again", pk)
     if count:
         events.changed(allocate=False)
     return count
@@ -91,7 +96,7 @@ def reduction(run_id: int, task_type: str) -> dict[str, Any]:
         try:
             rows = results().reduce(executor.dataset, sql, run_id, MOST_ROWS)
             found[name] = [
-                {key: _plain(json.loads(value) if value and key in texts else value) for key, value in row.items()}
+                {key: _plain(_decoded(value) if value and key in texts else value) for key, value in row.items()}
                 for row in rows
             ]
         except StoreBusy:
@@ -102,6 +107,14 @@ def reduction(run_id: int, task_type: str) -> dict[str, Any]:
     return found
 
 
+def _decoded(value: Any) -> Any:
+    """JSON of a json column. A node can have saved any text in it, which then stays one."""
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+
+
 def _plain(value: Any) -> Any:
     """As JSON holds it."""
     if isinstance(value, float):
@@ -109,7 +122,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dt.datetime | dt.date):
         return value.isoformat()
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {_plain(str(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+    if value is None or isinstance(value, int | bool):
+        return value
+    # PostgreSQL's JSON has neither NUL nor half a surrogate pair.
+    return str(value).encode(errors="replace").decode().replace("\x00", "\ufffd")

@@ -136,7 +136,7 @@ class Saver:
         self.store.append(parts)
         self._dirty = True
         lifecycle.saved(whole)
-        events.advisor.set()
+        events.advise()
         return True
 
     def _next_batch(self) -> list[Receipt]:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -104,13 +103,16 @@ class Rest:
             headers = self._signed("GET", url, b"")
             connection = kind(parts.hostname or "", parts.port, timeout=patience)
             try:
-                connection.request("GET", parts.path, headers=headers)
-                answer = connection.getresponse()
-                status, retry_after = answer.status, answer.getheader("Retry-After")
-                into = file if status == HTTPStatus.OK else None
-                content = answer.read() if into is None else _into(into, answer)
-            except (OSError, http.client.HTTPException) as error:
-                raise Unreachable(f"GET {path}: {error}") from None
+                try:
+                    connection.request("GET", parts.path, headers=headers)
+                    answer = connection.getresponse()
+                    status, retry_after = answer.status, answer.getheader("Retry-After")
+                    into = file if status == HTTPStatus.OK else None
+                    content = answer.read() if into is None else b""
+                except (OSError, http.client.HTTPException) as error:
+                    raise Unreachable(f"GET {path}: {error}") from None
+                if into is not None:
+                    _into(into, answer, path)
             finally:
                 connection.close()
             if status == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(content.decode(errors="replace")):
@@ -186,17 +188,25 @@ class Rest:
             session.close()
 
 
-def _into(file: Path, answer: http.client.HTTPResponse) -> bytes:
-    """The answer's body into ``file``. Raises OSError, IncompleteRead."""
-    import http.client
-
+def _into(file: Path, answer: http.client.HTTPResponse, path: str) -> None:
+    """The answer's body into ``file``. Raises Unreachable where it does not come, OSError where it cannot be kept."""
     part = file.with_suffix(".part")
     with open(part, "wb") as target:
-        shutil.copyfileobj(answer, target, 1024 * 1024)
-    if answer.length:  # of what was promised, so much did not come
-        raise http.client.IncompleteRead(b"", answer.length)
+        while content := _piece(answer, path):
+            target.write(content)
     os.replace(part, file)
-    return b""
+
+
+def _piece(answer: http.client.HTTPResponse, path: str) -> bytes:
+    import http.client
+
+    try:
+        content = answer.read(1024 * 1024)
+        if not content and answer.length:  # of what was promised, so much did not come
+            raise http.client.IncompleteRead(b"", answer.length)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(f"GET {path}: {error}") from None
+    return content
 
 
 def _decoded(status: int, content: bytes, retry_after: str | None) -> Body:

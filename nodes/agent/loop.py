@@ -443,8 +443,7 @@ class Agent:
         """Drops these allocations, whatever they are at; running ones end."""
         wanted = set(ids)
         self._held -= wanted
-        self._stop_fetching(wanted)
-        self._queue = deque(work for work in self._queue if work.allocation not in wanted)
+        self._unqueue(wanted)
         self._outbox.drop(wanted)
         for bundle in self._bundles:
             hit = wanted & {work.allocation for work in bundle.works}
@@ -455,15 +454,16 @@ class Agent:
     def _running(self) -> list[int]:
         return [bundle.works[0].allocation for bundle in self._bundles]
 
-    def _stop_fetching(self, ids: Iterable[int]) -> None:
-        for allocation in ids:
-            if (task := self._fetching.pop(allocation, None)) is not None:
-                task.cancel()
-                self._inputs.drop([allocation])
+    def _unqueue(self, ids: set[int]) -> None:
+        """Forgets those that have not begun, with what was brought for them."""
+        for allocation in ids & self._fetching.keys():
+            self._fetching.pop(allocation).cancel()
+            self._inputs.drop([allocation])
+        self._inputs.drop(work.allocation for work in self._queue if work.allocation in ids)
+        self._queue = deque(work for work in self._queue if work.allocation not in ids)
 
     async def _release(self, ids: list[int], detail: str) -> None:
-        self._stop_fetching(ids)
-        self._queue = deque(work for work in self._queue if work.allocation not in set(ids))
+        self._unqueue(set(ids))
         self._held -= set(ids)
         if ids:
             with suppress(Unreachable, Refused, TimeoutError):

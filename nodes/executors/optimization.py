@@ -37,8 +37,7 @@ class Optimization(OverBars):
 
     type = "optimization"
     title = "Searches a strategy's parameters, by trial"
-    item_form = 'A trial: {"trial": 0, "params": {"fast": 5}}.'
-    item_form = 'None: the run makes its trials. Or {"key": "trial-00000", "trial": 0, "params": {"fast": 5}}.'
+    item_form = 'A trial: {"key": "trial-00000", "trial": 0, "params": {"fast": 5}}.'
     items_optional = True
     source = source_param(store=True)
     params = (

@@ -129,6 +129,20 @@ def test_trials_that_fail_are_told_as_failed_and_the_others_go_on(store: Saver, 
     assert trials(run) == alone(PARAMS, fails)
 
 
+@pytest.mark.parametrize("column", ["value", "violation"])
+@pytest.mark.parametrize("number", [None, float("nan"), float("inf")])
+def test_rows_that_no_trial_can_have_brought_do_not_hold_up_the_search(
+    store: Saver, node: Child, column: str, number: float | None
+) -> None:
+    run = submit(trials=PARALLEL + 2)
+    for work in node.works():
+        entry = result(work, run.params)
+        entry["rows"][0][Optimization.dataset.names.index(column)] = number
+        assert node.statuses(entry) == [200]
+    save(store)
+    assert Advisor().once() == 2
+
+
 def test_a_run_of_which_every_trial_fails_has_them_all(store: Saver, node: Child) -> None:
     run = submit(symbols=["NOPE"])
     go_through(run, node, store, advisor=Advisor())

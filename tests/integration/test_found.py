@@ -6,11 +6,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.db import transaction
 
 from dispatch import lifecycle
+from dispatch.lifecycle import found as found_items
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import ItemsPart, Run, SeenItem
 from dispatch.states import RunState
+from nodes.messages import Entry, ItemOutcome
 from nodes.protocol import FieldError
 from tests.integration.factory import Child, Work, assert_partition, at_once, child, dispatch, fresh, save, saver, state
 from tests.integration.factory import submit as submit_echo
@@ -160,6 +163,43 @@ def test_a_cancelled_run_does_not_grow() -> None:
     assert_partition(run)
 
 
+def test_what_a_transaction_added_that_came_to_nothing_is_not_remembered() -> None:
+    node = finder()
+    run = submit("a")
+    (work,) = node.works()
+    node.report(found(work, "b"))
+    frozen.cache_clear()
+
+    def take(*items: Any) -> int:
+        return found_items.take("finds", run.pk, [Entry(1, outcomes=(ItemOutcome(0, items),))])
+
+    with transaction.atomic():
+        assert take("never") == 1
+        # As the same report's failures are looked up.
+        assert frozen(run.pk).slice(1, 2) == ["b"]
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        assert take("c") == 1
+    assert frozen(run.pk).slice(0, 3) == ["a", "b", "c"]
+
+
+def test_thousands_that_are_found_again_are_added_once() -> None:
+    node = finder()
+    run = submit("a", "b", params={"most": 5000})
+    first, second = node.works()
+    names = [f"n{number}" for number in range(1200)]
+    node.report(found(first, *names))
+    node.report(found(second, *names, "last"))
+    assert items_of(run) == ["a", "b", *names, "last"]
+
+
+def test_a_run_that_began_with_more_items_than_its_params_allow_gets_no_others() -> None:
+    node = finder()
+    run = submit("a", "b", "c", "d", "e", params={"most": 3})
+    node.report(found(node.works()[0], "x", "y", "z"))
+    assert fresh(run).count == 5
+
+
 def test_many_additions_are_read_back_in_order_across_their_borders() -> None:
     node = finder(capacity=40)
     run = submit("root", params={"most": 1000})
@@ -201,6 +241,17 @@ def test_a_planned_run_begins_without_items_and_stays_open_until_the_last_is_add
     assert state(run) == RunState.COMPLETED
     assert fresh(run).count == 4
     assert_partition(run)
+
+
+def test_what_cannot_be_an_item_is_not_added_and_nothing_after_the_last() -> None:
+    run = planned()
+    with pytest.raises(FieldError, match=r"items\[1\]"):
+        lifecycle.append(run.pk, 2, ["t2", None], last=False)  # type: ignore[list-item]
+    assert fresh(run).count == 2
+    assert lifecycle.append(run.pk, 2, ["t2"], last=True)
+    assert state(run) == RunState.RUNNING
+    assert not lifecycle.append(run.pk, 3, ["t3"], last=False)
+    assert items_of(run) == ["t0", "t1", "t2"]
 
 
 def test_additions_are_numbered_so_that_two_who_plan_do_not_both_add() -> None:

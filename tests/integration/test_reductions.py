@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from dispatch import lifecycle
 from dispatch.models import Run
-from dispatch.results import reducing, saver
+from dispatch.results import reducing, saver, spool
 from dispatch.results.reducing import reduce_ended
+from nodes.executors.base import Column, Dataset
+from nodes.executors.rows import encode, to_table
 from tests.integration.factory import Child, child, fresh, save
 from tests.integration.factory import saver as made_saver
 from tests.integration.factory import submit as submit_echo
@@ -88,6 +91,44 @@ def test_sql_that_fails_says_so_and_the_others_are_there(store: Any, monkeypatch
     reduction = reduced(run)
     assert "nothing" in reduction["wrong"]["error"]
     assert reduction["best"] == [{"item": "a", "score": 1.0}]
+
+
+def test_a_json_column_that_holds_no_json_is_shown_as_the_text_it_is(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = (Column("item", "json"), Column("score", "float64"))
+    monkeypatch.setattr(Finds, "dataset", Dataset("found_json", columns, ("score",)))
+    monkeypatch.setattr(Finds, "reductions", {"all": "SELECT item FROM rows ORDER BY score"})
+    node = child(types=["finds"])
+    run = submit_echo(["a"], type="finds")
+    (work,) = node.works()
+    texts = ["{bad", '"\\u0000\\ud800"', '{"\\u0000": NaN}', '[1, "ä"]']
+    table = to_table(Finds.dataset, [['"x"', float(at)] for at in range(len(texts))])
+    # What a node uploads as a file is its own affair; only its types are looked at.
+    content = encode(table.set_column(0, "item", [texts]))
+    segment = spool.receive([content], settings.CASCADE.spool, limit=100_000)
+    entry = {"allocation": work.allocation, "ranges": [[0, 1, len(texts)]], "segment": segment.sha256, "seconds": 6.0}
+    assert node.statuses(entry) == [200]
+    save(store)
+    assert reduce_ended() == 1
+    found = [each["item"] for each in reduced(run)["all"]]
+    assert found == ["{bad", "\ufffd?", {"\ufffd": None}, [1, "ä"]]
+
+
+def test_a_run_that_cannot_be_reduced_does_not_keep_others_waiting(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = child(types=["finds"])
+    first, second = finished(store, {"a": 1.0}, node), finished(store, {"b": 2.0}, node)
+    real = reducing.reduction
+
+    def broken(run_id: int, task_type: str) -> dict[str, Any]:
+        if run_id == first.pk:
+            raise OSError("no room")
+        return real(run_id, task_type)
+
+    monkeypatch.setattr(reducing, "reduction", broken)
+    assert reduce_ended() == 1
+    assert fresh(first).reduction is None
+    assert reduced(second)["mean"] == [{"mean": 2.0, "items": 1}]
 
 
 def test_types_without_reductions_are_done_at_once(store: Any) -> None:

@@ -47,7 +47,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_POST = do_PUT = answer
+            do_GET = do_POST = do_PUT = answer
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

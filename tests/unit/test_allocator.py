@@ -901,3 +901,15 @@ def test_nothing_is_put_aside_for_its_rate_while_no_node_has_room() -> None:
 
 def test_a_pass_may_be_asked_for_one_grant() -> None:
     assert len(allocate([singles(9)], [node("a", 9)], Terms(most=1)).grants) == 1
+
+
+def test_what_is_queued_ahead_counts_by_the_size_its_shards_will_have() -> None:
+    """Automatic shards of a second must not be queued as if each were a single item of a hundredth."""
+    rule = Lookahead(0.1, 400)
+    demand = replace(singles(1000), shard_size=0)
+    offers = [node(name, 1, speeds={"echo@1": 0.01}) for name in "ab"]
+    plan = allocate([demand], offers, Terms(lookahead=rule, target_seconds=1.0))
+    held = Counter(made.node for made in plan.grants)
+    seconds = sum(made.piece.stop - made.piece.start for made in plan.grants) * 0.01
+    assert max(held.values()) <= 2
+    assert seconds <= 2 * 2 * 1.0

@@ -85,9 +85,9 @@ class Additions:
     def add(self, start: int, items: list[str]) -> None:
         self.parts.append((start, start + len(items), freeze(items)))
 
-    def later(self, start: int) -> list[tuple[int, int, bytes]]:
+    def later(self, start: int, stop: int | None) -> list[tuple[int, int, bytes]]:
         self.asked.append(start)
-        return [part for part in self.parts if part[0] >= start]
+        return [part for part in self.parts if start <= part[0] and (stop is None or part[0] < stop)]
 
 
 @given(st.lists(st.integers(1, 2300), min_size=1, max_size=6), st.integers(0, 9000), st.integers(0, 3000))
