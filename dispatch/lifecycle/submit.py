@@ -21,6 +21,7 @@ from dispatch.models import WORK_FIELDS, Fallback, Hands, Run, SeenItem, Source,
 from dispatch.ranges import MOST_ITEMS
 from nodes import executors
 from nodes.executors.base import Item, shown
+from nodes.models import Node
 from nodes.protocol import Conflict, FieldError, Unprocessable
 from nodes.transactions import write
 
@@ -142,7 +143,11 @@ def resolved(executor: type[executors.Executor], items: Sequence[Item]) -> list[
 
 def hands_of(executor: type[executors.Executor], items: Sequence[Item], params: Mapping[str, Any]) -> str:
     """Which nodes can run ``items``, beside having their type."""
-    if executor.outside(items, params):
+    if executor.outside(items, params) and (
+        # One item without an address must not keep the others waiting for clients that do not exist here.
+        all(executor.outside([item], params) for item in items)
+        or Node.objects.filter(active=True, dialect__in=Node.PATIENT).exists()
+    ):
         return Hands.OUTSIDE
     talks = executor.grows or executor.remembers or executor.reads(items[:1], params) is not None
     return Hands.LINE if talks else ""

@@ -136,6 +136,8 @@ class Rest:
 
         def settle(body: Body | None, error: BaseException | None) -> None:
             if answer.cancelled():
+                if method == "GET" and isinstance(content, Path):
+                    content.unlink(missing_ok=True)  # it came after all, and nobody knows of it
                 return
             if error is not None:
                 answer.set_exception(error)

@@ -161,7 +161,7 @@ class FeedUpdate(Executor):
             return self._fetcher.get(url, headers, accept=frozenset({304} if asked else ()))
         except FetchFailed as error:
             gone = "; the feed is gone" if error.status == 410 else ""
-            raise ItemFailed(f"{key}: {error}{gone}", retry=error.retry) from None
+            raise ItemFailed(f"{key}: {error.reason}{gone}", retry=error.retry) from None
 
     def _compared(self, key: str, feed: Feed, seen: Any, moved: str, validators: dict[str, Any]) -> Outcome:
         """The rows of what ``seen`` does not have like this, and the memory of all."""

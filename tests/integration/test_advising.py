@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from django.conf import settings
 
@@ -13,13 +14,13 @@ from dispatch import advising, lifecycle
 from dispatch.advising import Advisor
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Run, Task
-from dispatch.results import saver
+from dispatch.results import saver, spool
 from dispatch.results.reducing import reduce_ended
 from dispatch.results.saver import Saver
 from dispatch.states import RunState
 from nodes.executors.base import ItemFailed
 from nodes.executors.optimization import Optimization
-from nodes.executors.rows import inline
+from nodes.executors.rows import encode, inline, to_table
 from nodes.protocol import FieldError
 from tests.integration.factory import Child, Clock, Work, assert_partition, child, dispatch, fresh, save, state
 from tests.integration.factory import saver as made_saver
@@ -137,8 +138,12 @@ def test_rows_that_no_trial_can_have_brought_do_not_hold_up_the_search(
     run = submit(trials=PARALLEL + 2)
     for work in node.works():
         entry = result(work, run.params)
-        entry["rows"][0][Optimization.dataset.names.index(column)] = number
-        assert node.statuses(entry) == [200]
+        table = to_table(Optimization.dataset, entry.pop("rows"))
+        place = table.schema.get_field_index(column)
+        # As a node uploads it, where NaN stays what it is.
+        changed = table.set_column(place, table.schema.field(place), pa.array([number], pa.float64()))
+        segment = spool.receive([encode(changed)], settings.CASCADE.spool, limit=100_000)
+        assert node.statuses({**entry, "segment": segment.sha256}) == [200]
     save(store)
     assert Advisor().once() == 2
 

@@ -54,6 +54,9 @@ def test_a_key_of_a_source_becomes_its_address_and_stays_what_the_item_is_called
     run = submit("news", "https://b.example/feed")
     assert frozen(run.pk).all() == [{"key": "news", "url": FEED, "name": "News"}, "https://b.example/feed"]
     assert run.hands == "line"
+    # Without a client that could do it, the one that lacks an address fails alone; with one, it is waited for.
+    assert submit("news", "bare").hands == "line"
+    child("theirs", types=["remembers"], dialect="cascade")
     assert submit("news", "bare").hands == "outside"
     # A key of another kind of source is no address.
     sources.add("url", "page", address="https://c.example/")

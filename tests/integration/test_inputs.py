@@ -14,7 +14,7 @@ from dispatch.models import Allocation, Run
 from dispatch.results import datasets, inputs, saver
 from dispatch.results.store import Part, ResultStore
 from nodes import executors
-from nodes.protocol import Conflict, NotFound
+from nodes.protocol import Conflict, NotFound, TooLarge
 from tests.integration.factory import Child, child, dispatch
 from tests.integration.factory import submit as submit_echo
 
@@ -88,6 +88,21 @@ def test_nobody_else_gets_them_and_nobody_whose_lease_was_lost(store: Any, tmp_p
         inputs.write(node.caller, work.allocation, tmp_path / "late")
     assert not (tmp_path / "stolen").exists()
     assert not (tmp_path / "late").exists()
+
+
+def test_a_shard_brings_its_own_rows_and_not_those_of_the_run(store: Any, tmp_path: Path) -> None:
+    node = child(types=["reads"])
+    submit("A", "B")
+    for work in node.works():
+        assert {row["symbol"] for row in fetched(node, work.allocation, tmp_path)} == set(work.items)
+
+
+def test_more_than_may_travel_is_refused(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = child(types=["reads"])
+    submit("A")
+    monkeypatch.setattr(inputs, "SEGMENT_BYTES_LIMIT", 10)
+    with pytest.raises(TooLarge, match="smaller shards"):
+        inputs.write(node.caller, node.works()[0].allocation, tmp_path / "large")
 
 
 def test_work_that_needs_nothing_has_no_input(store: Any, tmp_path: Path) -> None:

@@ -122,6 +122,44 @@ def test_what_was_lost_before_it_was_saved_is_not_thought_to_be_known() -> None:
     assert ItemMemory.objects.get().memory == {}
 
 
+def test_the_last_memory_is_the_one_that_comes_next() -> None:
+    node = reader()
+    for etag in ("1", "2"):
+        submit(FEED)
+        work, _ = memory_sent(node)
+        node.report(told(work, {"etag": etag}))
+    submit(FEED)
+    assert memory_sent(node)[1] == {FEED: {"etag": "2"}}
+
+
+def test_an_item_of_that_key_of_another_type_has_a_memory_of_its_own() -> None:
+    ItemMemory.objects.create(type="another", key=FEED, memory={"etag": "another's"})
+    submit(FEED)
+    work, memory = memory_sent(node := reader())
+    assert memory == {}
+    node.report(told(work, {"etag": "1"}))
+    assert ItemMemory.objects.get(type="another").memory == {"etag": "another's"}
+
+
+def test_only_what_was_lost_is_forgotten() -> None:
+    node = reader()
+    submit(FEED, OTHER)
+    for work in node.works():
+        node.report(told(work, {"n": work.start}))
+    Receipt.objects.update(saved_at=None)
+    lifecycle.damaged(Receipt.objects.earliest("pk"), "a flipped bit")
+    assert dict(ItemMemory.objects.values_list("key", "memory")) == {FEED: {}, OTHER: {"n": 1}}
+
+
+def test_a_status_is_there_and_fits_its_column() -> None:
+    node = reader()
+    submit(FEED, OTHER, max_attempts=1)
+    first, second = node.works()
+    node.report(told(first), {"allocation": second.allocation, "ranges": [], "errors": [[1, "x" * 3000, False]]})
+    assert ItemMemory.objects.get(key=FEED).status == "ok"
+    assert ItemMemory.objects.get(key=OTHER).status == "x" * 200
+
+
 @pytest.mark.parametrize("memory", [{"big": "x" * MEMORY_LIMIT}, {"nul": "\x00"}, "text", [1]])
 def test_a_memory_that_cannot_be_kept_is_refused(memory: Any) -> None:
     node = reader()

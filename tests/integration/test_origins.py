@@ -16,6 +16,7 @@ from dispatch.models import Run, Task
 from dispatch.results import datasets, saver
 from dispatch.results.store import Part, ResultStore
 from nodes import executors
+from nodes.executors.base import Column, Dataset
 from tests.integration.native import Api
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("kinds")]
@@ -60,6 +61,29 @@ def test_a_task_goes_through_them_as_they_are_when_it_runs(api: Api, store: Any)
     assert items_of(run.body["id"]) == ["TSLA"]
     run = api.post(f"tasks/{made.body['id']}/run", {"items": ["x"]})
     assert items_of(run.body["id"]) == ["x"]
+
+
+def test_values_that_are_nothing_are_no_items_and_truths_are_refused(api: Api, folder: Path, monkeypatch: Any) -> None:
+    columns = (Column("name", "string"), Column("good", "bool"))
+    dataset = Dataset("facts", columns, ("name",))
+    rows: list[list[Any]] = [["a", True], ["", False], [None, None]]
+    table = datasets.with_lineage(
+        datasets.from_rows(dataset, rows), run=1, start=0, allocation=1, node="n", saved_at=dt.datetime(2024, 1, 1)
+    )
+    with ResultStore(folder / "results.duckdb") as made:
+        made.append([Part(dataset, table, [(1, 0, 1, 1, "0" * 64, len(rows))])])
+        monkeypatch.setattr(saver, "_store", made)
+        assert items_of(api.post("runs", {"type": "echo", "items_column": "facts.name"}).body["id"]) == ["a"]
+        refused = api.post("runs", {"type": "echo", "items_column": "facts.good"})
+    assert (refused.status, "holds bool" in str(refused.body)) == (400, True)
+
+
+def test_only_active_sources_of_the_kind_that_is_named_are_gone_through(api: Api, store: Any) -> None:
+    sources.add("symbol", "TSLA")
+    sources.update(sources.add("symbol", "GONE").pk, active=False)
+    sources.add("feed", "news", address="https://example.org/feed")
+    run = api.post("runs", {"type": "echo", "source_kind": "symbol"})
+    assert items_of(run.body["id"]) == ["TSLA"]
 
 
 @pytest.mark.parametrize(

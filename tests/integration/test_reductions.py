@@ -131,6 +131,33 @@ def test_a_run_that_cannot_be_reduced_does_not_keep_others_waiting(store: Any, m
     assert reduced(second)["mean"] == [{"mean": 2.0, "items": 1}]
 
 
+def test_a_run_that_is_opened_again_meanwhile_is_left_for_its_next_end(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = child(types=["finds"])
+    run = submit_echo(["a"], type="finds", max_attempts=1)
+    (work,) = node.works()
+    node.report({"allocation": work.allocation, "errors": [[0, "no luck", False]]})
+    real = reducing.reduction
+
+    def reopened(run_id: int, task_type: str) -> dict[str, Any]:
+        lifecycle.retry(run_id)
+        return real(run_id, task_type)
+
+    monkeypatch.setattr(reducing, "reduction", reopened)
+    assert reduce_ended() == 0
+    assert fresh(run).reduction is None
+
+
+def test_times_are_text_and_there_are_only_so_many_rows(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reducing, "MOST_ROWS", 3)
+    rows = "SELECT TIMESTAMP '2024-01-31 12:00:00' AS at, unnest(range(10)) AS n FROM rows ORDER BY n"
+    monkeypatch.setattr(Finds, "reductions", {"times": rows})
+    run = finished(store, {"a": 1.0})
+    reduce_ended()
+    assert reduced(run)["times"] == [{"at": "2024-01-31T12:00:00", "n": number} for number in range(3)]
+
+
 def test_types_without_reductions_are_done_at_once(store: Any) -> None:
     run = submit_echo(1)
     lifecycle.cancel(run.pk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,16 @@ class Parent:
         self.cancel: list[int] = []
         self.reported: list[dict[str, Any]] = []
         self.input: Answer = told(200, ROWS)
+        self.gate = threading.Event()
+        self.gate.set()
         server.answers = [self.answer]
 
     def answer(self, asked: Asked) -> Answer:
         if asked.method == "GET":
-            return self.input if "/inputs/" in asked.path else told(304, b"")
+            if "/inputs/" not in asked.path:
+                return told(304, b"")
+            self.gate.wait(20)
+            return self.input
         body, verb = json.loads(asked.body), asked.path.rsplit("/", 1)[1]
         if verb == "beat":
             said = {"node": "n", "capacity": 1, "beat_seconds": 0.05, "long_poll_seconds": 0.05}
@@ -93,6 +99,55 @@ def test_what_was_brought_for_work_that_is_taken_back_is_not_kept(parent: Parent
             then=lambda: parent.cancel.extend([1, 2]),
         )
     )
+
+
+def test_what_comes_when_its_work_was_taken_back_is_not_kept(parent: Parent, tmp_path: Path) -> None:
+    del parent.work[1:]
+    parent.gate.clear()
+    agent = Agent(config(parent, tmp_path))
+    kept: list[Path] = []
+
+    def cancel() -> None:
+        parent.cancel = [1]
+
+    def kept_open() -> bool:
+        return parent.gate.is_set()
+
+    async def both() -> None:
+        running = asyncio.create_task(
+            through(agent, lambda: bool(agent._fetching), lambda: not agent._held, then=cancel)
+        )
+        while not (parent.cancel and not agent._held):
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.01)
+        parent.gate.set()
+        while any(each.name.endswith("/inputs/1") for each in threading.enumerate()):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        kept.extend(tmp_path.joinpath("inputs").iterdir())
+        await running
+
+    asyncio.run(both())
+    assert kept == []
+
+
+def test_a_parent_that_cannot_answer_yet_is_asked_again(parent: Parent, tmp_path: Path) -> None:
+    agent = Agent(config(parent, tmp_path))
+    parent.input = told(503, {"detail": "later"}, Retry_After="0")
+    file = tmp_path / "inputs" / "1.arrow"
+
+    def asked() -> bool:
+        return sum("/inputs/" in each.path for each in parent.server.asked) >= 2
+
+    asyncio.run(through(agent, asked, file.exists, then=lambda: setattr(parent, "input", told(200, ROWS))))
+
+
+def test_what_an_earlier_life_left_behind_is_removed(parent: Parent, tmp_path: Path) -> None:
+    left = tmp_path / "inputs" / "7.arrow"
+    left.parent.mkdir()
+    left.write_bytes(ROWS)
+    parent.work = []
+    asyncio.run(through(Agent(config(parent, tmp_path)), lambda: bool(parent.server.asked) and not left.exists()))
 
 
 def test_a_file_that_cannot_be_kept_here_fails_its_shard_and_is_not_asked_for_for_ever(

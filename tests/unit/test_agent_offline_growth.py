@@ -68,7 +68,7 @@ def machine(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 def test_what_items_find_is_done_too_and_each_once(machine: Machine) -> None:
     with serving(Site(30)) as site:
-        done, _ = machine.run({**TASK, "items": [site.address]})
+        done, _ = machine.run({**TASK, "items": [site.address, f"{site.address}/page/3"]})
         asked, pages = site.asked(), site.pages()
         assert 1 <= asked.pop("/robots.txt") <= WORKERS
         assert asked == dict.fromkeys(pages, 1)

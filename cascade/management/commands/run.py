@@ -22,6 +22,11 @@ REDUCED = 10
 LOST = (ShardState.FAILED, ShardState.QUARANTINED)
 
 
+def _short(value: Any) -> Any:
+    """A cell of a reduction: numbers to six digits, as nobody reads more in a table."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
 class Command(console.Command):
     help = "Shows, cancels or retries a run, or gives its rows."
 
@@ -122,7 +127,7 @@ class Command(console.Command):
             self.stdout.write(f"  {found.get('error')}")
             return
         columns = list(found[0]) if found else []
-        rows = [[row[column] for column in columns] for row in found[:REDUCED]]
+        rows = [[_short(row[column]) for column in columns] for row in found[:REDUCED]]
         self.tell_table(columns, rows, empty="no rows")
         if (more := len(found) - REDUCED) > 0:
             self.stdout.write(f"… and {more} more: --json")

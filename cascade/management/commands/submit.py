@@ -96,7 +96,8 @@ class Command(console.Command):
             submitted_by="command line",
         )
         if not options["json"]:
-            self.stdout.write(f"run {run.pk}: {run.count} items of {run.type}")
+            planned = f" to begin with, {run.expected} in all" if run.growing else ""
+            self.stdout.write(f"run {run.pk}: {run.count} items of {run.type}{planned}")
         if options["wait"]:
             run = self._wait(run, quiet=options["json"])
         if options["json"]:
@@ -119,7 +120,7 @@ class Command(console.Command):
         return items
 
     def _wait(self, run: Run, *, quiet: bool) -> Run:
-        with console.progress(f"run {run.pk}", run.count, quiet=quiet) as tell:
+        with console.progress(f"run {run.pk}", run.expected or run.count, quiet=quiet) as tell:
             try:
                 while run.state not in RUN_ENDED:
                     time.sleep(EVERY_SECONDS)
@@ -177,8 +178,11 @@ def _file_items(path: str, column: str) -> list[Item]:
 
 def _column_items(text: str) -> list[Item]:
     table, column = origins.parts(text)
-    with reach.rows(table, "json", columns=[column], order=[column], distinct=True) as pieces:
-        found = [row[column] for row in json.loads(b"".join(pieces))]
+    try:
+        with reach.rows(table, "json", columns=[column], order=[column], distinct=True) as pieces:
+            found = [row[column] for row in json.loads(b"".join(pieces))]
+    except FieldError as error:
+        raise FieldError("--items-column", error.message) from None
     return origins.plain(text, [value for value in found if value not in (None, "")])
 
 
