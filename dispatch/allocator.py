@@ -221,7 +221,9 @@ class _Pass:
         return None
 
     def _size(self, queue: Queue, seat: Seat) -> int:
-        """Items of the next shard that is cut for this seat."""
+        """Items of the next shard of this run for this seat."""
+        if queue.returned or queue.left <= 0:
+            return max(queue.returned, 1)
         demand = queue.demand
         seconds = seat.pace(demand)
         slots, rate = self.slots[demand.run]

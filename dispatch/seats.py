@@ -161,6 +161,11 @@ class Queue:
         return self.demand.count - self._cut
 
     @property
+    def returned(self) -> int:
+        """Items of the head, where it came back as it is; 0 where it is still to be cut."""
+        return self._returned[-1].stop - self._returned[-1].start if self._returned else 0
+
+    @property
     def key(self) -> tuple[int, int, float, int]:
         return -self.demand.priority, self.served, self.demand.age, self.demand.run
 
