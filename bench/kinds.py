@@ -97,7 +97,7 @@ def analysis(rounds: int) -> Table:
 
 
 def optimization(_rounds: int) -> Table:
-    """TPE asks one trial after the other, some 10 ms each; children evaluate them. One round, since it takes minutes."""
+    """TPE asks one trial after the other; children evaluate them. One round only, since it takes minutes."""
     what = f"{TRIALS} trials by TPE, each over {TRIAL_SYMBOLS} symbols x {BARS} bars in {TRIAL_FOLDS} folds"
     table = _table(f"optimization: {what}; 2 children x 1 slot")
     params: dict[str, Any] = {"source": "files", "strategy": "ma_cross", "search": "tpe", "objective": "sharpe"}
