@@ -266,7 +266,7 @@ class _Pass:
 
     def _cut(self, queue: Queue, head: Piece, seat: Seat) -> Piece:
         """So much of ``head`` as this node gets now, and its rate lets through."""
-        demand, stop = queue.demand, head.stop
+        stop = head.stop
         if head.shard is None and not head.item:
             stop = min(head.start + self._size(queue, seat), head.stop)
         if head.rate:
