@@ -113,8 +113,8 @@ class Seat:
 
     def lookahead(self, demand: Demand, rule: Lookahead, size: int, left: float = 0.0) -> int:
         """Shards of ``size`` items this node may hold beyond its capacity: so much work in time, which also bounds how
-        unevenly a run can end. A type with a limit gets none: a queued shard counts. Nor does rated work: a token taken for a shard
-        that waits is one too early. Nor a node that takes what it holds at once, or rarely looks.
+        unevenly a run can end. A type with a limit gets none: a queued shard counts. Nor does rated work: a token taken
+        for a shard that waits is one too early. Nor a node that takes what it holds at once, or rarely looks.
 
         ``left``: seconds that all nodes still need for what is not cut. While that is long, one longer shard may wait,
         too: the exchange between two shards costs some hundredths of a second, and the rest evens it out.
