@@ -60,7 +60,7 @@ def test_submit_without_wait_returns_at_once_and_json_is_for_programs(tree, tmp_
 
 
 WRONG = [
-    (["submit", "nothing", "--item", "a"], 2, "'nothing' is not a task type; known are: analysis, backtest, crawl, custom, data_import, echo"),
+    (["submit", "nothing", "--item", "a"], 2, "'nothing' is not a task type; known are: analysis, backtest, crawl"),
     (["submit", "echo"], 2, "items: is empty"),
     (["submit", "echo", "--item", "a", "--param", "rows=many"], 2, "params.rows: 'many' is not a whole number"),
     (["submit", "echo", "--item", "a", "--param", "rows"], 2, "--param 'rows' is not NAME=VALUE"),
