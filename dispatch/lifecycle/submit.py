@@ -67,6 +67,10 @@ def submit(
     checked = executor.check(with_settings(type, params or {}))
     frozen = check_items(type, items, dict(checked), split)
     frozen = executor.begin(resolved(executor, frozen), checked)
+    most = settings.CASCADE.max_items
+    if not 0 < len(frozen) <= most:
+        # A run of none would never end.
+        raise FieldError("params", f"these make {len(frozen)} items; 1 to {most} are allowed (CASCADE_MAX_ITEMS)")
     expected = executor.expected(frozen, checked)
     named = {"priority": priority, "timeout": timeout, "max_attempts": max_attempts, "balancer": balancer}
     work: dict[str, Any] = {

@@ -17,6 +17,7 @@ from dispatch.results import datasets, saver
 from dispatch.results.store import Part, ResultStore
 from nodes import executors
 from nodes.executors.base import Column, Dataset
+from tests.integration.kinds import Planned
 from tests.integration.native import Api
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("kinds")]
@@ -114,6 +115,17 @@ def test_a_type_that_makes_its_own_items_needs_none(api: Api) -> None:
     run = api.post("runs", {"type": "planned"})
     assert run.status == 201, run
     assert (run.body["count"], run.body["expected"], run.body["growing"]) == (2, 6, True)
+
+
+def test_a_type_that_makes_no_items_or_too_many_is_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.CASCADE = settings.CASCADE.model_copy(update={"max_items": 1})
+    assert "make 2 items; 1 to 1" in str(api.post("runs", {"type": "planned"}).body)
+    monkeypatch.setattr(Planned, "begin", classmethod(lambda *_: []))
+    answer = api.post("runs", {"type": "planned"})
+    assert (answer.status, answer.body["field"]) == (400, "params")
+    assert not Run.objects.exists()
 
 
 def test_the_command_line_reads_them_from_a_csv_a_column_and_sources(
