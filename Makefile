@@ -11,7 +11,7 @@ dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format bench clean run-packages dev-packages
+.PHONY: help demo serve test lint format sim chaos mutations bench clean run-packages dev-packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -43,6 +43,15 @@ lint: dev-packages ## style, types, import directions, migrations
 format: dev-packages ## put the code into the style that lint wants
 	@$(py) -m ruff check --fix .
 	@$(py) -m ruff format .
+
+sim: dev-packages ## the promises in simulated worlds that fail: SEED=7 replays one, SEEDS=5000 runs so many
+	@$(py) -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+chaos: dev-packages ## the promises with real processes, killed, frozen and cut off: MINUTES=10
+	@$(py) -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+mutations: dev-packages ## takes each defence out in a copy, and shows which test turns red
+	@$(py) -m tests.mutations $(ARGS)
 
 bench: dev-packages ## measurements beside dask.distributed
 	@$(py) -m bench $(ARGS)

@@ -266,7 +266,7 @@ def _from_environment(found: Collected, known: Collection[str], environ: Mapping
     bare = {alias.environ: alias.name for alias in aliases.ALIASES if alias.environ}
     for variable in sorted(environ):
         value = environ[variable]
-        if variable == "CASCADE_CONFIG" or not value:
+        if variable in ("CASCADE_CONFIG", "CASCADE_FAILPOINTS") or not value:
             continue  # an empty variable is none, as compose files write it
         origin = f"environment variable {variable}"
         if variable in bare:

@@ -6,12 +6,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from django.db import OperationalError, connection, models, transaction
+
+from nodes import failpoints
 
 _turn = threading.RLock()
 
@@ -23,12 +25,14 @@ def write() -> Iterator[None]:
     SQLite has one writer at a time and lets the others poll with growing sleeps. Threads of this process
     take turns at a lock instead, which costs microseconds; other processes are met by IMMEDIATE and the busy time-out.
     """
-    if connection.vendor != "sqlite" or connection.in_atomic_block:
+    if connection.in_atomic_block:
         with transaction.atomic():
             yield
         return
-    with _turn, transaction.atomic():
+    with _turn if connection.vendor == "sqlite" else nullcontext(), transaction.atomic():
         yield
+        failpoints.reach("write.committing")
+    failpoints.reach("write.committed")
 
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
