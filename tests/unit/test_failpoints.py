@@ -25,7 +25,7 @@ def test_nothing_happens_where_none_is_named():
 def test_a_kill_ends_the_process_at_once():
     ended = _process("outbox.kept=kill", "outbox.written", "outbox.kept")
     assert ended.returncode == -signal.SIGKILL
-    assert ended.stdout.count("past") < 2 and "Injected" not in ended.stderr
+    assert ended.stdout.count("past") < 2
 
 
 def test_an_action_waits_for_its_turn_and_comes_once():
