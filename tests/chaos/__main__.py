@@ -1,0 +1,78 @@
+"""``python -m tests.chaos [--minutes N]``: breaks real processes in every way, and counts what became of items.
+
+Parts run one after another, each in its share of the time; the table comes at the end. Exit status 1 where anything was
+lost or duplicated, where an answer was a 5xx that should not be, or where a part broke off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import secrets
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from tests.chaos.report import Report, write
+
+
+@dataclass(frozen=True)
+class Part:
+    """``module`` has ``run(seconds, report)``, ending soon after ``seconds``; ``share`` is its weight in the time."""
+
+    module: str
+    share: float
+    about: str
+
+
+PARTS: dict[str, Part] = {}
+"""In the order in which they run."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all parts together (default: 10)")
+    parser.add_argument(
+        "--only", action="append", choices=list(PARTS), metavar="PART", help=f"one part; of: {', '.join(PARTS)}"
+    )
+    parser.add_argument("--seed", type=int, help="of what is left to chance; printed, where none is given")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="puts the table into this file, between its marks")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else secrets.randbelow(1_000_000)
+
+    chosen = {name: part for name, part in PARTS.items() if not options.only or name in options.only}
+    weights = sum(part.share for part in chosen.values())
+    report = Report(seed)
+    print(f"seed {seed}; {', '.join(chosen)}", flush=True)
+    began = time.monotonic()
+    for name, part in chosen.items():
+        seconds = 60 * options.minutes * part.share / weights
+        print(f"\n{name}: {part.about}; {seconds:.0f} s", flush=True)
+        known = len(report.problems)
+        start = time.monotonic()
+        try:
+            import_module(part.module).run(seconds, report)
+        except Exception as error:  # the others are to be run all the same
+            traceback.print_exc()
+            report.problem(f"{name} broke off: {type(error).__name__}: {str(error)[:500]}")
+        for problem in report.problems[known:]:
+            print(f"  BROKEN {problem}", flush=True)
+        print(f"  {name} took {time.monotonic() - start:.0f} s", flush=True)
+
+    command = f"`make chaos MINUTES={options.minutes:g}`" + "".join(f", part {name}" for name in options.only or ())
+    minutes = (time.monotonic() - began) / 60
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    about = f"By {command} in {minutes:.0f} minutes, seed {seed}, {machine}."
+    text = f"{about}\n\n{report.markdown()}"
+    print(f"\n{text}")
+    if options.write:
+        write(options.write, text)
+    return 1 if report.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
