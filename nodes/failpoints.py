@@ -28,11 +28,17 @@ POINTS = {
     "store.committed": "rows and ledger are committed; the control database does not know",
     "saver.told": "the control database knows, too",
     "saver.purging": "a checkpoint is made; what it has made superfluous is not removed",
+    "saver.purged": "the control database says that it is removed; the files are there",
     "dispatcher.granted": "work is granted; nobody was woken",
+    "worker.taken": "a worker has a bundle and has done nothing of it",
+    "worker.worked": "its items are done; nothing of what they brought is kept",
+    "worker.written": "their rows are in a file under its temporary name",
+    "worker.kept": "the file has its name; the agent has not heard of it",
     "agent.taken": "the agent has work in its hands and has told nobody",
     "agent.finished": "a worker has finished; nothing of it is kept",
     "outbox.written": "a finished entry is written under its temporary name",
     "outbox.kept": "a finished entry is in the outbox, not sent",
+    "agent.uploaded": "the parent has a segment; no report has named it",
     "agent.receipt": "the receipt is heard; the outbox has the entry still",
 }
 """Every point and what has happened there."""

@@ -25,7 +25,7 @@ from dispatch.models import Allocation, Receipt
 from dispatch.results import datasets, spool
 from dispatch.results.store import Part, ResultStore, StoreBusy
 from dispatch.states import LIVE
-from nodes import executors
+from nodes import executors, failpoints
 from nodes.protocol import CascadeError, Conflict
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Saver:
         self.store.append(parts)
         self._dirty = True
         lifecycle.saved(whole)
+        failpoints.reach("saver.told")
         events.advise()
         return True
 
@@ -203,9 +204,11 @@ class Saver:
             self._dirty = False
             settled = list(Receipt.objects.filter(saved_at__isnull=False, purged_at=None).values_list("pk", "segment"))
             self.store.checkpoint()
+            failpoints.reach("saver.purging")
             Receipt.objects.filter(pk__in=[pk for pk, _ in settled]).update(payload=None, purged_at=timezone.now())
             named = {segment for _, segment in settled if segment}
             wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
+            failpoints.reach("saver.purged")
             for segment in named - wanted:
                 spool.remove(settings.CASCADE.spool, segment)
         if now - self._swept > SWEEP_SECONDS:

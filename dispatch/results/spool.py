@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nodes import failpoints
 from nodes.executors.base import shown
 from nodes.protocol import FieldError, StorageFull, TooLarge
 
@@ -55,11 +56,14 @@ def receive(chunks: Iterable[bytes], folder: Path, *, limit: int) -> Segment:
                         raise TooLarge(f"the segment is larger than {limit} bytes")
                     hashed.update(chunk)
                     _write(file, chunk)
+                failpoints.reach("spool.written")
                 os.fsync(file.fileno())
+            failpoints.reach("spool.synced")
             segment = Segment(hashed.hexdigest(), size)
             with _alone(folder, fcntl.LOCK_SH):
                 # Also over one that is there: it may have been damaged since, and a new date keeps it from a sweep.
                 os.replace(temp, path(folder, segment.sha256))
+            failpoints.reach("spool.renamed")
             _sync(folder)
         except BaseException:
             with suppress(OSError):

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dispatch.results import reading
 from dispatch.results.datasets import LINEAGE, check
 from dispatch.results.reading import quoted
+from nodes import failpoints
 from nodes.executors.base import Column, Dataset, Reading, shown
 from nodes.protocol import CascadeError, Conflict, FieldError, NotFound, StorageFull, Unprocessable
 
@@ -192,6 +193,8 @@ class ResultStore:
                     connection.execute(f"INSERT INTO {quoted(dataset.table + '_rows')} BY NAME SELECT * FROM _incoming")
                     connection.unregister("_incoming")
                     rows += table.num_rows
+                failpoints.reach("store.rows")
+            failpoints.reach("store.committed")
         return rows
 
     def checkpoint(self) -> None:

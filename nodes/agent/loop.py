@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nodes import executors
+from nodes import executors, failpoints
 from nodes.agent.alone import NoLine
 from nodes.agent.carriers import Body, Line, Link, MakeLine, Refused, Unreachable
 from nodes.agent.config import AgentConfig
@@ -274,6 +274,8 @@ class Agent:
                 self._queue.append(work)
             if message.get("type") == "offer":
                 offered.append(allocation)
+        if message.get("work"):
+            failpoints.reach("agent.taken")
         self._sender.accept(offered)
         if late:
             self._releasing = asyncio.create_task(self._release(late, "the node stops"))
@@ -392,6 +394,7 @@ class Agent:
         for work in bundle.works:
             self._progress.pop(work.allocation, None)
         self._fill()  # first of all: a free slot costs more than a report a moment later
+        failpoints.reach("agent.finished")
         if entries:
             self._keep(entries)
         if any(work.input for work in bundle.works):

@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nodes import failpoints
+
 logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
@@ -68,7 +70,9 @@ class Outbox:
         temp = self.folder / f"{number}.tmp"
         try:
             temp.write_text(json.dumps(entries, separators=(",", ":")))
+            failpoints.reach("outbox.written")
             os.replace(temp, self.folder / f"{number}.json")
+            failpoints.reach("outbox.kept")
         except OSError as error:
             logger.error("%s cannot be written, results are kept in memory only: %s", self.folder, error.strerror)
             with suppress(OSError):

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from nodes import drive, executors
+from nodes import drive, executors, failpoints
 from nodes.agent import capture
 from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, Dataset, ItemFailed, Outcome, Rows
 from nodes.executors.rows import encode, inline, to_table
@@ -61,6 +61,7 @@ def work(bundle: list[Shard], orders: Orders = NOBODY) -> list[Result]:
 
     An item's failure costs that item; only what the executor cannot even begin costs its shard.
     """
+    failpoints.reach("worker.taken")
     return [_run_shard(shard, orders) for shard in bundle]
 
 
@@ -68,6 +69,7 @@ def keep(bundle: list[Shard], results: list[Result], outbox: str) -> list[dict[s
     """Their entries; larger rows go to one segment file. A shard that names a file for its ``result`` was handed to
     this node directly: its rows stay in that file.
     """
+    failpoints.reach("worker.worked")
     for shard, result in zip(bundle, results, strict=True):
         if "result" in shard:
             _leave(shard, result)
@@ -235,6 +237,8 @@ def _write_segment(results: list[Result], outbox: Path) -> None:
     # Two threads may have brought the same rows.
     temp = outbox / f"{sha256}-{os.getpid()}-{threading.get_ident()}.tmp"
     temp.write_bytes(content)
+    failpoints.reach("worker.written")
     os.replace(temp, outbox / f"{sha256}.arrow")
+    failpoints.reach("worker.kept")
     for result in results:
         result.entry["segment"] = sha256

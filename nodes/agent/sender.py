@@ -10,6 +10,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+from nodes import failpoints
 from nodes.agent.carriers import Line, Refused, Unreachable, jitter
 from nodes.agent.outbox import Outbox
 from nodes.protocol import FRAME_BYTES_LIMIT
@@ -173,6 +174,7 @@ class Sender:
                 continue
             settled.append(result["allocation"])
         self._uploaded -= {entry.get("segment") for entry in entries if entry["allocation"] in settled} | gone
+        failpoints.reach("agent.receipt")
         self._outbox.drop(settled)
         self._held -= set(settled)
         if gone:
@@ -190,6 +192,7 @@ class Sender:
             problem = str(error)
         else:
             self._uploaded.add(segment)
+            failpoints.reach("agent.uploaded")
             return True
         self._replace([entry for entry in self._outbox.waiting(None) if entry.get("segment") == segment], problem)
         return False
