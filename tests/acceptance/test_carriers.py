@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cascade.local import LocalTree
-from tests.acceptance.proxies import Proxy
 from tests.acceptance.trees import EVEN, QUICK, account, allocations, numbered, until
+from tests.chaos.proxy import Proxy
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def past(saved: int) -> Any:
 
 
 def test_auto_falls_from_push_to_pull_and_comes_back_without_losing_or_repeating_a_shard(tree, proxy):
-    proxy.sockets = False
+    proxy.faults.sockets = False
     child(tree, proxy, "auto", "auto")
     until(lambda: carrier(tree, "auto") == "pull")
     items = numbered(240)
@@ -54,18 +54,18 @@ def test_auto_falls_from_push_to_pull_and_comes_back_without_losing_or_repeating
     tree.wait(run, until=past(20))
     assert carrier(tree, "auto") == "pull"
 
-    proxy.sockets = True
+    proxy.faults.sockets = True
     until(lambda: carrier(tree, "auto") == "push")
     saved = tree.progress(run)["saved"]
     tree.wait(run, until=past(saved + 20))
 
-    proxy.sockets = False
+    proxy.faults.sockets = False
     assert proxy.cut(sockets_only=True) == 1
     until(lambda: carrier(tree, "auto") == "pull")
     saved = tree.progress(run)["saved"]
     tree.wait(run, until=past(min(saved + 20, len(items))))
 
-    proxy.sockets = True
+    proxy.faults.sockets = True
     until(lambda: carrier(tree, "auto") == "push")
     assert tree.wait(run)["state"] == "completed"
     assert account(tree, run, items) == EVEN
@@ -92,25 +92,25 @@ def test_connections_that_are_cut_again_and_again_cost_no_shard(tree, proxy, by)
 
 
 def test_a_child_by_push_alone_without_a_socket_gets_no_work_and_works_when_it_has_one(tree, proxy):
-    proxy.sockets = False
+    proxy.faults.sockets = False
     child(tree, proxy, "pushy", "push")
     until(lambda: "the upgrade is answered 403" in tree.tail("pushy"))
     items = numbered(4, "later")
     run = submitted(tree, "pushy", items)
     assert tree.nodes()["pushy"]["state"] == "offline"
     assert tree.progress(run)["pending"] == len(items)
-    proxy.sockets = True
+    proxy.faults.sockets = True
     assert tree.wait(run)["state"] == "completed"
     assert account(tree, run, items) == EVEN
     assert {each["state"] for each in allocations(tree, run)} == {"completed"}
 
 
 def test_a_child_started_before_its_parent_can_be_reached_waits_for_it(tree, proxy):
-    proxy.open = False
+    proxy.faults.open = False
     for by in ("push", "pull"):
         child(tree, proxy, f"early-{by}", by)
     until(lambda: all(proxy.url in tree.tail(f"early-{by}") for by in ("push", "pull")))
-    proxy.open = True
+    proxy.faults.open = True
     for by in ("push", "pull"):
         run = submitted(tree, f"early-{by}", ["x"])
         assert tree.wait(run)["state"] == "completed"
