@@ -2,6 +2,16 @@
 
 Shared by agent and parent: no Django, no clock of its own. A secret key is an Ed25519 seed; the parent keeps the
 public key only. Whether a nonce was seen before is asked in ``api.authentication``, where there is a database.
+
+What is accepted is written out below and checked here, because the library's defaults accept a replay, an old
+signature, an empty list of covered components and a body that nobody compared:
+
+signature    one with tag "cascade", under any label (labels are not signed), Ed25519 of a registered key; others beside it are not looked at, four in all
+covered      exactly @method, @authority, @path, @query and content-digest, in any order, none with parameters
+created      whole seconds, at most ``max_age`` before or after the server's time
+expires      if given: not over, and not before ``created``
+nonce, keyid required, of the letters and lengths below; alg, if given, ed25519; no other parameter
+headers      of 2,000 characters each, all lines of a name together
 """
 
 from __future__ import annotations
@@ -11,6 +21,7 @@ import binascii
 import datetime as dt
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +45,11 @@ TAG = "cascade"
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest")
 """What every signature covers. Only the scheme is left out: a proxy may end TLS."""
 NONCE_LENGTH = range(16, 65)
+_NONCE = re.compile(r"[A-Za-z0-9+/=_.~-]*\Z")
+"""Base64 in both alphabets, hex, UUIDs."""
+_KEY_ID = re.compile(r"CN[0-9A-Za-z]{8,38}\Z")
+SIGNATURES_LIMIT = 4
+"""Ours, and those that proxies add."""
 HEADER_LIMIT = 2000
 """Characters of a signature header; ours have about 250. It bounds what is parsed for strangers."""
 
@@ -138,10 +154,13 @@ def verify(
             raise Unauthenticated(f"the request is not signed: header {name} is missing")
         if len(fields[name]) > HEADER_LIMIT:
             raise Unauthenticated(f"header {name} has {len(fields[name])} characters; allowed are {HEADER_LIMIT}")
+    # Each has a list of components in brackets. A text that has them too may only make them look like more.
+    if fields["signature-input"].count("=(") > SIGNATURES_LIMIT:
+        raise Unauthenticated(f"the request has more than {SIGNATURES_LIMIT} signatures")
     resolver = _Resolver(find_public_key)
     try:
         results = _Verifier(signature_algorithm=ED25519, key_resolver=resolver).verify(
-            _Message(method.upper(), _http(url), fields), max_age=None, expect_tag=TAG, require_components=COVERED
+            _Message(method.upper(), _http(url), fields), max_age=None, expect_tag=TAG
         )
     except Exception as error:
         # Several parsers of hostile text lie below; whatever they raise, the request is not signed as it should be.
@@ -153,15 +172,10 @@ def verify(
     if len(results) != 1:
         raise Unauthenticated(f"{len(results)} signatures with tag {TAG!r}; allowed is one")
     parameters: Mapping[str, Any] = results[0].parameters
-    nonce = parameters.get("nonce") or ""
-    if len(nonce) not in NONCE_LENGTH:
-        raise Unauthenticated(
-            f"the signature's nonce has {len(nonce)} characters; it needs {NONCE_LENGTH[0]} to {NONCE_LENGTH[-1]}"
-        )
     created = parameters["created"]
     if abs(now - created) > max_age or parameters.get("expires", now) < now:
         raise ClockError(created, now, max_age)
-    return Verified(parameters["keyid"], nonce, results[0].covered_components['"content-digest"'])
+    return Verified(parameters["keyid"], parameters["nonce"], results[0].covered_components['"content-digest"'])
 
 
 def digest_matches(content_digest: str, sha256_digest: bytes) -> bool:
@@ -202,8 +216,25 @@ class _Verifier(HTTPMessageVerifier):
     """The library's, except that it has no clock of its own: times are compared once the signature is known good."""
 
     def validate_created_and_expires(self, sig_input: Any, max_age: dt.timedelta | None = None) -> None:
-        if type(sig_input.params.get("created")) is not int:
+        """Called first for each signature with our tag: before its key is looked up, and anything is computed."""
+        parameters = sig_input.params
+        created, expires = parameters.get("created"), parameters.get("expires")
+        if type(created) is not int:
             raise ValueError('parameter "created" is missing or not a whole number')
+        if expires is not None and expires < created:
+            raise ValueError('parameter "expires" is before "created"')
+        nonce = parameters.get("nonce") or ""
+        if len(nonce) not in NONCE_LENGTH:
+            raise ValueError(f"the nonce has {len(nonce)} characters; it needs {NONCE_LENGTH[0]} to {NONCE_LENGTH[-1]}")
+        if not _NONCE.match(nonce):
+            raise ValueError("the nonce has other characters than letters, digits and + / = _ . ~ -")
+        if not _KEY_ID.match(parameters.get("keyid") or ""):
+            raise ValueError('parameter "keyid" is not an access key, which starts with CN')
+        covered = [each.value for each in sig_input]
+        if missing := set(COVERED).difference(covered):
+            raise ValueError(f"it does not cover {', '.join(sorted(missing))}")
+        if len(covered) > len(COVERED) or any(each.params for each in sig_input):
+            raise ValueError(f"it covers more than {', '.join(COVERED)}, or parts of them")
 
 
 @lru_cache(maxsize=8)

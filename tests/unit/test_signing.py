@@ -242,6 +242,26 @@ def test_a_signature_that_covers_nothing_is_refused():
         verify(signed_otherwise(covered_component_ids=[]))
 
 
+@pytest.mark.parametrize(
+    "covered",
+    [
+        (*signing.COVERED, "@scheme"),
+        (*signing.COVERED, "@target-uri"),
+        (*signing.COVERED[:-1], '"content-digest";sf'),
+        (*signing.COVERED[:-1], '"content-digest";key="sha-256"'),
+        (*signing.COVERED, '"content-digest";key="sha-256"'),
+        (*(name for name in signing.COVERED if name != "@query"), '"@query-param";name="part"'),
+    ],
+)
+def test_a_signature_that_covers_more_than_the_profile_or_parts_of_it_is_refused(covered):
+    with pytest.raises(Unauthenticated, match="cover"):
+        verify(signed_otherwise(covered_component_ids=covered))
+
+
+def test_the_order_of_what_is_covered_is_the_signers_to_choose():
+    assert verify(signed_otherwise(covered_component_ids=signing.COVERED[::-1])).access_key == ACCESS
+
+
 @pytest.mark.parametrize("more", [{"tag": None}, {"tag": "other"}])
 def test_a_signature_for_another_purpose_is_refused(more):
     with pytest.raises(Unauthenticated):
@@ -257,6 +277,52 @@ def test_a_nonce_that_is_missing_short_or_long_is_refused(nonce):
 @pytest.mark.parametrize("nonce", ["x" * 16, "x" * 64])
 def test_a_nonce_of_the_least_and_the_most_length_is_accepted(nonce):
     assert verify(signed_otherwise(nonce=nonce)).nonce == nonce
+
+
+@pytest.mark.parametrize("nonce", ["0123456789abcdef ", "0123456789abcdef;", "0123456789:abcdef", '"123456789abcdef'])
+def test_a_nonce_of_other_characters_is_refused(nonce):
+    with pytest.raises(Unauthenticated, match="nonce"):
+        verify(signed_otherwise(nonce=nonce))
+
+
+@pytest.mark.parametrize(
+    "nonce", ["MDEyMzQ1Njc4OWFiY2RlZg==", "3f0c8a52-7d7e-4b27-9a3f-2d1e8c5b6a90", "a_b.c~d+e/f-0123456"]
+)
+def test_nonces_as_other_programs_make_them_are_accepted(nonce):
+    assert verify(signed_otherwise(nonce=nonce)).nonce == nonce
+
+
+@pytest.mark.parametrize(
+    "key_id", ["", "CN", "CN1234567", "CN" + "a" * 39, "XX0123456789", "CN01234567 9", "CN0123456'--"]
+)
+def test_a_key_id_that_is_no_access_key_is_not_looked_up(key_id):
+    looked: list[str] = []
+    with pytest.raises(Unauthenticated, match="keyid"):
+        verify(signed_otherwise(key_id=key_id), find=lambda name: looked.append(name) or PUBLIC)
+    assert not looked
+
+
+def test_a_parameter_that_the_profile_does_not_know_is_refused():
+    with pytest.raises(Unauthenticated, match="more"):
+        verify(replaced(signed(), ';tag="cascade"', ';tag="cascade";more=1'))
+
+
+def test_a_signature_that_ends_before_it_begins_is_refused():
+    with pytest.raises(Unauthenticated, match="expires"):
+        verify(signed_otherwise(expires=dt.datetime.fromtimestamp(NOW - 1, tz=dt.UTC)), now=NOW - 10)
+
+
+def test_more_signatures_than_a_few_are_refused_before_they_are_parsed():
+    headers = dict(signed())
+    beside = "".join(f', s{number}=("@path");tag="x"' for number in range(signing.SIGNATURES_LIMIT))
+    values = "".join(f", s{number}=:AAAA:" for number in range(signing.SIGNATURES_LIMIT))
+    headers["Signature-Input"] += beside
+    headers["Signature"] += values
+    with pytest.raises(Unauthenticated, match="more than 4 signatures"):
+        verify(list(headers.items()))
+    headers["Signature-Input"] = headers["Signature-Input"].rpartition(", ")[0]
+    headers["Signature"] = headers["Signature"].rpartition(", ")[0]
+    assert verify(list(headers.items())).access_key == ACCESS
 
 
 def test_a_request_signed_twice_over_is_refused():
