@@ -327,6 +327,9 @@ class TaskInList(TaskSerializer):
 class RunSerializer(serializers.ModelSerializer[Run]):
     done = serializers.IntegerField(read_only=True, help_text="Items in an end state.")
     task = serializers.IntegerField(source="task_id", read_only=True, allow_null=True)
+    hands = serializers.CharField(
+        read_only=True, help_text="Which nodes can run it, beside having its type, if not all: outside, line."
+    )
 
     class Meta:
         model = Run

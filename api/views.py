@@ -41,6 +41,7 @@ from nodes.protocol import FieldError
 LARGEST_ID = 2**63 - 1
 LARGEST_OFFSET = 2**53
 """What a database takes, with room to add a page."""
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def number(request: Request, name: str, default: int, least: int, most: int = LARGEST_OFFSET) -> int:
@@ -57,9 +58,9 @@ def number(request: Request, name: str, default: int, least: int, most: int = LA
 def flag(request: Request, name: str) -> bool:
     """The query's ``name`` as true or false; false when it is not there. Raises FieldError."""
     given = request.query_params.get(name, "false").lower()
-    if given not in ("true", "false", "1", "0"):
+    if given not in FLAGS:
         raise FieldError(name, f"{given[:100]!r} is neither true nor false")
-    return given in ("true", "1")
+    return FLAGS[given]
 
 
 def only_known(request: Request, known: Sequence[str]) -> None:
@@ -177,6 +178,25 @@ class Moment(filters.IsoDateTimeFilter):
     """A moment in ISO 8601 that exists in UTC too."""
 
     field_class = _MomentField
+
+
+class _FlagField(forms.Field):
+    def clean(self, value: Any) -> bool | None:
+        if not value:
+            return None
+        if value.lower() not in FLAGS:
+            raise forms.ValidationError(f"{value[:100]!r} is neither true nor false")
+        return FLAGS[value.lower()]
+
+
+@extend_schema_field(OpenApiTypes.BOOL)
+class Flag(filters.BooleanFilter):
+    """True or false. django-filter's own takes anything else for no filter at all, which selects everything."""
+
+    field_class = _FlagField
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, widget=forms.TextInput, **kwargs)
 
 
 def state_filter(states: type[Any]) -> filters.MultipleChoiceFilter:

@@ -26,7 +26,7 @@ from api.serializers import (
     NodeSerializer,
     QuotaSerializer,
 )
-from api.views import Native, NativeSet, WholeFilter, flag
+from api.views import Flag, Native, NativeSet, WholeFilter, flag
 from nodes import keys, registry
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
@@ -44,9 +44,9 @@ def shown(nodes: Iterable[Node]) -> list[Node]:
 class NodeFilters(filters.FilterSet):
     name = filters.CharFilter(lookup_expr="icontains", help_text="Part of the name.")
     role = filters.ChoiceFilter(choices=Node.Role.choices)
-    active = filters.BooleanFilter()
-    draining = filters.BooleanFilter()
-    online = filters.BooleanFilter(method="by_beat", help_text="Active, and has beaten lately.")
+    active = Flag()
+    draining = Flag()
+    online = Flag(method="by_beat", help_text="Active, and has beaten lately.")
 
     def by_beat(self, nodes: QuerySet[Node], name: str, value: bool) -> QuerySet[Node]:
         online = registry.online_filter(timezone.now())

@@ -36,7 +36,7 @@ from api.serializers import (
     TaskInList,
     TaskSerializer,
 )
-from api.views import Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
+from api.views import Flag, Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
 from api.views_schedule import ScheduleSerializer, shown
 from api.views_tables import ROWS, STREAM, table_response
 from dispatch import lifecycle, queue
@@ -82,7 +82,7 @@ def submitted(request: Request, options: Mapping[str, Any], task: Task | None = 
 class TaskFilters(filters.FilterSet):
     type = filters.CharFilter()
     name = filters.CharFilter(lookup_expr="icontains", help_text="Part of the name.")
-    active = filters.BooleanFilter()
+    active = Flag()
 
 
 @extend_schema_view(

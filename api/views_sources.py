@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 
 from api.serializers_sources import ImportCounts, SourceChange, SourceCreation, SourceSerializer
-from api.views import Native, NativeSet, flag, only_known
+from api.views import Flag, Native, NativeSet, flag, only_known
 from dispatch import sources, type_settings
 from dispatch.models import Source
 from nodes.protocol import FieldError
@@ -34,7 +34,7 @@ class SourceFilters(filters.FilterSet):
     kind = filters.ChoiceFilter(choices=Source.Kind.choices)
     key = filters.CharFilter(help_text="The whole key.")
     name = filters.CharFilter(lookup_expr="icontains", help_text="Part of the name.")
-    active = filters.BooleanFilter()
+    active = Flag()
 
 
 @extend_schema_view(
