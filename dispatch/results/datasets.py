@@ -10,6 +10,7 @@ import datetime as dt
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from nodes.protocol import CascadeError, FieldError, TooLarge, Unprocessable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LINEAGE", "check", "check_rows", "decode", "from_rows", "identifier", "schema", "with_lineage"]
+__all__ = ["LINEAGE", "check", "check_rows", "count", "decode", "from_rows", "identifier", "schema", "with_lineage"]
 
 LINEAGE = {
     "_run": "int64",
@@ -104,13 +105,28 @@ def decode(source: bytes | Path, dataset: Dataset, *, max_rows: int = MAX_ROWS, 
     """
     import pyarrow as pa
 
+    with _opened(source) as content:
+        return pa.Table.from_batches(_batches(content, dataset, max_rows, max_bytes), schema(dataset))
+
+
+def count(source: bytes | Path, dataset: Dataset, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> int:
+    """How many rows ``decode`` would give; raises what that would. One record batch is unpacked at a time."""
+    with _opened(source) as content:
+        return sum(batch.num_rows for batch in _batches(content, dataset, max_rows, max_bytes))
+
+
+@contextmanager
+def _opened(source: bytes | Path) -> Iterator[pa.Buffer]:
+    """The bytes of a segment; whatever Arrow says of them is Unprocessable."""
+    import pyarrow as pa
+
     try:
         if isinstance(source, Path):
             with pa.memory_map(str(source)) as file:
                 content = file.read_buffer()
         else:
             content = pa.py_buffer(source)
-        return _decode(content, dataset, max_rows, max_bytes)
+        yield content
     except CascadeError:
         raise
     except FileNotFoundError:
@@ -144,7 +160,8 @@ def with_lineage(
     return table
 
 
-def _decode(content: pa.Buffer, dataset: Dataset, max_rows: int, max_bytes: int) -> pa.Table:
+def _batches(content: pa.Buffer, dataset: Dataset, max_rows: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The record batches, checked, one after another, as the dataset's."""
     import pyarrow as pa
 
     if content.size < _FIRST_MESSAGE + len(_MAGIC) or bytes(content[: len(_MAGIC)]) != _MAGIC:
@@ -162,7 +179,6 @@ def _decode(content: pa.Buffer, dataset: Dataset, max_rows: int, max_bytes: int)
     target = schema(dataset)
     _compare(found, target, dataset)
 
-    batches = []
     rows = size = 0
     for message in messages:
         if message.type != "record batch":
@@ -178,11 +194,8 @@ def _decode(content: pa.Buffer, dataset: Dataset, max_rows: int, max_bytes: int)
         # Offsets that point outside and text that is no UTF-8 would otherwise be met by whoever reads the rows.
         batch.validate(full=True)
         if batch.num_rows:
-            batches.append(batch)
-    table = pa.Table.from_batches(batches, found)
-    return pa.Table.from_arrays(
-        [_cast(column, field) for column, field in zip(table.columns, target, strict=True)], schema=target
-    )
+            columns = [_cast(column, field) for column, field in zip(batch.columns, target, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, schema=target)
 
 
 def _messages(content: pa.Buffer) -> Iterator[pa.Message]:
@@ -218,7 +231,7 @@ def _compare(found: pa.Schema, target: pa.Schema, dataset: Dataset) -> None:
             raise FieldError(f"segment.{ours.name}", f"is {str(theirs.type)[:100]}; {dataset.table} has {ours.type}")
 
 
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
     try:
         column = column.cast(field.type)
         _rows.check_times(column)
