@@ -38,6 +38,8 @@ TYPES = ("string", "int64", "float64", "bool", "timestamp", "json")
 MAX_ROWS = 10_000_000
 MAX_BYTES = 512 * 1024 * 1024
 """Unpacked; what one segment may cost the parent in memory."""
+BATCH_LIMIT = 256 * 1024 * 1024
+"""Unpacked, of one record batch, which is in memory as a whole; our own writers make far smaller ones."""
 SCHEMA_BYTES = 1024 * 1024
 """A schema message above this is no dataset's: its fields would cost far more memory than its bytes."""
 BATCH_BYTES = 4096
@@ -190,6 +192,10 @@ def _batches(content: pa.Buffer, dataset: Dataset, max_rows: int, max_bytes: int
             raise TooLarge(f"the segment has more than {max_rows} rows")
         if size > max_bytes:
             raise TooLarge(f"the segment takes more than {max_bytes} bytes unpacked")
+        if unpacked > BATCH_LIMIT:
+            raise TooLarge(
+                f"a record batch takes {unpacked} bytes unpacked; {BATCH_LIMIT} are allowed: use smaller ones"
+            )
         batch = pa.ipc.read_record_batch(message, found)
         # Offsets that point outside and text that is no UTF-8 would otherwise be met by whoever reads the rows.
         batch.validate(full=True)

@@ -29,7 +29,8 @@ _FIRST = (dt.datetime.min - _EPOCH) // dt.timedelta(microseconds=1)
 _LAST = (dt.datetime.max - _EPOCH) // dt.timedelta(microseconds=1)
 
 BATCH_ROWS = 65_536
-"""Rows per record batch of a segment: bounds what a reader has to unpack at once."""
+BATCH_BYTES = 64 * 1024 * 1024
+"""Rows and bytes per record batch of a segment: bound what a reader has to unpack at once."""
 
 
 def schema(dataset: Dataset) -> pa.Schema:
@@ -137,13 +138,14 @@ def check_times(array: Any) -> None:
 
 
 def encode(table: pa.Table) -> bytes:
-    """The table as an Arrow IPC file, zstd, at most BATCH_ROWS rows to a batch."""
+    """The table as an Arrow IPC file, zstd, with batches of at most BATCH_ROWS rows and about BATCH_BYTES."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
     plain = table.replace_schema_metadata(None).combine_chunks()
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * plain.num_rows // max(1, plain.nbytes)))
     with pa.ipc.new_file(sink, plain.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(plain, max_chunksize=BATCH_ROWS)
+        writer.write_table(plain, max_chunksize=rows)
     return bytes(sink.getvalue())
 
 
