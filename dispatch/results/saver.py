@@ -1,6 +1,7 @@
 """The saver: takes receipts whose rows wait, writes them to the result store in batches, and tells lifecycle.
 
-At start it finds by itself what a crash left behind: receipts not marked as saved, minus what the ledger has.
+At start it finds by itself what a crash left behind: receipts not marked as saved, minus what the ledger has; and what
+was saved since the last checkpoint and is in the ledger no more, because the store's write-ahead log was torn.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import close_old_connections, connection
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 from django.utils import timezone
 
 from dispatch import events, lifecycle
@@ -66,6 +67,7 @@ class Saver:
         self._dirty = False
         self._doubtful: int | None = None
         self._blocked: set[str] = set()
+        self._replayed = False
 
     def start(self) -> None:
         """Raises StoreBusy when another process owns the store."""
@@ -99,6 +101,11 @@ class Saver:
                 self._doubtful = None
                 close_old_connections()
                 self._stopping.wait(IDLE_SECONDS)
+        try:
+            if self._dirty:
+                self._settle()  # so that the next start finds nothing in doubt
+        except Exception:
+            logger.exception("the last checkpoint failed; the spool is kept")
         connection.close()
 
     def _gather(self, until: float) -> None:
@@ -111,6 +118,9 @@ class Saver:
 
     def once(self) -> bool:
         """Saves one batch; False when nothing waited."""
+        if not self._replayed:
+            self._replay()
+            self._replayed = True
         batch = self._next_batch()
         recorded = self._recorded(batch)
         whole: list[Receipt] = []
@@ -140,11 +150,33 @@ class Saver:
         events.advise()
         return True
 
+    def _replay(self) -> None:
+        """Saves again what was saved after the last checkpoint and is gone: a write-ahead log of the store that was cut
+        short opens without an error. Its receipts say that they are saved, so nobody else would look for them.
+        """
+        last = 0
+        while batch := self._batch(Receipt.objects.filter(saved_at__isnull=False, purged_at=None, pk__gt=last)):
+            last = batch[-1].pk
+            self._dirty = True
+            recorded = self._in_ledger(batch)
+            for receipt in batch:
+                if not (entries := _unsaved(receipt, recorded)):
+                    continue
+                logger.error("the result store has lost the rows of receipt %s: saved again from the spool", receipt.pk)
+                if receipt.segment and not spool.verify(settings.CASCADE.spool, receipt.segment):
+                    logger.critical("segment %s is damaged, too: these rows are lost", receipt.segment)
+                    spool.quarantine(settings.CASCADE.spool, receipt.segment)
+                    continue
+                self.store.append([_part(receipt, entries)])
+
     def _next_batch(self) -> list[Receipt]:
+        return self._batch(Receipt.objects.filter(saved_at=None).exclude(type__in=self._blocked))
+
+    def _batch(self, waiting: QuerySet[Receipt]) -> list[Receipt]:
+        """The oldest of them, as many as one transaction of the store may have."""
         batch: list[Receipt] = []
         entries = rows = 0
-        waiting = Receipt.objects.filter(saved_at=None).exclude(type__in=self._blocked).order_by("pk")
-        for receipt in waiting.iterator(chunk_size=20):
+        for receipt in waiting.order_by("pk").iterator(chunk_size=20):
             batch.append(receipt)
             entries += len(receipt.manifest)
             rows += receipt.rows
@@ -174,11 +206,13 @@ class Saver:
         """
         if self._doubtful is None:
             self._doubtful = Receipt.objects.aggregate(newest=Max("pk"))["newest"] or 0
-        asked = [receipt for receipt in receipts if receipt.pk <= self._doubtful]
+        return self._in_ledger([receipt for receipt in receipts if receipt.pk <= self._doubtful])
+
+    def _in_ledger(self, receipts: Sequence[Receipt]) -> Container[tuple[int, int, int]]:
         return self.store.recorded(
             [
                 (entry["run"], first, last)
-                for receipt in asked
+                for receipt in receipts
                 for entry in receipt.manifest
                 for first, last, _, _ in entry["ranges"]
             ]
@@ -201,20 +235,24 @@ class Saver:
             self._blocked.clear()
         if self._dirty and now - self._checkpointed > CHECKPOINT_SECONDS:
             self._checkpointed = now
-            self._dirty = False
-            settled = list(Receipt.objects.filter(saved_at__isnull=False, purged_at=None).values_list("pk", "segment"))
-            self.store.checkpoint()
-            failpoints.reach("saver.purging")
-            Receipt.objects.filter(pk__in=[pk for pk, _ in settled]).update(payload=None, purged_at=timezone.now())
-            named = {segment for _, segment in settled if segment}
-            wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
-            failpoints.reach("saver.purged")
-            for segment in named - wanted:
-                spool.remove(settings.CASCADE.spool, segment)
+            self._settle()
         if now - self._swept > SWEEP_SECONDS:
             self._swept = now
             keep = set(Receipt.objects.exclude(segment="").filter(purged_at=None).values_list("segment", flat=True))
             spool.sweep(settings.CASCADE.spool, keep, SWEEP_SECONDS)
+
+    def _settle(self) -> None:
+        """A checkpoint, after which the spool is not needed any more for what was saved before it."""
+        settled = list(Receipt.objects.filter(saved_at__isnull=False, purged_at=None).values_list("pk", "segment"))
+        self.store.checkpoint()
+        self._dirty = False
+        failpoints.reach("saver.purging")
+        Receipt.objects.filter(pk__in=[pk for pk, _ in settled]).update(payload=None, purged_at=timezone.now())
+        named = {segment for _, segment in settled if segment}
+        wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
+        failpoints.reach("saver.purged")
+        for segment in named - wanted:
+            spool.remove(settings.CASCADE.spool, segment)
 
 
 def _unsaved(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> list[dict[str, Any]]:

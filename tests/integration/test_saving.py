@@ -419,6 +419,32 @@ def test_the_spool_is_kept_until_the_store_has_written_everything_into_its_file(
     assert_partition(run)
 
 
+@pytest.mark.parametrize("segments", [False, True], ids=["inline rows", "segments"])
+def test_what_a_torn_log_of_the_store_has_lost_is_saved_again_from_the_spool(segments: bool) -> None:
+    a = child(capacity=2)
+    run = submit(4)
+    reported(a, run, segments=segments)
+    database = conf.CASCADE.results
+    log = database.with_name(database.name + ".wal")
+    with saver() as made:
+        save(made)
+        assert stored(made).items == once_each(4)
+        before, torn = database.read_bytes(), log.read_bytes()
+    assert state(run) == RunState.COMPLETED
+    # As if the power had failed then, and the disk had kept half of the log; DuckDB opens that without a word.
+    database.write_bytes(before)
+    log.write_bytes(torn[: len(torn) // 2])
+    with saver() as again:
+        save(again)
+        assert stored(again).items == once_each(4)
+        assert again.once() is False
+    with saver() as last:
+        save(last)
+        assert stored(last).items == once_each(4)
+    assert (state(run), fresh(run).saved) == (RunState.COMPLETED, 4)
+    assert_partition(run)
+
+
 def test_uploads_that_no_report_named_are_swept_and_what_waits_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     a = child(capacity=2)
     run = submit(2)
