@@ -21,7 +21,7 @@ from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard
 from dispatch.rates import Lanes, Limits
 from dispatch.states import LIVE, RunState, ShardState
-from nodes import registry
+from nodes import failpoints, registry
 from nodes.executors.base import Pace
 from nodes.models import Node, Quota
 from nodes.protocol import Conflict, NotFound
@@ -81,6 +81,7 @@ def allocate_now() -> Passed:
         now = timezone.now()
         plan, terms = _plan(nodes, now, lock=True)
         _write(plan, terms, now)
+    failpoints.reach("dispatcher.granted")
     return Passed(
         frozenset(made.node for made in plan.grants),
         all(made.phase is Phase.LOOKAHEAD for made in plan.grants) if plan.grants else False,

@@ -29,6 +29,8 @@ if _database := os.environ.get("TEST_DATABASE_URL"):
 os.environ["DJANGO_SETTINGS_MODULE"] = "cascade.settings"
 # Now, not in pytest_configure: conftest files below this one import models.
 django.setup()
+# Processes of pytest-xdist inherit the environment, and are to choose a folder of their own before they read settings.
+del os.environ["DJANGO_SETTINGS_MODULE"]
 
 # Machines that run tests are slow at times; that is no failure of a property.
 hypothesis_settings.register_profile("cascade", deadline=None)

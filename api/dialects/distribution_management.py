@@ -79,12 +79,12 @@ def rebalance(request: HttpRequest) -> HttpResponse:
     recalled = lifecycle.recall(list(names), "recalled by an operator to be balanced anew")
     queue.allocate_now()
     now_with = dict(
-        Allocation.objects.filter(shard__in=[each.shard_id for each in recalled], state__in=LIVE).values_list(
+        Allocation.objects.filter(shard__in=[each.shard for each in recalled], state__in=LIVE).values_list(
             "shard_id", "node__name"
         )
     )
     moved = [
-        {"task_id": each.run_id, "from_device": names.get(each.node_id or 0), "to_device": now_with.get(each.shard_id)}
+        {"task_id": each.run, "from_device": names.get(each.node or 0), "to_device": now_with.get(each.shard)}
         for each in recalled
     ]
     moved = [each for each in moved if each["to_device"] != each["from_device"]]

@@ -1,15 +1,17 @@
 """The one door to the state of runs, shards and allocations. Every way in ends in one of these verbs.
 
-A verb reads what it needs, changes it by compare-and-set in one transaction, and wakes whoever waits after commit.
-What a change shall be is decided by pure code: ``dispatch.allocator``, ``dispatch.attempts``, ``dispatch.ranges``.
+A verb loads what is there (``loading``), has pure code decide what shall become of it (``dispatch.deciding``, and
+``dispatch.allocator`` for grants), writes the effects down by compare-and-set (``writing``), all in one transaction,
+and wakes whoever waits after the commit.
 """
 
 from dispatch.lifecycle.answered import once
 from dispatch.lifecycle.beats import beat, seen
 from dispatch.lifecycle.copies import copy, take_back, tell_superseded
 from dispatch.lifecycle.ends import cancel, progress, retry
-from dispatch.lifecycle.found import append
-from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, disconnected, expire, forgive, grant, offered, release
+from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, grant, offered, release
+from dispatch.lifecycle.growth import append
+from dispatch.lifecycle.leases import disconnected, expire, forgive
 from dispatch.lifecycle.recalled import recall
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved

@@ -11,7 +11,8 @@ from django.db.models.functions import Least
 from django.utils import timezone
 
 from dispatch import configuration, events
-from dispatch.lifecycle.grants import not_live, release_unheld, renew, start
+from dispatch.lifecycle.grants import not_live, release_unheld
+from dispatch.lifecycle.leases import renew, start
 from dispatch.models import Allocation
 from dispatch.ranges import MOST_ITEMS
 from dispatch.states import LIVE

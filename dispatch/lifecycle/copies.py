@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.utils import timezone
 
 from dispatch import events
 from dispatch.attempts import Failure
-from dispatch.lifecycle.ends import twins_of, unsuccessful
+from dispatch.lifecycle import leases, loading
 from dispatch.models import Allocation
-from dispatch.states import ALLOCATION, LIVE, AllocationState, RunState, before
+from dispatch.states import LIVE, AllocationState, RunState
 from dispatch.tail import Copy, Late
 from nodes import registry
 
@@ -30,7 +31,7 @@ def copy(copies: Sequence[Copy], now: datetime) -> set[int]:
         pk__in=ids, state__in=LIVE, run__state=RunState.RUNNING
     )
     still = {each.pk: each for each in first}
-    taken = set(twins_of([each.shard_id for each in still.values()], but=list(still)))
+    taken = set(loading.twins_of([each.shard_id for each in still.values()], but=list(still)))
     until = now + timedelta(seconds=settings.CASCADE.offer_seconds)
     made = [
         Allocation(
@@ -63,29 +64,12 @@ def take_back(lates: Iterable[Late], detail: str) -> dict[int, list[int]]:
     queued = Allocation.objects.select_for_update(of=("self",)).filter(
         pk__in=[late.allocation for late in lates], state=AllocationState.PENDING
     )
-    found = list(queued.select_related("shard"))
-    unsuccessful(found, AllocationState.CANCELLED, Failure.RETURNED, detail)
+    found = loading.attempts(queued)
+    leases.end(found, AllocationState.CANCELLED, Failure.RETURNED, detail, timezone.now())
     by_node: dict[int, list[int]] = {}
-    for each in found:
-        if each.node_id is not None:
-            by_node.setdefault(each.node_id, []).append(each.pk)
-    return by_node
-
-
-def supersede(shards: Sequence[int], but: Sequence[int], now: datetime) -> dict[int, list[int]]:
-    """``but`` were accepted for these shards: other live allocations of them are superseded. Returns them by node."""
-    twins = twins_of(shards, but=but)
-    if not twins:
-        return {}
-    ids = [pk for pairs in twins.values() for pk, _ in pairs]
-    Allocation.objects.filter(pk__in=ids, state__in=before(ALLOCATION, AllocationState.SUPERSEDED)).update(
-        state=AllocationState.SUPERSEDED, finished_at=now, error="another node was first with this shard"
-    )
-    by_node: dict[int, list[int]] = {}
-    for pairs in twins.values():
-        for pk, node_id in pairs:
-            if node_id is not None:
-                by_node.setdefault(node_id, []).append(pk)
+    for held, _ in found:
+        if held.node is not None:
+            by_node.setdefault(held.node, []).append(held.id)
     return by_node
 
 

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from dispatch.allocator import Grant, Plan
+from dispatch.lifecycle.writing import SHARD_COLUMNS
 from dispatch.models import Shard
 from dispatch.states import ShardState
 from nodes.transactions import insert_rows, moment, update_rows
-
-SHARD_COLUMNS = (
-    *("run_id", "start", "stop", "state", "attempts", "deaths", "losses", "error", "not_before", "updated_at"),
-)
 
 
 def shorten(grants: Sequence[Grant], now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""Items that are added to a run while it goes on: found by an accepted report, or asked for by whoever plans the run.
+"""Items that are added to a run while it goes on, found by an accepted report (or, see ``growth``, planned).
 
 Each is there once by its key. They are appended in the transaction that they are found in, so an item that was found
 is never lost, and the run cannot end in between.
@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from django.conf import settings
 from django.db.models import F
 
-from dispatch import events
 from dispatch.items import freeze
-from dispatch.lifecycle.ends import finish
 from dispatch.lifecycle.submit import SLICE, check_item, digest_of, seen
 from dispatch.models import ItemsPart, Run, SeenItem
 from dispatch.states import RunState
@@ -21,7 +19,6 @@ from nodes import executors
 from nodes.executors.base import Item
 from nodes.messages import Entry
 from nodes.protocol import FieldError
-from nodes.transactions import retried, write
 
 
 def check(task_type: str, entry: Entry) -> None:
@@ -54,32 +51,12 @@ def take(task_type: str, run_id: int, entries: Sequence[Entry]) -> int:
     most = executors.get(task_type).most_items(run.params)
     room = min(settings.CASCADE.max_items, settings.CASCADE.max_items if most is None else most) - run.count
     fresh = dict(list(found.items())[: max(room, 0)])
-    _append(run_id, run.count, fresh)
+    add(run_id, run.count, fresh)
     return len(fresh)
 
 
-@retried
-def append(run_id: int, start: int, items: Sequence[Item], *, last: bool) -> bool:
-    """Adds ``items`` to a growing run, numbered from ``start``; with ``last`` there are no more to come.
-
-    False where the run has ended, or somebody else has added to it since it had ``start`` items. Raises FieldError.
-    """
-    with write():
-        run = Run.objects.select_for_update().only("count", "state", "type", "growing").filter(pk=run_id).first()
-        if run is None or run.state != RunState.RUNNING or not run.growing or run.count != start:
-            return False
-        executor = executors.get(run.type)
-        for at, item in enumerate(items):
-            check_item(executor, item, f"items[{at}]")
-        _append(run_id, start, {digest_of(item): item for item in items})
-        if last:
-            Run.objects.filter(pk=run_id).update(growing=False)
-            finish([run_id])
-    events.changed()
-    return True
-
-
-def _append(run_id: int, start: int, items: dict[bytes, Item]) -> None:
+def add(run_id: int, start: int, items: dict[bytes, Item]) -> None:
+    """To a run that has ``start`` items and is locked by the caller."""
     if items:
         SeenItem.objects.bulk_create(seen(run_id, items.values()), SLICE)
         stop = start + len(items)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db.models import QuerySet
 from django.utils import timezone
 
 from dispatch import events, synclog
 from dispatch.allocator import Plan
 from dispatch.attempts import Failure
 from dispatch.items import item_key
-from dispatch.lifecycle import memories
-from dispatch.lifecycle.cuts import SHARD_COLUMNS, postpone, shorten
-from dispatch.lifecycle.ends import unsuccessful
+from dispatch.lifecycle import leases, loading, memories
+from dispatch.lifecycle.cuts import postpone, shorten
 from dispatch.lifecycle.kept import about, frozen
+from dispatch.lifecycle.writing import SHARD_COLUMNS
 from dispatch.models import Allocation, Run, Shard
-from dispatch.states import ALLOCATION, LIVE, SHARD, AllocationState, RunState, ShardState, before
+from dispatch.states import LIVE, AllocationState, RunState, ShardState
 from nodes import executors, keys, registry
 from nodes.keys import Caller
 from nodes.messages import Claim
@@ -32,7 +30,6 @@ ALLOCATION_COLUMNS = (
     *("run_id", "shard_id", "node_id", "type", "item", "start", "stop", "attempt", "state", "delivered"),
     *("deadline", "reason", "granted_at", "progress", "rows", "error", "log"),
 )
-TIMEOUTS_HELD = 4
 OFFER_LIMIT = 1000
 """Allocations in one offer or claim at most; the next one brings the rest."""
 
@@ -142,7 +139,7 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
         node = keys.check_live(caller)
         found = _undelivered(node.pk)[:most]
         ids = [each.pk for each in found]
-        _deliver(node, ids)
+        leases.deliver(node, ids, timezone.now())
         gone = not_live(node.pk, asked.held)
     if ids:
         synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))
@@ -160,7 +157,7 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
     """The child took an offer: its lease begins. ``gone`` lists what it must not run. Repeating it changes nothing."""
     with write():
         node = keys.check_live(caller)
-        delivered = _deliver(node, ids)
+        delivered = leases.deliver(node, ids, timezone.now())
         # Mostly all of them were waiting for this; only else it needs a look which were not.
         gone = [] if delivered == len(ids) else not_live(node.pk, ids)
     synclog.note(node.pk, "accept", synclog.PUSH, count=len(ids) - len(gone))
@@ -173,158 +170,21 @@ def release(caller: Caller, ids: Sequence[int], detail: str = "") -> dict[str, A
     """The child hands back what it has not finished; the items go to somebody else, with no attempt counted."""
     with write():
         node = keys.check_live(caller)
-        live = list(
-            Allocation.objects.select_for_update()
-            .filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE)
-            .select_related("shard")
-        )
-        unsuccessful(
-            live, AllocationState.CANCELLED, Failure.RETURNED, f"released by the node{': ' if detail else ''}{detail}"
-        )
+        mine = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE)
+        live = loading.attempts(mine.select_for_update())
+        why = f"released by the node{': ' if detail else ''}{detail}"
+        leases.end(live, AllocationState.CANCELLED, Failure.RETURNED, why, timezone.now())
     synclog.note(node.pk, "release", synclog.PUSH, count=len(live), extra={"detail": detail} if detail else None)
     events.changed()
-    return {"released": [each.pk for each in live]}
+    return {"released": [held.id for held, _ in live]}
 
 
 def release_unheld(node_id: int, held: Sequence[int]) -> None:
     """A child begins a new session and names what it still holds: the rest of what was delivered to it is lost."""
-    live = Allocation.objects.select_for_update().filter(node_id=node_id, state__in=LIVE, delivered=True)
+    delivered = Allocation.objects.select_for_update().filter(node_id=node_id, state__in=LIVE, delivered=True)
     kept = set(held)
-    lost = [each for each in live.select_related("shard") if each.pk not in kept]
-    unsuccessful(lost, AllocationState.EXPIRED, Failure.LOST, "the node came back without it")
-
-
-@retried
-def expire(now: datetime) -> int:
-    """Takes back allocations whose lease or offer has ended. Returns how many."""
-    if not Allocation.objects.filter(state__in=LIVE, deadline__lt=now).exists():
-        return 0
-    with write():
-        # Read again inside: a beat may have renewed the lease since.
-        overdue = list(
-            Allocation.objects.select_for_update(skip_locked=True)
-            .filter(state__in=LIVE, deadline__lt=now)
-            .select_related("shard")[:5000]
-        )
-        leases = [each for each in overdue if each.delivered]
-        offers = [each for each in overdue if not each.delivered]
-        stuck = _stuck(leases)
-        lost = [each for each in leases if each.pk not in stuck]
-        late = [each for each in leases if each.pk in stuck]
-        unsuccessful(lost, AllocationState.EXPIRED, Failure.LOST, "the lease expired: no beat from the node")
-        unsuccessful(late, AllocationState.EXPIRED, Failure.TIMEOUT, "not reported within its time-out")
-        unsuccessful(offers, AllocationState.EXPIRED, Failure.RETURNED, "not fetched in time")
-    for ended, why in ((leases, "the lease expired: no beat"), (offers, "not fetched in time")):
-        for node_id, count in Counter(each.node_id for each in ended).items():
-            synclog.note(node_id, "expire", synclog.PUSH, count=count, error=why)
-    events.changed()
-    events.tell(
-        {each.node_id for each in leases if each.node_id}, {"type": "node.cancel", "ids": [each.pk for each in leases]}
-    )
-    return len(overdue)
-
-
-def _stuck(leases: Sequence[Allocation]) -> set[int]:
-    """Those of devices that went on beating all the time that the work may take, and longer (``_lease``)."""
-    devices = Allocation.objects.filter(
-        pk__in=[each.pk for each in leases], node__dialect=Node.Dialect.DISTRIBUTION, delivered_at__isnull=False
-    )
-    longest = {
-        pk: since + timedelta(seconds=timeout + settings.CASCADE.patient_seconds)
-        for pk, since, timeout in devices.values_list("pk", "delivered_at", "run__timeout")
-        if since is not None
-    }
-    return {each.pk for each in leases if each.pk in longest and each.deadline >= longest[each.pk]}
-
-
-@retried
-def disconnected(node_id: int, now: datetime) -> None:
-    """A node's socket closed: unless it is heard from again within two beats, its offers go to others."""
-    soon = now + timedelta(seconds=2 * settings.CASCADE.beat_seconds)
-    with write():
-        registry.doubt(node_id, now)
-        Allocation.objects.filter(node_id=node_id, state__in=LIVE, delivered=False, deadline__gt=soon).update(
-            deadline=soon
-        )
-
-
-@retried
-def forgive(now: datetime) -> int:
-    """Every lease and offer runs anew: the parent was away, so silence says nothing about the children.
-
-    Returns how many leases there were.
-    """
-    settled = settings.CASCADE
-    with write():
-        live = Allocation.objects.filter(state__in=LIVE)
-        patient = live.filter(node__dialect__in=Node.PATIENT)
-        for node_id in patient.values_list("node_id", flat=True).distinct():
-            renew(Node.objects.get(pk=node_id), None, now, forgiving=True)
-        patient.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.patient_seconds))
-        others = live.exclude(node__dialect__in=Node.PATIENT)
-        leases = others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
-        others.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
-    return leases
-
-
-def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:
-    """Marks delivered allocations as executing, never more than the node has slots."""
-    if not ids:
-        return
-    executing = set(
-        Allocation.objects.filter(node_id=node_id, state=AllocationState.EXECUTING).values_list("pk", flat=True)
-    )
-    fresh = [pk for pk in ids if pk not in executing][: max(capacity - len(executing), 0)]
-    if not fresh:
-        return
-    begun = Allocation.objects.filter(
-        pk__in=fresh, node_id=node_id, delivered=True, state__in=before(ALLOCATION, AllocationState.EXECUTING)
-    )
-    shards = list(begun.values_list("shard_id", flat=True))
-    begun.update(state=AllocationState.EXECUTING, started_at=now)
-    Shard.objects.filter(pk__in=shards, state__in=before(SHARD, ShardState.EXECUTING)).update(
-        state=ShardState.EXECUTING, updated_at=now
-    )
-
-
-def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> None:
-    """Every lease the node names, or with None every one that it has, runs anew from now.
-
-    A client that names nothing may have forgotten what it fetched before it was restarted: unless ``forgiving``, its
-    requests keep a lease alive for TIMEOUTS_HELD time-outs since the delivery at most.
-    """
-    if held is not None and not held:
-        return
-    live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE)
-    mine = live.filter(delivered=True) if held is None else live.filter(pk__in=list(held))
-    _lease(node, mine, now, timeouts=math.inf if forgiving else TIMEOUTS_HELD)
-
-
-def _lease(
-    node: Node, allocations: QuerySet[Allocation], now: datetime, *, timeouts: float = math.inf, **more: datetime
-) -> int:
-    """The lease of ``allocations``, all of one node, begins or runs anew; how many there were.
-
-    A beating node's lasts ``lease_seconds``. One that is silent while it works has as long as the work may take.
-    """
-    if not node.patient:
-        until = now + timedelta(seconds=settings.CASCADE.lease_seconds)
-        return allocations.update(deadline=until, delivered=True, **more)
-    count = 0
-    by_end: dict[datetime, list[int]] = {}
-    for pk, timeout, since, before_now in allocations.values_list("pk", "run__timeout", "delivered_at", "deadline"):
-        longest = timeouts * timeout
-        end = now + timedelta(seconds=timeout)
-        if node.dialect == Node.Dialect.DISTRIBUTION:
-            # Devices beat while they work: silent ones have lost it, and who beats may still be stuck.
-            longest = min(longest, timeout + settings.CASCADE.patient_seconds)
-            end = now + timedelta(seconds=min(timeout, settings.CASCADE.patient_seconds))
-        if since is not None and timeouts != math.inf:
-            end = max(min(end, since + timedelta(seconds=longest)), before_now)
-        by_end.setdefault(end, []).append(pk)
-    for end, ids in by_end.items():
-        count += Allocation.objects.filter(pk__in=ids, state__in=LIVE).update(deadline=end, delivered=True, **more)
-    return count
+    lost = [(each, shard) for each, shard in loading.attempts(delivered) if each.id not in kept]
+    leases.end(lost, AllocationState.EXPIRED, Failure.LOST, "the node came back without it", timezone.now())
 
 
 def package(found: Sequence[Parcel]) -> dict[str, Any]:
@@ -362,19 +222,6 @@ def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
     ).order_by("pk")
     columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[:OFFER_LIMIT]
     return [Parcel(*row) for row in columns]
-
-
-def _deliver(node: Node, ids: Sequence[int]) -> int:
-    """The leases of ``ids`` begin; returns how many had not begun before."""
-    if not ids:
-        return 0
-    now = timezone.now()
-    fresh = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
-    delivered = _lease(node, fresh, now, delivered_at=now)
-    # Clients of those dialects say themselves when they begin (``begin``).
-    if not node.patient:
-        start(node.pk, node.capacity, ids, now)
-    return delivered
 
 
 def not_live(node_id: int, ids: Sequence[int]) -> list[int]:

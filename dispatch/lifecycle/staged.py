@@ -21,8 +21,9 @@ from django.utils import timezone
 
 from dispatch import events, synclog
 from dispatch.items import item_key
-from dispatch.lifecycle.grants import accept, start
+from dispatch.lifecycle.grants import accept
 from dispatch.lifecycle.kept import frozen
+from dispatch.lifecycle.leases import start
 from dispatch.lifecycle.reports import report
 from dispatch.models import Allocation, StagedRow
 from dispatch.results import datasets, spool

@@ -1,0 +1,155 @@
+"""Leases: they begin with the delivery, run anew with every beat, and end by themselves where a node falls silent."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from django.conf import settings
+
+from dispatch import events, synclog
+from dispatch.attempts import Failure
+from dispatch.deciding import endings, leases
+from dispatch.deciding.effects import Begin, Effect
+from dispatch.deciding.records import Held, Lease, Patience, Shard
+from dispatch.lifecycle import loading
+from dispatch.lifecycle.writing import write_down
+from dispatch.models import Allocation
+from dispatch.states import LIVE, AllocationState
+from nodes import registry
+from nodes.models import Node
+from nodes.transactions import retried, write
+
+EXPIRED = "the lease expired: no beat from the node"
+STUCK = "not reported within its time-out"
+UNFETCHED = "not fetched in time"
+BATCH = 5000
+
+
+def deliver(node: Node, ids: Sequence[int], now: datetime) -> int:
+    """The leases of those of ``ids`` that are granted to ``node`` begin; how many had not begun before."""
+    if not ids:
+        return 0
+    patience = loading.patience_of(node)
+    granted = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
+    fresh = loading.leases(granted, patience)
+    write_down(leases.lent(patience, fresh, now, begin=True), now)
+    # Clients of the patient dialects say themselves when they begin (``begin``).
+    if not node.patient:
+        start(node.pk, node.capacity, ids, now)
+    return len(fresh)
+
+
+def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:
+    """Marks delivered allocations as executing, never more than the node has slots."""
+    if not ids:
+        return
+    running = Allocation.objects.filter(node_id=node_id, state=AllocationState.EXECUTING)
+    executing = set(running.values_list("pk", flat=True))
+    if begins := leases.to_begin(ids, executing, capacity - len(executing)):
+        write_down([Begin(node_id, begins)], now)
+
+
+def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> None:
+    """Every lease the node names, or with None every one that it has, runs anew from now.
+
+    A client that names nothing may have forgotten what it fetched before it was restarted: unless ``forgiving``, its
+    requests keep a lease alive for ``leases.TIMEOUTS_HELD`` time-outs since the delivery at most.
+    """
+    if held is not None and not held:
+        return
+    patience = loading.patience_of(node)
+    live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE)
+    mine = live.filter(delivered=True) if held is None else live.filter(pk__in=list(held))
+    timeouts = math.inf if forgiving else leases.TIMEOUTS_HELD
+    write_down(leases.lent(patience, loading.leases(mine, patience), now, timeouts=timeouts), now)
+
+
+@retried
+def expire(now: datetime) -> int:
+    """Takes back allocations whose lease or offer has ended. Returns how many."""
+    if not Allocation.objects.filter(state__in=LIVE, deadline__lt=now).exists():
+        return 0
+    with write():
+        # Read again inside: a beat may have renewed the lease since.
+        ended = Allocation.objects.select_for_update(skip_locked=True).filter(state__in=LIVE, deadline__lt=now)
+        attempts = loading.attempts(ended[:BATCH])
+        overdue = leases.overdue(_leases(held.id for held, _ in attempts))
+        of = {held.id: (held, shard) for held, shard in attempts}
+        fates = (
+            (overdue.lost, Failure.LOST, EXPIRED),
+            (overdue.stuck, Failure.TIMEOUT, STUCK),
+            (overdue.offers, Failure.RETURNED, UNFETCHED),
+        )
+        for ids, failure, detail in fates:
+            end([of[pk] for pk in ids], AllocationState.EXPIRED, failure, detail, now)
+    gone = [of[pk][0] for pk in (*overdue.lost, *overdue.stuck)]
+    _note(gone, "the lease expired: no beat")
+    _note([of[pk][0] for pk in overdue.offers], UNFETCHED)
+    events.changed()
+    events.tell({each.node for each in gone if each.node}, {"type": "node.cancel", "ids": [each.id for each in gone]})
+    return len(attempts)
+
+
+def end(
+    attempts: Sequence[tuple[Held, Shard]], state: AllocationState, failure: Failure, detail: str, now: datetime
+) -> None:
+    """Live allocations end in ``state``, and their shards go on. Inside the caller's transaction."""
+    if not attempts:
+        return
+    ids = [held.id for held, _ in attempts]
+    effects: Iterable[Effect] = endings.unsuccessful(
+        attempts,
+        state,
+        failure,
+        detail,
+        twins=loading.twins_of([shard.id for _, shard in attempts], but=ids),
+        limits=loading.limits_of({held.run for held, _ in attempts}),
+        now=now,
+    )
+    write_down(effects, now)
+
+
+def _leases(ids: Iterable[int]) -> list[tuple[Lease, Patience]]:
+    columns = ("pk", "delivered", "deadline", "run__timeout", "delivered_at", "node__dialect")
+    found = Allocation.objects.filter(pk__in=list(ids)).order_by("pk").values_list(*columns)
+    patience = {dialect: loading.patience_of(Node(dialect=dialect)) for dialect in Node.Dialect.values}
+    native = Node.Dialect.NATIVE
+    return [(Lease(*row[:-1]), patience[row[-1] or native]) for row in found]
+
+
+def _note(ended: Iterable[Held], why: str) -> None:
+    for node_id, count in Counter(each.node for each in ended).items():
+        synclog.note(node_id, "expire", synclog.PUSH, count=count, error=why)
+
+
+@retried
+def disconnected(node_id: int, now: datetime) -> None:
+    """A node's socket closed: unless it is heard from again within two beats, its offers go to others."""
+    soon = now + timedelta(seconds=2 * settings.CASCADE.beat_seconds)
+    with write():
+        registry.doubt(node_id, now)
+        Allocation.objects.filter(node_id=node_id, state__in=LIVE, delivered=False, deadline__gt=soon).update(
+            deadline=soon
+        )
+
+
+@retried
+def forgive(now: datetime) -> int:
+    """Every lease and offer runs anew: the parent was away, so silence says nothing about the children.
+
+    Returns how many leases there were.
+    """
+    settled = settings.CASCADE
+    with write():
+        live = Allocation.objects.filter(state__in=LIVE)
+        patient = live.filter(node__dialect__in=Node.PATIENT)
+        for node_id in patient.values_list("node_id", flat=True).distinct():
+            renew(Node.objects.get(pk=node_id), None, now, forgiving=True)
+        patient.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.patient_seconds))
+        others = live.exclude(node__dialect__in=Node.PATIENT)
+        held = others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
+        others.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
+    return held

@@ -1,0 +1,74 @@
+"""Rows of the database as the records that decisions are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from django.conf import settings
+from django.db import connection
+from django.db.models import QuerySet
+
+from dispatch.attempts import Limits
+from dispatch.deciding.records import Held, Lease, Patience
+from dispatch.deciding.records import Shard as ShardRecord
+from dispatch.models import Allocation, Run, Shard
+from dispatch.states import LIVE
+from nodes.models import Node
+
+SLICE = 5000
+"""So many ids a statement names at most."""
+HELD = ("pk", "run_id", "shard_id", "node_id", "type", "start", "stop", "state", "receipt_id")
+SHARD = ("pk", "run_id", "start", "stop", "state", "attempts", "deaths", "losses")
+_LIVE_OF = "SELECT shard_id, id, node_id FROM dispatch_allocation WHERE state IN (%s, %s) AND shard_id IN ({})"
+
+
+def held(allocations: QuerySet[Allocation]) -> list[Held]:
+    return [Held(*row) for row in allocations.values_list(*HELD)]
+
+
+def attempts(allocations: QuerySet[Allocation]) -> list[tuple[Held, ShardRecord]]:
+    """Each with its shard. A lock on ``allocations`` is on the shards, too, unless it says otherwise."""
+    rows = allocations.values_list(*HELD, *(f"shard__{column}" for column in SHARD))
+    return [(Held(*row[: len(HELD)]), ShardRecord(*row[len(HELD) :])) for row in rows]
+
+
+def shards(ids: Iterable[int]) -> dict[int, ShardRecord]:
+    """Locked."""
+    rows = Shard.objects.select_for_update().filter(pk__in=list(ids)).values_list(*SHARD)
+    return {row[0]: ShardRecord(*row) for row in rows}
+
+
+def twins_of(shards: Sequence[int], *, but: Iterable[int]) -> dict[int, list[tuple[int, int | None]]]:
+    """Shard -> its live allocations (id, node) that are not among ``but``; shards without any are left out."""
+    twins: dict[int, list[tuple[int, int | None]]] = {}
+    left = set(but)
+    with connection.cursor() as cursor:
+        for at in range(0, len(shards), SLICE):
+            some = shards[at : at + SLICE]
+            # By hand: asked with every report, it costs the ORM ten times as long as the database.
+            cursor.execute(_LIVE_OF.format(", ".join(["%s"] * len(some))), [*map(str, LIVE), *some])
+            for shard, pk, node in cursor.fetchall():
+                if pk not in left:
+                    twins.setdefault(shard, []).append((pk, node))
+    return twins
+
+
+def limits_of(run_ids: Iterable[int]) -> dict[int, Limits]:
+    deaths = settings.CASCADE.worker_deaths
+    found = Run.objects.filter(pk__in=set(run_ids)).values_list("pk", "max_attempts", "backoff")
+    return {pk: Limits(most, backoff, deaths) for pk, most, backoff in found}
+
+
+def patience_of(node: Node) -> Patience:
+    settled = settings.CASCADE
+    # Devices beat while they work; other clients that poll rarely say nothing until they have finished.
+    device = node.dialect == Node.Dialect.DISTRIBUTION
+    return Patience(settled.lease_seconds, settled.patient_seconds, node.patient, device)
+
+
+def leases(allocations: QuerySet[Allocation], patience: Patience) -> list[Lease]:
+    """Of one node. The times of a node that beats decide nothing, so they are not asked for."""
+    if not patience.polls_rarely:
+        return [Lease(pk) for pk in allocations.values_list("pk", flat=True)]
+    columns = ("pk", "delivered", "deadline", "run__timeout", "delivered_at")
+    return [Lease(*row) for row in allocations.values_list(*columns)]

@@ -1,0 +1,201 @@
+"""Effects of decisions, written to the database: each a statement or a few, in order, in the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+
+from dispatch import events
+from dispatch.deciding import effects as e
+from dispatch.lifecycle import found, memories
+from dispatch.models import Allocation, Delivery, Receipt, Run, Shard
+from dispatch.states import ALLOCATION, LIVE, RUN, SHARD, AllocationState, RunState, ShardState, before, run_end
+from nodes import executors, failpoints
+from nodes.models import Node
+from nodes.transactions import insert_rows, moment, update_rows
+
+SHARD_COLUMNS = (
+    *("run_id", "start", "stop", "state", "attempts", "deaths", "losses", "error", "not_before", "updated_at"),
+)
+
+
+def write_down(effects: Iterable[e.Effect], now: datetime, node: Node | None = None) -> None:
+    """``node`` is whose report it is about, where it is about one."""
+    for effect in effects:
+        failpoints.reach("effect")
+        if isinstance(effect, e.Accept):
+            assert node is not None
+            _accept(effect, node, now)
+        else:
+            _WRITERS[type(effect)](effect, now)
+
+
+def _end_allocations(effect: e.EndAllocations, now: datetime) -> None:
+    Allocation.objects.filter(pk__in=effect.ids, state__in=effect.among).update(
+        state=effect.state, finished_at=now, error=effect.detail
+    )
+
+
+def _move_shards(effect: e.MoveShards, now: datetime) -> None:
+    moved = Shard.objects.filter(pk__in=effect.ids, state__in=effect.among)
+    if moved.update(state=effect.state, updated_at=now, **effect.columns):
+        write_down(effect.then, now)
+
+
+def _add_shards(effect: e.AddShards, now: datetime) -> None:
+    insert_rows(Shard, SHARD_COLUMNS, [_row(effect.run, piece, now) for piece in effect.pieces])
+
+
+def _row(run: int, piece: e.Piece, now: datetime) -> tuple[Any, ...]:
+    wait = None if piece.not_before is None else moment(piece.not_before)
+    record = (piece.attempts, piece.deaths, piece.losses, piece.error)
+    return (run, piece.start, piece.stop, str(piece.state), *record, wait, moment(now))
+
+
+def _take_apart(effect: e.TakeApart, now: datetime) -> dict[int, int]:
+    """Each piece's shard, by where it starts."""
+    # The row that was the whole shard becomes its first piece, so that [0, count) stays covered throughout.
+    head, *rest = effect.pieces
+    Shard.objects.filter(pk=effect.shard).update(**head._asdict(), updated_at=now)
+    _add_shards(e.AddShards(effect.run, tuple(rest)), now)
+    starts = [piece.start for piece in rest]
+    made: dict[int, int] = {head.start: effect.shard}
+    if rest:
+        within = Shard.objects.filter(run=effect.run, start__gte=starts[0], start__lte=starts[-1])
+        made.update(within.values_list("start", "pk"))
+    return made
+
+
+def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
+    pieces = {each.shard: _take_apart(each, now) for each in effect.apart}
+    manifest = [
+        {
+            "allocation": line.allocation,
+            "run": line.run,
+            "start": line.start,
+            "node": node.name,
+            "offset": line.offset,
+            "digest": line.digest,
+            "ranges": [
+                [first, last, rows, pieces[line.shard][first] if line.shard in pieces else line.shard]
+                for first, last, rows in line.ranges
+            ],
+        }
+        for line in effect.lines
+    ]
+    settled = None if any(line.ranges for line in effect.lines) else now
+    inline = json.dumps(effect.inline, separators=(",", ":")).encode() if effect.inline else b""
+    receipt = Receipt.objects.create(
+        node=node,
+        type=effect.type,
+        created_at=now,
+        manifest=manifest,
+        payload=zlib.compress(inline, 1) if inline else None,
+        segment=effect.segment,
+        rows=sum(each.rows for each in effect.closed),
+        saved_at=settled,
+        purged_at=settled,
+    )
+    update_rows(
+        Allocation,
+        ("state", "receipt_id", "rows", "seconds", "finished_at", "error", "log", "progress"),
+        [
+            (
+                str(each.state),
+                receipt.pk,
+                each.rows,
+                each.seconds,
+                moment(now),
+                each.error,
+                each.log,
+                each.progress,
+                each.id,
+            )
+            for each in effect.closed
+        ],
+        [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
+    )
+
+
+def _remember(effect: e.Remember, now: datetime) -> None:
+    executor = executors.get(effect.type)
+    if executor.remembers:
+        memories.keep(effect.type, (memories.Reported(*each) for each in effect.reports), now)
+    if executor.grows:
+        for run in {run for _, run, _, _ in effect.reports}:
+            found.take(effect.type, run, [entry for entry, of, _, _ in effect.reports if of == run])
+
+
+def _count_items(effect: e.CountItems, now: datetime) -> None:
+    counts = {"saved": effect.saved, "failed": effect.failed, "quarantined": effect.quarantined}
+    counts |= {"cancelled": effect.cancelled, "rows": effect.rows}
+    Run.objects.filter(pk=effect.run).update(**{name: F(name) + count for name, count in counts.items() if count})
+
+
+def _cut_whole(effect: e.CutWhole, now: datetime) -> None:
+    Run.objects.filter(pk=effect.run).update(cut=F("count"), growing=False)
+
+
+def _end_runs(effect: e.EndRuns, now: datetime) -> None:
+    open_runs = Run.objects.filter(pk__in=effect.runs, state=RunState.RUNNING, growing=False)
+    columns = ("pk", "task__webhook_url", "count", "saved", "failed", "quarantined", "cancelled")
+    for pk, url, *counts in open_runs.values_list(*columns):
+        if (end := run_end(*counts)) is None:
+            continue
+        ended = Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=now)
+        if ended:
+            transaction.on_commit(events.reducer.set)
+        if ended and url:
+            _announce(pk, url, now)
+
+
+def _announce(run_id: int, url: str, now: datetime) -> None:
+    """Has ``dispatch.webhooks`` tell ``url`` of the run's end, once the caller's transaction has committed."""
+    # A run that ended before, and was opened again: a new row, as receivers drop an id that they have seen.
+    Delivery.objects.filter(run_id=run_id, url=url).delete()
+    Delivery.objects.create(run_id=run_id, url=url, next_at=now)
+    transaction.on_commit(events.webhooks.set)
+
+
+def _settle(effect: e.Settle, now: datetime) -> None:
+    lost = {"purged_at": now, "rows": 0} if effect.lost else {}
+    Receipt.objects.filter(pk__in=effect.receipts, saved_at=None).update(saved_at=now, **lost)
+
+
+def _lend(effect: e.Lend, now: datetime) -> None:
+    began = {} if effect.since is None else {"delivered_at": effect.since}
+    Allocation.objects.filter(pk__in=effect.ids, state__in=LIVE).update(deadline=effect.until, delivered=True, **began)
+
+
+def _begin(effect: e.Begin, now: datetime) -> None:
+    begun = Allocation.objects.filter(
+        pk__in=effect.ids,
+        node_id=effect.node,
+        delivered=True,
+        state__in=before(ALLOCATION, AllocationState.EXECUTING),
+    )
+    shards = list(begun.values_list("shard_id", flat=True))
+    begun.update(state=AllocationState.EXECUTING, started_at=now)
+    Shard.objects.filter(pk__in=shards, state__in=before(SHARD, ShardState.EXECUTING)).update(
+        state=ShardState.EXECUTING, updated_at=now
+    )
+
+
+_WRITERS: Mapping[type[Any], Callable[[Any, datetime], Any]] = {
+    e.EndAllocations: _end_allocations,
+    e.MoveShards: _move_shards,
+    e.AddShards: _add_shards,
+    e.Remember: _remember,
+    e.CountItems: _count_items,
+    e.CutWhole: _cut_whole,
+    e.EndRuns: _end_runs,
+    e.Settle: _settle,
+    e.Lend: _lend,
+    e.Begin: _begin,
+}
