@@ -202,7 +202,7 @@ RUNS_MEASURED = 32
 def measured(
     speeds: Mapping[str, float], pairs: Iterable[tuple[Entry, Held]], of_run: Callable[[str, int], str]
 ) -> dict[str, float]:
-    """A node's seconds per item after these entries, by type and by run (``of_run`` makes its key); by its own clock."""
+    """A node's seconds per item after these entries, by its own clock: by type and by run (key: ``of_run``)."""
     sums: dict[str, tuple[float, int]] = {}
     for entry, held in pairs:
         if not entry.failure:
