@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 import hmac
+import ipaddress
+import logging
 import re
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -19,11 +20,15 @@ from django.conf import settings
 from django.db import IntegrityError
 from django.http import HttpRequest
 
+from api.guesses import keys as guesses
+from api.guesses import place
 from nodes import signing
 from nodes.keys import Caller
 from nodes.models import AccessKey, Nonce
-from nodes.protocol import FieldError, Forbidden, TooMany, Unauthenticated
+from nodes.protocol import FieldError, Forbidden, Unauthenticated
 from nodes.transactions import write
+
+logger = logging.getLogger(__name__)
 
 PLAIN = "AK-SK "
 USED_SECONDS = 60
@@ -48,16 +53,17 @@ def authenticate(
     """The child that sent this, by the parent's clock ``now`` (seconds since 1970). Synchronous; asks the database.
 
     ``body_sha256`` is None for a body not yet read: then ``check_body`` must follow once it is. ``client`` is the
-    address the request came from, for throttling.
+    address the request came from, for throttling and for whether a plain key has passed over a network.
     Raises Unauthenticated (ClockError for a signature out of the window), Forbidden where plain keys are switched
-    off, TooMany after too many wrong ones. A revocation after this look is met by ``keys.check_live``.
+    off or were readable on their way, TooMany after too many wrong ones. A revocation after this look is met by
+    ``keys.check_live``.
     """
     now = time.time() if now is None else now
     fields = {name.lower(): value for name, value in headers}
     if "signature-input" in fields:
         return _signed(method, url, headers, body_sha256, now, client)
     if fields.get("authorization", "")[: len(PLAIN)].upper() == PLAIN:
-        return _plain(fields["authorization"][len(PLAIN) :], now, client)
+        return _plain(fields["authorization"][len(PLAIN) :], now, client, url, fields)
     raise Unauthenticated(
         "no key: sign the request (RFC 9421), or send 'Authorization: AK-SK <access key>:<secret key>'"
     )
@@ -106,75 +112,55 @@ def _url(scheme: str, host: str, target: str) -> str:
 
 
 def client_address(source: HttpRequest | Mapping[str, Any]) -> str:
-    """The peer's address of a request or an ASGI scope; empty where there is none (a Unix socket)."""
-    if isinstance(source, Mapping):
-        return str((source.get("client") or ("",))[0])
-    return str(getattr(source, "_request", source).META.get("REMOTE_ADDR") or "")
+    """The address that a request or an ASGI scope came from; empty where there is none (a Unix socket).
 
-
-class Guesses:
-    """Counts wrong keys by client address and by access key, and refuses when there are too many in a minute.
-
-    In this process only: it makes guessing slow, and 256 bits make it hopeless.
+    Behind TLS (setting ``https``) that is what the proxy in front has added to X-Forwarded-For: the last part of it, as
+    everything before is the client's own word. Else nothing but the connection counts.
     """
-
-    KNOWN_SECONDS = 3600
-    ENTRIES = 10_000
-
-    def __init__(self, limit: int = 20, seconds: float = 60, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit = limit
-        self.seconds = seconds
-        self.clock = clock
-        self._lock = threading.Lock()
-        self._wrong: dict[str, tuple[float, int]] = {}
-        self._known: dict[str, float] = {}
-
-    def check(self, names: Iterable[str]) -> None:
-        """Raises TooMany when one of ``names`` has used up its guesses."""
-        now = self.clock()
-        with self._lock:
-            for name in names:
-                began, count = self._wrong.get(name, (now, 0))
-                rest = began + self.seconds - now
-                if count >= self.limit and rest > 0:
-                    raise TooMany(
-                        f"{count} wrong keys within {self.seconds:.0f} s; try again in {rest:.0f} s", retry_after=rest
-                    )
-
-    def wrong(self, names: Iterable[str]) -> None:
-        now = self.clock()
-        with self._lock:
-            if len(self._wrong) > self.ENTRIES:
-                self._wrong = {name: seen for name, seen in self._wrong.items() if seen[0] + self.seconds > now}
-            for name in names:
-                began, count = self._wrong.get(name, (now, 0))
-                self._wrong[name] = (began, count + 1) if began + self.seconds > now else (now, 1)
-
-    def right(self, client: str, access_key: str) -> None:
-        """From this address this key was right, so others' guesses do not lock it out there for an hour."""
-        now = self.clock()
-        with self._lock:
-            if len(self._known) > self.ENTRIES:
-                self._known = {pair: at for pair, at in self._known.items() if at + self.KNOWN_SECONDS > now}
-            self._known[f"{client} {access_key}"] = now
-
-    def knows(self, client: str, access_key: str) -> bool:
-        with self._lock:
-            at = self._known.get(f"{client} {access_key}")
-        return at is not None and at + self.KNOWN_SECONDS > self.clock()
-
-    def forget(self) -> None:
-        with self._lock:
-            self._wrong.clear()
-            self._known.clear()
+    if isinstance(source, Mapping):
+        peer = str((source.get("client") or ("",))[0])
+        said = [value.decode("latin-1") for name, value in source["headers"] if name.lower() == b"x-forwarded-for"]
+        forwarded = ",".join(said)
+    else:
+        request = getattr(source, "_request", source)
+        peer = str(request.META.get("REMOTE_ADDR") or "")
+        forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
+    if settings.CASCADE.https and forwarded:
+        return forwarded.rpartition(",")[2].strip()[:100] or peer
+    return peer
 
 
-guesses = Guesses()
+def private(url: str, fields: Mapping[str, str], client: str) -> bool:
+    """Whether nobody on the way could read the request: it came over TLS, or never left this machine.
+
+    By the scheme, or what the proxy in front of TLS says of it where the setting ``https`` says that there is one; and
+    by the client's address, not by a Host header that anybody may write. ``fields`` are the headers, in small letters.
+    """
+    if url.startswith(("https:", "wss:")) or (settings.CASCADE.https and fields.get("x-forwarded-proto") == "https"):
+        return True
+    if any(name in fields for name in ("forwarded", "x-forwarded-for", "x-forwarded-host", "via")):
+        return False  # a proxy on this machine speaks for somebody else
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return False
+    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)
+
+
+def check_private(url: str, fields: Mapping[str, str], client: str, named: str) -> None:
+    """Raises Forbidden for a key that was right but readable on its way; ``named`` says whose, for the log."""
+    if settings.CASCADE.plain_keys_unencrypted or private(url, fields, client):
+        return
+    logger.warning("%s was sent unencrypted by %s: whoever listens there has it now; replace it", named, client or "?")
+    raise Forbidden(
+        "this key came over a connection that others can read: use https, or sign requests (RFC 9421); the server's "
+        "setting plain_keys_unencrypted allows it all the same. Replace the key"
+    )
 
 
 def _signed(method: str, url: str, headers: Headers, body_sha256: bytes | None, now: float, client: str) -> Caller:
     found: list[AccessKey] = []
-    named = [f"client {client}"] if client else []
+    named = place(client)
 
     def find_public_key(access_key: str) -> str:
         named.append(f"key {access_key[:40]}")
@@ -206,9 +192,9 @@ def _signed(method: str, url: str, headers: Headers, body_sha256: bytes | None, 
     return _admit(found[0], now, nonce=verified.nonce, content_digest=verified.digest)
 
 
-def _plain(credentials: str, now: float, client: str) -> Caller:
+def _plain(credentials: str, now: float, client: str, url: str, fields: Mapping[str, str]) -> Caller:
     access_key, _, secret_key = credentials.strip().partition(":")
-    named = [f"key {access_key[:40]}"] + ([f"client {client}"] if client else [])
+    named = [f"key {access_key[:40]}", *place(client)]
     if not guesses.knows(client, access_key):
         guesses.check(named)
     key = _find(access_key)
@@ -225,6 +211,7 @@ def _plain(credentials: str, now: float, client: str) -> Caller:
     if not settings.CASCADE.allow_plain_keys or not key.node.allow_plain_key:
         where = f"node {key.node.name}" if settings.CASCADE.allow_plain_keys else "this server"
         raise Forbidden(f"plain keys are switched off for {where}; sign requests instead (RFC 9421)")
+    check_private(url, fields, client, f"the secret key of {key.access_key}")
     guesses.right(client, access_key)
     return _admit(key, now)
 

@@ -6,12 +6,10 @@ Also here: signing in. Runs, nodes, tables and task types have files of their ow
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django import forms
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import QuerySet
@@ -28,12 +26,12 @@ from rest_framework.parsers import BaseParser, FormParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import BaseThrottle, SimpleRateThrottle
 from rest_framework.views import APIView
 from rest_framework_simplejwt.exceptions import InvalidToken
 from rest_framework_simplejwt.views import TokenObtainPairView, TokenRefreshView
 
 from api.authentication import client_address
+from api.guesses import PasswordTry
 from api.parsers import StrictJSON
 from api.serializers import unknown
 from nodes.protocol import FieldError
@@ -205,71 +203,31 @@ def state_filter(states: type[Any]) -> filters.MultipleChoiceFilter:
     )
 
 
-MINUTE = 60
-
-
-class Guesses(SimpleRateThrottle):
-    """Failed sign-ins per minute. Each counts when it begins, or a burst would pass; a success takes it back."""
-
-    def succeeded(self) -> None:
-        history = self.cache.get(self.key, [])
-        if self.now in history:
-            history.remove(self.now)
-            self.cache.set(self.key, history, MINUTE)
-
-
-class GuessesByAddress(Guesses):
-    rate = "30/min"
-
-    def get_cache_key(self, request: Request, view: APIView) -> str:
-        return f"guesses:address:{self.get_ident(request)}"
-
-    def get_ident(self, request: Request) -> str:
-        """What the client says of its own address counts for nothing; what the proxy in front of TLS adds does."""
-        forwarded = request.headers.get("X-Forwarded-For", "") if settings.CASCADE.https else ""
-        return forwarded.rpartition(",")[2].strip() or client_address(request)
-
-
-class GuessesByName(Guesses):
-    """An attacker with many addresses still has one name to try."""
-
-    rate = "10/min"
-
-    def get_cache_key(self, request: Request, view: APIView) -> str:
-        name = request.data.get(get_user_model().USERNAME_FIELD) if isinstance(request.data, dict) else ""
-        return f"guesses:name:{hashlib.sha256(str(name).lower().encode()).hexdigest()}"
-
-
-class Guessed(Native):
-    """A view whose POST can be used to guess. It also takes forms, which is what one types for curl."""
+class TakesForms(Native):
+    """It also takes forms, which is what one types for curl."""
 
     parser_classes = (StrictJSON, FormParser)
 
-    def get_throttles(self) -> list[BaseThrottle]:
-        self.throttles = super().get_throttles()
-        return self.throttles
 
-    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
-        if response.status_code == 200:
-            for throttle in self.throttles:
-                if isinstance(throttle, Guesses):
-                    throttle.succeeded()
-        return super().finalize_response(request, response, *args, **kwargs)
-
-
-class SignIn(Guessed, TokenObtainPairView):
+class SignIn(TakesForms, TokenObtainPairView):
     """A token pair for a user's name and password. The access token goes into ``Authorization: Bearer …``."""
 
-    throttle_classes = (GuessesByAddress, GuessesByName)
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        name = request.data.get(get_user_model().USERNAME_FIELD) if isinstance(request.data, dict) else ""
+        attempt = PasswordTry(client_address(request), str(name))
+        response = super().post(request, *args, **kwargs)
+        attempt.right()
+        return response
 
 
-class Refresh(Guessed, TokenRefreshView):
+class Refresh(TakesForms, TokenRefreshView):
     """A new access token for a refresh token."""
 
-    throttle_classes = (GuessesByAddress,)
-
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        attempt = PasswordTry(client_address(request))
         try:
-            return super().post(request, *args, **kwargs)
+            response = super().post(request, *args, **kwargs)
         except ObjectDoesNotExist:
             raise InvalidToken({"detail": "the user of this token is gone"}) from None
+        attempt.right()
+        return response

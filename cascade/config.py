@@ -70,7 +70,14 @@ class Config(BaseModel):
         description="PostgreSQL instead of SQLite, with requirements-scale.txt: postgresql://user:password@host/name.",
     )
     redis_url: str = Field(
-        "", description="Redis between several server processes: redis://host:6379/0; needs requirements-scale.txt."
+        "",
+        description="Redis for the wake-ups between several server processes, which PostgreSQL carries otherwise: "
+        "redis://host:6379/0; needs requirements-scale.txt.",
+    )
+    dispatcher: Literal["embedded", "separate"] = Field(
+        "embedded",
+        description="With PostgreSQL: whether `runserver` may lead, too, and then allocates and saves; or leaves that "
+        "to `manage.py dispatcher`.",
     )
 
     beat_seconds: float = Field(5, ge=0.1, le=60, description="How often a child beats.")
@@ -144,6 +151,11 @@ class Config(BaseModel):
     )
     allow_plain_keys: bool = Field(
         True, description="Accept 'Authorization: AK-SK ak:sk' where the node allows it, too."
+    )
+    plain_keys_unencrypted: bool = Field(
+        False,
+        description="Accept plain keys, and keys with which devices register, also over connections that others can "
+        "read: neither https nor from this machine.",
     )
     signature_seconds: float = Field(300, ge=5, le=3600, description="A signature older or newer than this is refused.")
     duckdb_memory: str = Field("1GB", description="Memory limit of the result database.")

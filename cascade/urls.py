@@ -8,7 +8,9 @@ from django.urls import URLPattern, URLResolver, include, path
 
 from api import pages
 from api.dialects import node
+from api.sign_in import throttled
 
+admin.site.login = throttled(admin.site.login)  # type: ignore[method-assign]
 admin.site.site_header = admin.site.site_title = "Cascade"
 admin.site.index_title = "Administration"
 

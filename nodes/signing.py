@@ -6,7 +6,8 @@ public key only. Whether a nonce was seen before is asked in ``api.authenticatio
 What is accepted is written out below and checked here, because the library's defaults accept a replay, an old
 signature, an empty list of covered components and a body that nobody compared:
 
-signature    one with tag "cascade", under any label (labels are not signed), Ed25519 of a registered key; others beside it are not looked at, four in all
+signature    one with tag "cascade", Ed25519 by a registered key, under any label (labels are not signed); others
+             beside it are not looked at, four in all
 covered      exactly @method, @authority, @path, @query and content-digest, in any order, none with parameters
 created      whole seconds, at most ``max_age`` before or after the server's time
 expires      if given: not over, and not before ``created``

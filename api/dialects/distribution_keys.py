@@ -12,6 +12,8 @@ from django.http import HttpRequest
 from api import authentication
 from api.dialects.common import operator
 from api.dialects.distribution_words import TYPE
+from api.guesses import keys as guesses
+from api.guesses import place
 from dispatch import lifecycle
 from nodes import keys, registrations
 from nodes.executors.base import shown
@@ -84,27 +86,32 @@ def sender(request: HttpRequest) -> Sender:
     if not bearer or _TOKEN.match(bearer):
         name = operator(request)
         return Sender(name, staff=name)
-    return _with_registration(bearer, authentication.client_address(request))
+    return _with_registration(bearer, request)
 
 
 def _with_access_key(bearer: str, request: HttpRequest) -> Sender:
+    method, url, headers = authentication.request_parts(request)
+    others = [pair for pair in headers if pair[0].lower() not in ("authorization", "signature-input")]
     client = authentication.client_address(request)
-    caller = authentication.authenticate(
-        "", "", [("authorization", authentication.PLAIN + bearer)], None, client=client
-    )
+    given = [*others, ("authorization", authentication.PLAIN + bearer)]
+    caller = authentication.authenticate(method, url, given, None, client=client)
     return Sender(caller.access_key, access=caller)
 
 
-def _with_registration(bearer: str, client: str) -> Sender:
+def _with_registration(bearer: str, request: HttpRequest) -> Sender:
     """Wrong ones are counted by address only: a key that is guessed has no name to count by."""
-    named = [f"client {client}"] if client else []
+    client = authentication.client_address(request)
+    named = place(client)
     found = registrations.find(bearer)
-    known = found is not None and authentication.guesses.knows(client, found.digest)
+    known = found is not None and guesses.knows(client, found.digest)
     if not known:
-        authentication.guesses.check(named)
+        guesses.check(named)
     if found is None:
-        authentication.guesses.wrong(named)
+        guesses.wrong(named)
         raise Unauthenticated("unknown or revoked key")
-    authentication.guesses.right(client, found.digest)
+    _, url, headers = authentication.request_parts(request)
+    fields = {name.lower(): value for name, value in headers}
+    authentication.check_private(url, fields, client, f"the registration key {found.prefix}…")
+    guesses.right(client, found.digest)
     registrations.used(found)
     return Sender(f"{found.name} ({found.prefix}…)", registration=found)

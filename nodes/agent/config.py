@@ -219,8 +219,8 @@ _SERVER = """
     beat_seconds lease_seconds offer_seconds offline_seconds long_poll_seconds target_seconds lookahead_seconds
     lookahead_limit balancers worker_deaths fallback_seconds fallback_workers max_cpu max_memory patient_seconds
     webhook_attempts run_days log_days heartbeat_days max_items upload_limit allow_plain_keys signature_seconds
-    duckdb_memory sql_seconds default_priority default_timeout default_max_attempts default_balancer
-    second_copies database_url redis_url
+    plain_keys_unencrypted duckdb_memory sql_seconds default_priority default_timeout default_max_attempts
+    default_balancer second_copies database_url redis_url dispatcher
 """
 SERVER = frozenset(_SERVER.split())
 """What else a file may set: settings of the server around an agent, which one that runs alone need not look at."""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
-from django.core.cache import cache
 from django.test import Client
 
+from api import guesses
 from tests.integration.native import Api
 
 pytestmark = pytest.mark.django_db
@@ -19,7 +19,8 @@ WORD = "correct horse battery"
 
 @pytest.fixture(autouse=True)
 def _no_guesses_yet() -> None:
-    cache.clear()
+    guesses.passwords_for.forget()
+    guesses.passwords_from.forget()
 
 
 @pytest.fixture
@@ -52,9 +53,9 @@ def test_signing_in_works_with_a_form_too(client: Client, operator: User) -> Non
     response = client.post("/api/v1/token", body, content_type="application/x-www-form-urlencoded")
     assert response.status_code == 200
     guess = body.replace(WORD, "nonsense")
+    kind = "application/x-www-form-urlencoded"
     statuses = [
-        client.post("/api/v1/token", guess, content_type="application/x-www-form-urlencoded").status_code
-        for _ in range(11)
+        client.post("/api/v1/token", guess, content_type=kind, REMOTE_ADDR="192.0.2.1").status_code for _ in range(11)
     ]
     assert statuses == [401] * 10 + [429]
 
@@ -113,6 +114,22 @@ def test_an_invented_forwarded_address_is_no_way_around_the_throttle(api: Api) -
 
 def test_signing_in_rightly_is_never_throttled(api: Api, operator: User) -> None:
     assert {sign_in(api).status for _ in range(40)} == {200}
+
+
+def test_whoever_signed_in_before_is_not_kept_out_by_somebody_elses_guesses(api: Api, operator: User) -> None:
+    assert sign_in(api, REMOTE_ADDR="192.0.2.7").status == 200
+    answers = [sign_in(api, "guess", REMOTE_ADDR=f"203.0.113.{number}").status for number in range(11)]
+    assert answers == [401] * 10 + [429]
+    assert sign_in(api, REMOTE_ADDR="192.0.2.8").status == 429
+    assert sign_in(api, REMOTE_ADDR="192.0.2.7").status == 200
+
+
+def test_guesses_from_a_whole_ipv6_network_are_one_guessers(api: Api) -> None:
+    statuses = [
+        sign_in(api, name=f"name {number}", REMOTE_ADDR=f"2001:db8:0:1::{number:x}").status for number in range(31)
+    ]
+    assert statuses == [401] * 30 + [429]
+    assert sign_in(api, name="name", REMOTE_ADDR="2001:db8:0:2::1").status == 401
 
 
 def test_a_token_is_worth_nothing_when_its_user_is_gone_or_inactive(api: Api, operator: User) -> None:

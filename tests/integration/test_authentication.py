@@ -25,7 +25,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api import authentication
-from api.authentication import Guesses, authenticate, check_body, client_address, request_parts, scope_parts
+from api.authentication import authenticate, check_body, client_address, private, request_parts, scope_parts
+from api.guesses import Guesses, place
 from nodes import keys, registry, signing
 from nodes.keys import Caller, IssuedKey
 from nodes.models import AccessKey, Nonce
@@ -34,7 +35,7 @@ from nodes.protocol import Forbidden, TooMany, Unauthenticated
 pytestmark = pytest.mark.django_db
 
 NOW = 1_795_262_400.0
-URL = "http://127.0.0.1:8000/api/v1/agent/beat"
+URL = "https://127.0.0.1:8000/api/v1/agent/beat"
 BODY = b'{"held": []}'
 SHA = hashlib.sha256(BODY).digest()
 
@@ -302,13 +303,98 @@ def test_after_a_minute_guesses_are_free_again_and_forgotten_ones_cost_no_memory
         guesses.check(["client a"])
     now[0] = 61
     guesses.check(["client a"])
-    for number in range(Guesses.ENTRIES + 1):
+    for number in range(Guesses.ENTRIES + 100):
         guesses.wrong([f"client {number}"])
         guesses.right(str(number), "CN")
-    now[0] = 10_000
-    guesses.wrong(["client b"])
-    guesses.right("b", "CN")
-    assert len(guesses._wrong) == len(guesses._known) == 1
+    assert len(guesses._wrong) == len(guesses._known) == Guesses.ENTRIES
+    assert guesses.knows(str(Guesses.ENTRIES), "CN")
+    now[0] += Guesses.KNOWN_SECONDS
+    assert not guesses.knows(str(Guesses.ENTRIES), "CN")
+
+
+def test_a_burst_of_tries_cannot_pass_before_the_first_is_judged():
+    guesses = Guesses(limit=2)
+    for _ in range(2):
+        guesses.attempt(["user a"])
+    with pytest.raises(TooMany):
+        guesses.attempt(["user a"])
+    guesses.forgive(["user a"])
+    guesses.attempt(["user a"])
+
+
+def test_all_addresses_of_one_machine_are_one_place():
+    assert place("2001:db8::1") == place("2001:db8::ffff:0:1") != place("2001:db8:0:1::1")
+    assert place("::ffff:192.0.2.1") == place("192.0.2.1") != place("192.0.2.2")
+    assert place("") == []
+
+
+# Where from, and who could read it
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "client", "https", "allowed"),
+    [
+        (URL, {}, "192.0.2.1", False, True),
+        ("wss://parent/ws/agent", {}, "192.0.2.1", False, True),
+        ("http://parent/", {}, "192.0.2.1", False, False),
+        ("http://127.0.0.1/", {}, "192.0.2.1", False, False),  # a Host header is anybody's to write
+        ("http://localhost/", {}, "", False, False),
+        ("http://parent/", {}, "127.0.0.1", False, True),
+        ("http://parent/", {}, "::1", False, True),
+        ("http://parent/", {}, "::ffff:127.0.0.1", False, True),
+        # Through a proxy on this machine, from wherever.
+        ("http://parent/", {"x-forwarded-for": "127.0.0.1"}, "127.0.0.1", False, False),
+        ("http://parent/", {"forwarded": "for=127.0.0.1"}, "127.0.0.1", False, False),
+        ("http://parent/", {"via": "1.1 proxy"}, "127.0.0.1", False, False),
+        # What says that there was TLS counts only where there is a proxy that says so.
+        ("http://parent/", {"x-forwarded-proto": "https"}, "192.0.2.1", False, False),
+        ("http://parent/", {"x-forwarded-proto": "https"}, "192.0.2.1", True, True),
+        ("http://parent/", {"x-forwarded-proto": "http"}, "192.0.2.1", True, False),
+        ("http://parent/", {"x-forwarded-proto": "http, https"}, "192.0.2.1", True, False),
+    ],
+)
+def test_a_plain_key_passes_over_tls_or_from_this_machine_only(key, settings, url, fields, client, https, allowed):
+    settings.CASCADE = settings.CASCADE.model_copy(update={"https": https})
+    assert private(url, fields, client) is allowed
+    headers = [*fields.items(), *plain(key.access_key, key.secret_key)]
+    if allowed:
+        assert authenticate("GET", url, headers, SHA, now=NOW, client=client).access_key == key.access_key
+        return
+    with pytest.raises(Forbidden, match="others can read"):
+        authenticate("GET", url, headers, SHA, now=NOW, client=client)
+    assert AccessKey.objects.get().last_used_at is None
+    settings.CASCADE = settings.CASCADE.model_copy(update={"plain_keys_unencrypted": True})
+    assert authenticate("GET", url, headers, SHA, now=NOW, client=client).access_key == key.access_key
+
+
+def test_a_key_that_travelled_readable_is_named_in_the_log_but_for_its_secret(key, caplog):
+    with pytest.raises(Forbidden):
+        authenticate("GET", "http://parent/", plain(key.access_key, key.secret_key), SHA, now=NOW, client="192.0.2.1")
+    assert key.access_key in caplog.text
+    assert key.secret_key not in caplog.text
+
+
+def test_a_wrong_secret_is_told_nothing_of_how_it_came(key):
+    with pytest.raises(Unauthenticated, match=authentication.WRONG):
+        authenticate("GET", "http://parent/", plain(key.access_key, "CSx"), SHA, now=NOW, client="192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("https", "forwarded", "client"),
+    [
+        (False, [b"203.0.113.9"], "192.0.2.1"),
+        (True, [], "192.0.2.1"),
+        (True, [b"203.0.113.9"], "203.0.113.9"),
+        (True, [b"127.0.0.1, 203.0.113.9"], "203.0.113.9"),
+        (True, [b"127.0.0.1", b"203.0.113.9"], "203.0.113.9"),
+        (True, [b""], "192.0.2.1"),
+    ],
+)
+def test_behind_tls_a_client_is_who_the_proxy_says_and_else_who_connects(settings, https, forwarded, client):
+    settings.CASCADE = settings.CASCADE.model_copy(update={"https": https})
+    headers = [(b"host", b"parent"), *((b"x-forwarded-for", each) for each in forwarded)]
+    assert client_address(scope(headers=headers)) == client
+    assert client_address(ASGIRequest(scope(headers=headers), io.BytesIO())) == client
 
 
 # The request as it came
