@@ -71,6 +71,8 @@ class AgentSocket(AsyncWebsocketConsumer):
                 raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, release, report")
             assert self.caller is not None
             body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
+            if kind == "beat" and events.abroad is not None:
+                self._work.set()  # another process grants, and its wake-up may have been lost
             await self._say({"type": "reply", "re": number, "status": 200, "body": body})
         except (ValueError, RecursionError):
             await self._say(

@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 from django.utils import timezone
 
+from dispatch import bus, events
 from dispatch.results.store import StoreBusy
 from nodes.protocol import CascadeError, Conflict, FieldError, NotFound, StorageFull, Unprocessable
 
@@ -68,6 +70,9 @@ class Command(BaseCommand):
     """The base of this project's commands: whatever goes wrong becomes one line and an exit status."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
+        if settings.CASCADE.database_url:
+            # What a command changes, the servers hear of at once.
+            events.abroad = bus.AtOnce()
         try:
             return super().execute(*args, **options)
         except CommandError:

@@ -1,36 +1,69 @@
-"""What runs in this process beside the server: by role, which loops. Joins the floors; decides nothing else."""
+"""What runs in this process beside the server: by role, which loops. Joins the floors; decides nothing else.
+
+| loop | with SQLite | with PostgreSQL |
+|---|---|---|
+| dispatcher, saver, reducer, advisor, configuration, webhooks, driver | the one process | the process that leads |
+| the own worker | the one process | the process that leads: one node ``local``, whichever process that is |
+| bus, sync log, candidate | none | every process |
+
+Of those in the first line the saver must be alone: it writes the result store. The others could run twice without harm
+(every change is compare-and-set or under row locks), but would do everything twice: the driver would call nodes twice
+as often, the advisor search twice. They go with the saver, so that what they read of the store is as new as can be.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 from argparse import Namespace
-from typing import Protocol
 
 from django.conf import settings
+from django.db import DatabaseError
 
 from cascade import __version__
+from dispatch.leading import Loop
+from nodes.protocol import CascadeError
 
 logger = logging.getLogger(__name__)
 
-
-class Loop(Protocol):
-    """Something with a thread of its own."""
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
+AGAIN_SECONDS = 5.0
 
 
 def loops(options: Namespace) -> list[Loop]:
-    """The loops of this process' role, in the order in which they start; they stop in the reverse order.
+    """The loops of a server of this role, in the order in which they start; they stop in the reverse order.
 
     Raises FieldError for an agent's configuration that cannot work.
     """
-    if settings.CASCADE.role == "child":
+    settled = settings.CASCADE
+    if settled.role == "child":
         from nodes.agent.config import load
         from nodes.agent.hosted import HostedAgent
 
         return [HostedAgent(load(options, served=True), __version__)]
+    if not settled.database_url:
+        return leaders()
+    return dispatching() if settled.dispatcher == "embedded" else _beside()
+
+
+def dispatching() -> list[Loop]:
+    """The loops of a process that may lead, beside others on the same PostgreSQL."""
+    from dispatch.leading import Candidate
+
+    return [*_beside(), Candidate(lambda: leaders(patient=True))]
+
+
+def _beside() -> list[Loop]:
+    """The loops of every process that is one of several."""
+    from dispatch import leading
+    from dispatch.bus import Bus
+    from dispatch.synclog import Writer
+
+    leading.forgo()
+    return [Bus(), Writer()]
+
+
+def leaders(*, patient: bool = False) -> list[Loop]:
+    """The loops that run in one process at a time. ``patient``: it leads even while its own worker cannot start."""
     from dispatch.advising import Advisor
     from dispatch.configuration import Configuration
     from dispatch.dispatcher import Dispatcher
@@ -44,5 +77,41 @@ def loops(options: Namespace) -> list[Loop]:
     if settings.CASCADE.fallback_workers:
         from cascade.embedded import OwnWorker
 
-        started.append(OwnWorker(settings.CASCADE.fallback_workers))
+        worker = OwnWorker(settings.CASCADE.fallback_workers)
+        started.append(Later(worker) if patient else worker)
     return started
+
+
+class Later:
+    """A loop that is started as soon as it can be.
+
+    The own worker's folder may still be held by the process that led before, if that is frozen on this machine.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._stopping = threading.Event()
+        self._started = False
+        self._thread = threading.Thread(target=self._start, name="later", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        if self._started:
+            self._loop.stop()
+
+    def _start(self) -> None:
+        told = False
+        while not self._stopping.is_set():
+            try:
+                self._loop.start()
+                self._started = True
+                return
+            except (CascadeError, DatabaseError) as error:
+                if not told:
+                    logger.warning("%s; it is tried again", error)
+                told = True
+                self._stopping.wait(AGAIN_SECONDS)

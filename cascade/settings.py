@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -101,6 +102,16 @@ TEMPLATES = [
 
 def _postgresql(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
+    options = {
+        # By it another process finds the connections of one that is frozen, and ends them; see dispatch.leading.
+        "application_name": PROCESS,
+        "connect_timeout": "5",
+        # A peer that has vanished is noticed within some 20 s, by either side.
+        **{"keepalives_idle": "10", "keepalives_interval": "3", "keepalives_count": "3", "tcp_user_timeout": "15000"},
+        # A process frozen in the middle of a transaction holds its locks for no longer than this, in milliseconds.
+        "options": "-c idle_in_transaction_session_timeout=15000 -c tcp_keepalives_idle=10 "
+        "-c tcp_keepalives_interval=3 -c tcp_keepalives_count=3",
+    }
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": unquote(parts.path.strip("/")),
@@ -111,9 +122,12 @@ def _postgresql(url: str) -> dict[str, Any]:
         "CONN_MAX_AGE": None,
         # A connection that the server has closed, at its restart say, is replaced instead of failing a request.
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": dict(parse_qsl(parts.query)),
+        "OPTIONS": options | dict(parse_qsl(parts.query)),
     }
 
+
+# Host, process and a token, since hosts may be called alike; PostgreSQL keeps 63 characters of a name.
+PROCESS = f"cascade {socket.gethostname()[:24]} {os.getpid()} {secrets.token_hex(2)}"
 
 SQLITE = {
     "ENGINE": "django.db.backends.sqlite3",
@@ -140,15 +154,8 @@ if not CASCADE.database_url:
 DATABASES = {"default": _postgresql(CASCADE.database_url) if CASCADE.database_url else SQLITE}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-if CASCADE.redis_url:
-    # No time-out on a socket that waits for news, nor a small pool: redis-py's own defaults drop idle waiters after
-    # 5 s and refuse a herd of reconnects.
-    _REDIS = {"address": CASCADE.redis_url, "socket_timeout": None, "max_connections": 10_000}
-    CHANNEL_LAYERS: dict[str, Any] = {
-        "default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [_REDIS]}}
-    }
-else:
-    CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+# Within a process; what other processes are to hear goes over dispatch.bus.
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},

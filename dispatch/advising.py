@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from django.db import close_old_connections, connection
 from django.utils import timezone
 
-from dispatch import events, lifecycle
+from dispatch import events, leading, lifecycle
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Run, Shard
 from dispatch.results.saver import results
@@ -59,6 +59,8 @@ class Advisor:
         while not self._stopping.is_set():
             events.advisor.wait(POLL_SECONDS)
             events.advisor.clear()
+            if not leading.held():
+                continue
             try:
                 self.once()
             except Exception:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from django.db import close_old_connections, connection
 from django.db.models import Count, Max, Q
 
+from dispatch import leading
 from dispatch.models import WORK_FIELDS, ConfigVersion, Source, Task, TypeSettings
 from nodes.protocol import NotFound
 from nodes.transactions import write
@@ -197,7 +198,8 @@ class Configuration:
         while not self._stopping.is_set():
             self._rest = LOOK_SECONDS
             try:
-                self.once()
+                if leading.held():
+                    self.once()
             except Exception:
                 # The next look starts from the database again; a broken connection is replaced.
                 logger.exception("the configuration could not be compared")

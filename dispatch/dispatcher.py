@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
-from dispatch import ending, events, lifecycle, pruning, queue, schedule, synclog
+from dispatch import ending, events, leading, lifecycle, pruning, queue, schedule, synclog
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class Dispatcher:
             if events.dispatcher.wait(self._pause):
                 time.sleep(self._gather)
             events.dispatcher.clear()
+            if not leading.held():
+                continue
             try:
                 self.once()
             except Exception:

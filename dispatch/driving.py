@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from django.db import close_old_connections, connection
 
-from dispatch import events
+from dispatch import events, leading
 from dispatch.driven import Driven
 from dispatch.knocking import Doorbell, newest_waiting
 from nodes.models import Node
@@ -78,6 +78,10 @@ class Driver:
         while not self._stopping.is_set():
             self._wake.wait(self._pause())
             self._wake.clear()
+            if not leading.held():
+                # What is due stays so; without a rest it would be looked at again and again.
+                self._stopping.wait(LOOK_SECONDS)
+                continue
             try:
                 self.once()
             except Exception:

@@ -1,7 +1,9 @@
 """Who is woken when something has changed. Called after commit only; a lost wake-up costs latency, never work.
 
-``changed()`` tells this process: the dispatcher's next pass, the saver, the live page. ``tell()`` reaches whoever waits
-for one node, over the channel layer: a socket, or a claim that long-polls; and the listeners in this process.
+``changed()`` and the signals tell loops: the dispatcher's next pass, the saver, the live page. ``tell()`` reaches
+whoever waits for one node, over the channel layer: a socket, or a claim that long-polls; and the listeners in this
+process. Where a parent has several processes, ``abroad`` takes all of it to the others (``dispatch.bus``), and ``hear``
+is how it arrives there.
 """
 
 from __future__ import annotations
@@ -11,26 +13,59 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 
 logger = logging.getLogger(__name__)
 
-dispatcher = threading.Event()
+
+class Abroad(Protocol):
+    """The way to the other processes of this parent. Neither waits nor fails."""
+
+    def note(self, name: str) -> None:
+        """The signal ``name`` was set."""
+
+    def tell(self, node_ids: Sequence[int], message: Mapping[str, Any]) -> None: ...
+
+
+abroad: Abroad | None = None
+"""None where there are no other processes, or none that could be told."""
+
+
+class Signal(threading.Event):
+    """An event that the loop which waits for it hears in whichever process it runs."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def set(self) -> None:
+        super().set()
+        if abroad is not None:
+            abroad.note(self.name)
+
+    def hear(self) -> None:
+        """It was set elsewhere."""
+        super().set()
+
+
+dispatcher = Signal("dispatcher")
 """Set when there may be something to allocate."""
-saver = threading.Event()
+saver = Signal("saver")
 """Set when there may be something to save."""
+reducer = Signal("reducer")
+"""Set when a run has ended."""
+advisor = Signal("advisor")
+"""Set when a trial may have ended."""
+webhooks = Signal("webhooks")
+"""Set when there may be a webhook to call."""
+SIGNALS = {signal.name: signal for signal in (dispatcher, saver, reducer, advisor, webhooks)}
+CHANGED, PLANNED = "changed", "planned"
+"""What else is noted abroad: something for the pages; a run that the parent plans."""
+
 planned = False
 """Whether there are runs that the parent plans as they go, as far as this process knows."""
-reducer = threading.Event()
-"""Set when a run has ended."""
-advisor = threading.Event()
-"""Set when a trial may have ended."""
-webhooks = threading.Event()
-"""Set when there may be a webhook to call."""
-
 Listener = Callable[[Sequence[int], Mapping[str, Any]], None]
 _listeners: list[Listener] = []
 
@@ -40,7 +75,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def version() -> int:
-    """Grows with every committed change in this process."""
+    """Grows with every committed change that this process knows of."""
     return _version
 
 
@@ -48,6 +83,8 @@ def changed(*, allocate: bool = True) -> None:
     """Something was committed that is worth a look by the pages and, with ``allocate``, a pass of the dispatcher."""
     global _version
     _version = next(_count)
+    if abroad is not None:
+        abroad.note(CHANGED)
     if allocate:
         dispatcher.set()
 
@@ -68,6 +105,8 @@ def plan() -> None:
     """Such a run was submitted."""
     global planned
     planned = True
+    if abroad is not None:
+        abroad.note(PLANNED)
     advisor.set()
 
 
@@ -83,7 +122,7 @@ def bind(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def listen(listener: Listener) -> None:
-    """From now on ``listener`` hears what this process tells nodes: their ids and the message. It must be quick, for
+    """From now on ``listener`` hears what nodes are told: their ids and the message. It must be quick, for
     it is called by the thread that tells.
     """
     _listeners.append(listener)
@@ -98,12 +137,31 @@ def tell(node_ids: Iterable[int], message: dict[str, Any]) -> None:
     ids = list(node_ids)
     if not ids:
         return
+    if abroad is not None:
+        abroad.tell(ids, message)
+    _tell_here(ids, message)
+
+
+def hear(names: Iterable[str], told: Iterable[tuple[list[int], dict[str, Any]]]) -> None:
+    """Something was committed in another process: the signals set there, and what nodes were told."""
+    global _version, planned
+    for name in names:
+        if name == CHANGED:
+            _version = next(_count)
+        elif name == PLANNED:
+            planned = True
+        elif name in SIGNALS:
+            SIGNALS[name].hear()
+    for ids, message in told:
+        _tell_here(ids, message)
+
+
+def _tell_here(ids: list[int], message: dict[str, Any]) -> None:
     for listener in list(_listeners):
         listener(ids, message)
+    # Without a loop there is nobody in this process who could wait.
     if _loop is not None and _loop.is_running():
         _loop.call_soon_threadsafe(lambda: asyncio.ensure_future(_send(ids, message)))
-    else:
-        async_to_sync(_send)(ids, message)
 
 
 async def _send(node_ids: list[int], message: dict[str, Any]) -> None:

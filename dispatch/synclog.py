@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, close_old_connections, connection
 
 from dispatch.models import SyncLog
 from nodes.models import Node
 from nodes.transactions import insert_rows, moment, write
+
+logger = logging.getLogger(__name__)
 
 KEPT = 20_000
 """Sums that wait to be written; beyond it the newest are only counted. A second brings some per node."""
@@ -148,3 +151,32 @@ def _put_back(taken: dict[_Key, _Sum]) -> None:
 
 def _at(seconds: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
+class Writer:
+    """A loop for processes without a dispatcher, which writes the log with its passes."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="sync log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=10)
+
+    def run(self) -> None:
+        while not self._stopping.wait(FLUSH_SECONDS):
+            self._flush()
+        self._flush()
+        connection.close()
+
+    def _flush(self) -> None:
+        try:
+            flush(now=True)
+        except Exception as error:
+            # Told once a second, for as long as the database is away, it would drown the log.
+            logger.debug("the sync log could not be written: %s", error)
+            close_old_connections()

@@ -27,7 +27,7 @@ from django.db import close_old_connections, connection
 from django.db.models import F
 from django.utils import timezone
 
-from dispatch import events, synclog
+from dispatch import events, leading, synclog
 from dispatch.models import Delivery, Run
 from dispatch.webhook_bodies import body
 from nodes.fetching import Fetcher, FetchFailed, Limits, NoConnection, Refused
@@ -181,8 +181,10 @@ class Webhooks:
         while not self._stopping.is_set():
             events.webhooks.wait(POLL_SECONDS)
             events.webhooks.clear()
+            if not leading.held():
+                continue
             try:
-                while not self._stopping.is_set() and self.once():
+                while leading.held() and not self._stopping.is_set() and self.once():
                     pass
             except Exception:
                 logger.exception("webhooks could not be sent; they are tried again")

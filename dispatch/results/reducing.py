@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
-from dispatch import events
+from dispatch import events, leading
 from dispatch.models import Run
 from dispatch.results.saver import results
 from dispatch.results.store import StoreBusy
@@ -51,6 +51,8 @@ class Reducer:
         while not self._stopping.is_set():
             events.reducer.wait(LOOK_SECONDS)
             events.reducer.clear()
+            if not leading.held():
+                continue
             try:
                 reduce_ended()
             except Exception:

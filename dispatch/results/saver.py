@@ -21,7 +21,7 @@ from django.db import close_old_connections, connection
 from django.db.models import Max, QuerySet
 from django.utils import timezone
 
-from dispatch import events, lifecycle
+from dispatch import events, leading, lifecycle
 from dispatch.models import Allocation, Receipt
 from dispatch.results import datasets, spool
 from dispatch.results.store import Part, ResultStore, StoreBusy
@@ -90,9 +90,11 @@ class Saver:
         while not self._stopping.is_set():
             events.saver.wait(IDLE_SECONDS)
             events.saver.clear()
+            if not leading.held():
+                continue
             try:
                 began = time.monotonic()
-                while self.once():
+                while leading.held() and self.once():
                     self._gather(began + GATHER_SECONDS)
                     began = time.monotonic()
                 self._tidy()

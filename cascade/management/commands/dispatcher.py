@@ -1,0 +1,64 @@
+"""``manage.py dispatcher``: a process that leads, or stands by to, beside web processes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+from typing import Any
+
+from django.conf import settings
+from django.core.management import CommandError
+
+from cascade import checks, console, roles, serving
+from dispatch import leading
+
+logger = logging.getLogger(__name__)
+
+
+class Command(console.Command):
+    help = (
+        "Allocates, saves and does whatever else one process does for all, beside web processes on the same "
+        "PostgreSQL. Of several one leads, and the others stand by."
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--status", action="store_true", help="only say who leads; the exit status is 1 when nobody does"
+        )
+        console.add_json(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        settled = settings.CASCADE
+        if not settled.database_url:
+            raise CommandError(
+                "without database_url there is one process, `runserver`, which does all of it; set database_url to the "
+                "PostgreSQL that several processes share",
+                returncode=console.WRONG,
+            )
+        if options["status"]:
+            self._tell_status(options["json"])
+            return
+        wrong = [message for message in checks.check_settings(None) if message.is_serious()]
+        if wrong:
+            raise CommandError("\n".join(str(message.msg) for message in wrong), returncode=console.WRONG)
+        serving.check_migrated()
+        serving.steady()
+        asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: asked.set())
+        with serving.running(roles.dispatching()):
+            logger.info("%s takes part in leading", settings.PROCESS)
+            # In turns: a signal is only seen between them where the platform restarts system calls.
+            while not asked.wait(1.0):
+                pass
+
+    def _tell_status(self, as_json: bool) -> None:
+        found = leading.leader()
+        if as_json:
+            self.tell_json({"leader": None if found is None else leading.as_dict(found)})
+        else:
+            self.stdout.write(f"{found} leads" if found else "nobody leads")
+        if found is None:
+            raise SystemExit(console.FAILED)
