@@ -29,7 +29,10 @@ class Part:
     about: str
 
 
-PARTS: dict[str, Part] = {}
+PARTS = {
+    "crashes": Part("tests.chaos.crashes", 6, "kill -9 of every process at every named point"),
+    "kills": Part("tests.chaos.kills", 4, "kill -9 at random moments"),
+}
 """In the order in which they run."""
 
 
