@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -26,12 +26,14 @@ from nodes import signing
 from nodes.keys import Caller
 from nodes.models import AccessKey, Nonce
 from nodes.protocol import FieldError, Forbidden, Unauthenticated
-from nodes.transactions import write
+from nodes.transactions import insert_rows, moment, write
 
 logger = logging.getLogger(__name__)
 
 PLAIN = "AK-SK "
 USED_SECONDS = 60
+START_SECONDS = 5.0
+"""A signature may be so much older than this process, or than the moment when its clock was set back."""
 """An access key's last use is written at most so often: every exchange would be a write otherwise."""
 WRONG = "unknown access key or wrong secret"
 """One text for unknown, revoked and wrong, so that an answer does not tell which access keys exist."""
@@ -58,10 +60,12 @@ def authenticate(
     off or were readable on their way, TooMany after too many wrong ones. A revocation after this look is met by
     ``keys.check_live``.
     """
-    now = time.time() if now is None else now
+    earliest = 0.0
+    if now is None:
+        now, earliest = clock.look()
     fields = {name.lower(): value for name, value in headers}
     if "signature-input" in fields:
-        return _signed(method, url, headers, body_sha256, now, client)
+        return _signed(method, url, headers, body_sha256, now, earliest, client)
     if fields.get("authorization", "")[: len(PLAIN)].upper() == PLAIN:
         return _plain(fields["authorization"][len(PLAIN) :], now, client, url, fields)
     raise Unauthenticated(
@@ -158,7 +162,37 @@ def check_private(url: str, fields: Mapping[str, str], client: str, named: str) 
     )
 
 
-def _signed(method: str, url: str, headers: Headers, body_sha256: bytes | None, now: float, client: str) -> Caller:
+class EvenClock:
+    """The parent's time, and since when it has run evenly: nonces of signatures older than that may be forgotten.
+
+    They are pruned by this clock. Where it was ahead for a while, or signatures were good for a shorter time before
+    this process began (the setting was another), one that is good now may have been used, and its nonce may be gone.
+    So what was signed before is refused as if by a wrong clock; a child signs it anew, with the time that it is told.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._steady = wall, steady
+        self._ahead = wall() - steady()
+        self._earliest = wall() - START_SECONDS
+
+    def look(self) -> tuple[float, float]:
+        """(now, the earliest time that a signature may tell), both in seconds since 1970."""
+        now = self._wall()
+        ahead = now - self._steady()
+        if ahead < self._ahead - START_SECONDS / 2:
+            self._earliest = now - START_SECONDS
+            self._ahead = ahead
+        elif ahead > self._ahead:
+            self._ahead = ahead
+        return now, self._earliest
+
+
+clock = EvenClock()
+
+
+def _signed(
+    method: str, url: str, headers: Headers, body_sha256: bytes | None, now: float, earliest: float, client: str
+) -> Caller:
     found: list[AccessKey] = []
     named = place(client)
 
@@ -178,6 +212,7 @@ def _signed(method: str, url: str, headers: Headers, body_sha256: bytes | None, 
             find_public_key=find_public_key,
             now=now,
             max_age=settings.CASCADE.signature_seconds,
+            earliest=earliest,
         )
         if body_sha256 is not None and not signing.digest_matches(verified.digest, body_sha256):
             raise Unauthenticated("the body is not the one that was signed: its Content-Digest differs")
@@ -221,7 +256,10 @@ def _find(access_key: str) -> AccessKey | None:
     # A NUL cannot be asked for on PostgreSQL, and no longer text is an access key.
     if len(access_key) > 40 or "\x00" in access_key:
         return None
-    return AccessKey.objects.select_related("node").filter(access_key=access_key, revoked_at=None).first()
+    found = AccessKey.objects.filter(access_key=access_key, revoked_at=None).select_related("node")
+    # Only these: a node has columns of JSON, which would be read in vain at every request.
+    wanted = ("access_key", "public_key", "last_used_at", "node__name", "node__active", "node__allow_plain_key")
+    return found.only(*wanted).order_by().first()
 
 
 def _admit(key: AccessKey, now: float, *, nonce: str = "", content_digest: str = "") -> Caller:
@@ -236,7 +274,7 @@ def _admit(key: AccessKey, now: float, *, nonce: str = "", content_digest: str =
                 if nonce:
                     # Twice the window: a signature may be dated that far ahead and is good for as long after it.
                     ends = at + dt.timedelta(seconds=2 * settings.CASCADE.signature_seconds)
-                    Nonce.objects.create(value=f"{key.access_key}:{nonce}", expires_at=ends)
+                    insert_rows(Nonce, ("value", "expires_at"), [(f"{key.access_key}:{nonce}", moment(ends))])
                 if stale:
                     AccessKey.objects.filter(pk=key.pk).update(last_used_at=at)
         except IntegrityError:

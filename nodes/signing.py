@@ -142,12 +142,13 @@ def verify(
     find_public_key: Callable[[str], str],
     now: float,
     max_age: float,
+    earliest: float = 0.0,
 ) -> Verified:
     """Who signed this request. That its body has the covered digest, and the nonce is new, is the caller's to check.
 
     ``find_public_key`` maps an access key to a public key in hex and may raise. ``now`` is in seconds since 1970;
-    a signature more than ``max_age`` seconds older or newer raises ClockError, anything else that is wrong with it
-    Unauthenticated.
+    a signature more than ``max_age`` seconds older or newer, or from before ``earliest``, raises ClockError, anything
+    else that is wrong with it Unauthenticated.
     """
     fields = _combined(headers)
     for name in ("signature-input", "signature", "content-digest"):
@@ -174,6 +175,8 @@ def verify(
         raise Unauthenticated(f"{len(results)} signatures with tag {TAG!r}; allowed is one")
     parameters: Mapping[str, Any] = results[0].parameters
     created = parameters["created"]
+    if created < earliest:
+        raise ClockError(created, now, min(max_age, now - earliest))
     if abs(now - created) > max_age or parameters.get("expires", now) < now:
         raise ClockError(created, now, max_age)
     return Verified(parameters["keyid"], parameters["nonce"], results[0].covered_components['"content-digest"'])

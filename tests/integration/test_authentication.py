@@ -25,7 +25,15 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from api import authentication
-from api.authentication import authenticate, check_body, client_address, private, request_parts, scope_parts
+from api.authentication import (
+    EvenClock,
+    authenticate,
+    check_body,
+    client_address,
+    private,
+    request_parts,
+    scope_parts,
+)
 from api.guesses import Guesses, place
 from nodes import keys, registry, signing
 from nodes.keys import Caller, IssuedKey
@@ -194,6 +202,51 @@ def test_a_nonce_is_kept_as_long_as_its_signature_could_be_accepted(key, setting
     registry.prune(dt.datetime.fromtimestamp(last, tz=dt.UTC))
     with pytest.raises(Unauthenticated, match="replayed"):
         ask(headers, now=last)
+
+
+def test_what_was_signed_before_the_clock_was_set_back_is_refused_because_its_nonce_may_be_forgotten(key, monkeypatch):
+    """The clock is a day ahead for a while, nonces are pruned, the clock is set right: the capture is not new again."""
+    wall, steady = [NOW - 60.0], [0.0]
+    monkeypatch.setattr(authentication, "clock", EvenClock(lambda: wall[0], lambda: steady[0]))
+    wall[0], steady[0] = NOW, 60.0
+    captured = signed(key, created=NOW)
+
+    def send(headers: list[tuple[str, str]]) -> Caller:
+        return authenticate("POST", URL, headers, SHA, client="192.0.2.1")
+
+    send(captured)
+    wall[0] += 86_400
+    send(signed(key, created=wall[0]))
+    wall[0] += 3600
+    registry.prune(dt.datetime.fromtimestamp(wall[0], tz=dt.UTC))
+    assert not Nonce.objects.exists()
+    wall[0], steady[0] = NOW + 30, 90.0
+    with pytest.raises(signing.ClockError):
+        send(captured)
+    assert send(signed(key, created=NOW + 30)).access_key == key.access_key
+
+
+def test_a_new_process_takes_nothing_signed_before_it_since_the_window_may_have_been_shorter(
+    key, settings, monkeypatch
+):
+    settings.CASCADE = settings.CASCADE.model_copy(update={"signature_seconds": 5})
+    captured = signed(key)
+    ask(captured)
+    registry.prune(dt.datetime.fromtimestamp(NOW + 20, tz=dt.UTC))
+    settings.CASCADE = settings.CASCADE.model_copy(update={"signature_seconds": 300})
+    assert not Nonce.objects.exists()
+    monkeypatch.setattr(authentication, "clock", EvenClock(lambda: NOW + 20.0, lambda: 0.0))
+    with pytest.raises(signing.ClockError, match="allowed are 5 s"):
+        authenticate("POST", URL, captured, SHA)
+
+
+def test_a_clock_that_is_only_trimmed_costs_nobody_anything():
+    wall, steady = [NOW], [0.0]
+    clock = EvenClock(lambda: wall[0], lambda: steady[0])
+    for second in range(1, 3600):
+        steady[0] = second
+        wall[0] = NOW + second * 0.9995  # 1.8 s an hour
+        assert clock.look() == (wall[0], NOW - authentication.START_SECONDS)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -498,7 +551,8 @@ def server() -> Iterator[tuple[str, str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "TEST_ACCESS_KEY": access_key, "TEST_PUBLIC_KEY": public_key}
+    own = {"TEST_ACCESS_KEY": access_key, "TEST_PUBLIC_KEY": public_key}
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "cascade.settings", **own}
     # Django has to be set up before this module can be read.
     start = (
         "import sys, django; django.setup(); from daphne.cli import CommandLineInterface as C; "
