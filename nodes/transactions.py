@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from django.db import OperationalError, connection, models, transaction
 
 from nodes import failpoints
+from nodes.protocol import StorageFull
 
 _turn = threading.RLock()
 
@@ -24,15 +25,33 @@ def write() -> Iterator[None]:
 
     SQLite has one writer at a time and lets the others poll with growing sleeps. Threads of this process
     take turns at a lock instead, which costs microseconds; other processes are met by IMMEDIATE and the busy time-out.
+    Raises StorageFull, and has changed nothing, where the database's disk has no room.
     """
-    if connection.in_atomic_block:
-        with transaction.atomic():
+    with room():
+        if connection.in_atomic_block:
+            with transaction.atomic():
+                yield
+            return
+        with _turn if connection.vendor == "sqlite" else nullcontext(), transaction.atomic():
             yield
-        return
-    with _turn if connection.vendor == "sqlite" else nullcontext(), transaction.atomic():
+            failpoints.reach("write.committing")
+        failpoints.reach("write.committed")
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Raises StorageFull for the database's own words for it, so that whoever sent something keeps it."""
+    try:
         yield
-        failpoints.reach("write.committing")
-    failpoints.reach("write.committed")
+    except OperationalError as error:
+        cause = error.__cause__
+        if getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == _DISK_FULL:
+            raise StorageFull(f"no room for the parent's database: {error}") from error
+        raise
+
+
+_DISK_FULL = "53100"
+"""PostgreSQL's SQLSTATE for it."""
 
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])

@@ -125,6 +125,10 @@ class ChaosTree(LocalTree):
         for run in self._runs.keys() - self._ended.keys():
             self.wait(run, timeout=max(0.0, deadline - time.monotonic()), every=every)
 
+    def acknowledged(self) -> set[int]:
+        """The allocations for which a child has heard the receipt."""
+        return {json.loads(line)[0] for line in _lines(self._chaos / "acknowledged.log")}
+
     def account(self) -> Items:
         """Stops everything; what became of the items then, by the logs, the control database and the result store."""
         self.stop()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any
 
 
 def attempt(item: str, log: str, rows: int = 1, pad: int = 0, seconds: float = 0.0) -> list[dict[str, Any]]:
-    """``rows`` rows of ``item``, each ``pad`` characters longer than it need be; over 60,000 do not travel inline."""
+    """``rows`` rows of ``item``, each ``pad`` characters longer than it need be, which do not compress to nothing; what
+    has over 60,000 does not travel inline.
+    """
     note(Path(log), item)
     time.sleep(seconds)
-    return [{"id": item, "pad": "x" * pad}] * rows
+    return [{"id": item, "pad": secrets.token_hex(pad // 2)} for _ in range(rows)]
 
 
 def note(log: Path, line: str) -> None:
