@@ -73,7 +73,8 @@ class _Pass:
         self.slots = {demand.run: self._slots(demand) for demand in demands}
         self.by_quota: Candidates = {}
         self.grants: list[Grant] = []
-        self.aside: list[tuple[int, Piece]] = []
+        self.aside: dict[tuple[int, int], Piece] = {}
+        """By run and start."""
         self.later: dict[int, Piece] = {}
         self.wake: float | None = None
 
@@ -166,9 +167,12 @@ class _Pass:
                 if seat is not None:
                     self.later.setdefault(head.shard, head)
                 queue.pass_by()
+            elif (queue.demand.run, head.start) in self.aside:
+                queue.pass_by()
             elif len(self.aside) < ASIDE_LIMIT:
-                queue.take(head)
-                self.aside.append((queue.demand.run, head))
+                # What only this phase has no node for is looked at again in the next one.
+                queue.set_aside(head, again=seat is None)
+                self.aside[queue.demand.run, head.start] = head
             else:
                 return False
         if queue.left:
@@ -258,6 +262,7 @@ class _Pass:
         reason = self._reason(queue, head, phase, seat)
         self.sequence += 1
         seat.take(demand.type, head.item, self.sequence)
+        self.aside.pop((demand.run, head.start), None)
         queue.take(piece)
         queue.served += 1
         if piece.rate:
@@ -300,7 +305,7 @@ class _Pass:
 
     def refusals(self) -> Iterator[Refusal]:
         """For each run that still has work: why each node takes no more of it."""
-        aside = dict(reversed(self.aside))
+        aside = {run: piece for (run, _), piece in reversed(self.aside.items())}
         for queue in self.queues:
             queue.restart()
             head = queue.head() or aside.get(queue.demand.run)
@@ -320,10 +325,9 @@ class _Pass:
 
     def plan(self, explain: bool) -> Plan:
         spent = {key: tap.spent for key, tap in self.taps.items() if tap.spent}
+        aside = [(run, piece) for (run, _), piece in self.aside.items()]
         later = list(self.later.values())
-        return Plan(
-            self.grants, self.aside, list(self.refusals()) if explain else [], later, spent=spent, wake=self.wake
-        )
+        return Plan(self.grants, aside, list(self.refusals()) if explain else [], later, spent=spent, wake=self.wake)
 
 
 def allocate(

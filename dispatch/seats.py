@@ -202,6 +202,12 @@ class Queue:
         """The head, cut before, fits nowhere in this phase."""
         self._passed_by.append(self._returned.pop())
 
+    def set_aside(self, head: Piece, *, again: bool) -> None:
+        """``head``, which is cut off now, fits nowhere in this phase; with ``again`` it may in the next."""
+        self.take(head)
+        if again:
+            self._passed_by.append(head)
+
     def restart(self) -> None:
         """A new phase looks again at what the last one passed by."""
         self._returned += reversed(self._passed_by)
