@@ -186,7 +186,7 @@ def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     for piece in pieces:
         last = joined[-1] if joined else None
         alike = last and last.state == piece.state == ShardState.PENDING and last.attempts == piece.attempts
-        if last and alike and last.stop == piece.start:
+        if last and alike:
             joined[-1] = last._replace(stop=piece.stop)
         else:
             joined.append(piece)
