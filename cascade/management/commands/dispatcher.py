@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -15,6 +16,8 @@ from cascade import checks, console, roles, serving
 from dispatch import leading
 
 logger = logging.getLogger(__name__)
+
+TURN_SECONDS = 0.5
 
 
 class Command(console.Command):
@@ -45,14 +48,13 @@ class Command(console.Command):
             raise CommandError("\n".join(str(message.msg) for message in wrong), returncode=console.WRONG)
         serving.check_migrated()
         serving.steady()
-        asked = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: asked.set())
-        with serving.running(roles.dispatching()):
+        with suppress(_Asked), serving.running(roles.dispatching()):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _end)
             logger.info("%s takes part in leading", settings.PROCESS)
-            # In turns: a signal is only seen between them where the platform restarts system calls.
-            while not asked.wait(1.0):
-                pass
+            while True:
+                # In turns: the system may tell another thread of a signal, and Python's handlers run in this one.
+                time.sleep(TURN_SECONDS)
 
     def _tell_status(self, as_json: bool) -> None:
         found = leading.leader()
@@ -62,3 +64,11 @@ class Command(console.Command):
             self.stdout.write(f"{found} leads" if found else "nobody leads")
         if found is None:
             raise SystemExit(console.FAILED)
+
+
+class _Asked(Exception):
+    """To end, by a signal. An exception, since a flag could be set just before the wait for it begins."""
+
+
+def _end(number: int, frame: object) -> None:
+    raise _Asked
