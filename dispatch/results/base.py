@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -41,10 +41,13 @@ class StoreBusy(CascadeError):
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one dataset with their LINEAGE, and the ledger entries they belong to. ``table`` None: no rows."""
+    """Rows of one dataset with their LINEAGE, and the ledger entries they belong to. ``table`` None: no rows.
+
+    A reader stands for more rows than shall be in memory at once; it can be read once.
+    """
 
     dataset: Dataset
-    table: pa.Table | None
+    table: pa.Table | pa.RecordBatchReader | None
     entries: Sequence[Entry]
 
 
@@ -93,7 +96,10 @@ class Store(ABC):
         """Does what the store needs done now and then; mostly nothing. The one that appends calls it often."""
 
     @abstractmethod
-    def _append(self, tables: Mapping[Dataset, Sequence[pa.Table]], entries: Sequence[Entry]) -> int: ...
+    def _append(
+        self, tables: Mapping[Dataset, Sequence[pa.Table | pa.RecordBatchReader]], entries: Sequence[Entry]
+    ) -> None:
+        """Writes each of ``tables`` as one, and the entries, in one transaction."""
 
     @abstractmethod
     def _connect(self) -> duckdb.DuckDBPyConnection:
@@ -122,20 +128,26 @@ class Store(ABC):
         Raises Conflict, and writes nothing, where the ledger has one of the entries already; StorageFull where
         the disk has no room.
         """
-        tables: dict[Dataset, list[pa.Table]] = {}
-        entries: list[Entry] = []
+        import pyarrow as pa
+
+        entries = [entry for part in parts for entry in part.entries]
+        small: dict[Dataset, list[pa.Table]] = {}
+        tables: dict[Dataset, list[pa.Table | pa.RecordBatchReader]] = {}
         for part in parts:
-            entries += part.entries
-            if part.table is not None and part.table.num_rows:
+            if isinstance(part.table, pa.RecordBatchReader):
                 tables.setdefault(part.dataset, []).append(part.table)
+            elif part.table is not None and part.table.num_rows:
+                small.setdefault(part.dataset, []).append(part.table)
+        for dataset, pieces in small.items():
+            tables.setdefault(dataset, []).append(pa.concat_tables(pieces).combine_chunks())
         if not entries and not tables:
             return 0
         with self._writing:
             for part in parts:
                 self._ensure(part.dataset)
-            rows = self._append(tables, entries)
+            self._append(tables, entries)
             failpoints.reach("store.committed")
-        return rows
+        return sum(entry[-1] for entry in entries)
 
     # Reading
 
@@ -242,14 +254,18 @@ class Store(ABC):
 
     # Below: connections and transactions
 
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        """A new connection; the caller ends it with ``_let_go``. Raises StoreBusy."""
+    def _connection(self, *, writing: bool = False) -> duckdb.DuckDBPyConnection:
+        """A new connection, for reading or for ``writing``; the caller ends it with ``_let_go``. Raises StoreBusy."""
         with self._connecting:
             if self._root is None:
                 self._root = self._connect()
             return self._root.cursor()
 
     def _let_go(self, connection: duckdb.DuckDBPyConnection) -> None:
+        with suppress(Exception):
+            # Before it is closed: a catalogue in a server that is gone meanwhile makes this an error, but a connection
+            # that is closed, or dropped, inside a transaction would end the process then.
+            connection.rollback()
         connection.close()
 
     def _disconnect(self) -> None:
@@ -266,17 +282,18 @@ class Store(ABC):
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._errors():
-            connection = self._connection()
+            connection = self._connection(writing=True)
             try:
                 connection.begin()
                 yield connection
                 connection.commit()
-            except BaseException:
-                with suppress(Exception):
-                    connection.rollback()
-                raise
             finally:
                 self._let_go(connection)
+
+    def _write(self, act: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        """Calls ``act`` with a connection in a transaction, which is then committed."""
+        with self._transaction() as connection:
+            act(connection)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -298,7 +315,11 @@ class Store(ABC):
     def _begin_reading(self) -> duckdb.DuckDBPyConnection:
         with self._connecting, self._errors():
             connection = self._connection()
-            connection.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                connection.execute("BEGIN TRANSACTION READ ONLY")
+            except BaseException:
+                self._let_go(connection)
+                raise
             self._reading.add(connection)
             return connection
 
@@ -337,6 +358,5 @@ class Store(ABC):
     def _ensure(self, dataset: Dataset) -> None:
         if dataset in self._ensured:
             return
-        with self._transaction() as connection:
-            catalogue.declare(connection, dataset, self.where)
+        self._write(lambda connection: catalogue.declare(connection, dataset, self.where))
         self._ensured.add(dataset)

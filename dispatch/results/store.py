@@ -83,28 +83,25 @@ class ResultStore(Store):
     def maintain(self) -> None:
         """The file needs nothing but its checkpoints."""
 
-    def _append(self, tables: Mapping[Dataset, Sequence[pa.Table]], entries: Sequence[Entry]) -> int:
-        import pyarrow as pa
-
-        rows = 0
+    def _append(
+        self, tables: Mapping[Dataset, Sequence[pa.Table | pa.RecordBatchReader]], entries: Sequence[Entry]
+    ) -> None:
         with self._transaction() as connection:
             # First, so that a repetition costs no writing of rows.
             _record(connection, entries)
             for dataset, pieces in tables.items():
-                table = pa.concat_tables(pieces).combine_chunks()
-                connection.register("_incoming", table)
                 into = quoted(catalogue.rows_of(dataset.table))
-                connection.execute(f"INSERT INTO {into} BY NAME SELECT * FROM _incoming")
-                connection.unregister("_incoming")
-                rows += table.num_rows
+                for rows in pieces:
+                    connection.register("_incoming", rows)
+                    connection.execute(f"INSERT INTO {into} BY NAME SELECT * FROM _incoming")
+                    connection.unregister("_incoming")
             failpoints.reach("store.rows")
-        return rows
 
-    def _connection(self) -> duckdb.DuckDBPyConnection:
+    def _connection(self, *, writing: bool = False) -> duckdb.DuckDBPyConnection:
         with self._connecting:
             if self._lock is None:
                 raise StoreBusy(f"{self.path} is not open in this process")
-            return super()._connection()
+            return super()._connection(writing=writing)
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import duckdb
