@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,32 @@ class Config(BaseModel):
         "embedded",
         description="With PostgreSQL: whether `runserver` may lead, too, and then allocates and saves; or leaves that "
         "to `manage.py dispatcher`.",
+    )
+    result_store: Literal["auto", "file", "lake"] = Field(
+        "auto",
+        description="Where rows of results are: a DuckDB file of the one process that saves, or a lake that every "
+        "process reads, with its catalogue in the PostgreSQL of database_url. auto: the lake with PostgreSQL, else "
+        "the file.",
+    )
+    lake_path: str = Field(
+        "",
+        description="Where the lake's Parquet files are: a folder that all processes share, or s3://bucket/prefix. "
+        "Empty: data_dir/lake.",
+    )
+    lake_endpoint: str = Field(
+        "", description="Address of an S3 that is not Amazon's, like http://127.0.0.1:9000; for lake_path on S3."
+    )
+    lake_region: str = Field("us-east-1", min_length=1, max_length=100, description="Region of the S3 of lake_path.")
+    lake_access_key: str = Field("", description="Access key for the S3 of lake_path.")
+    lake_secret_key: str = Field("", description="Secret key for the S3 of lake_path.")
+    lake_merge_seconds: float = Field(
+        300, ge=1, le=86_400, description="How often the lake's small files are merged while rows are saved."
+    )
+    lake_keep_seconds: float = Field(
+        3600,
+        ge=600,
+        le=30 * 86_400,
+        description="How long the lake keeps what was replaced or never finished: the longest that reading may take.",
     )
 
     beat_seconds: float = Field(5, ge=0.1, le=60, description="How often a child beats.")
@@ -157,6 +184,13 @@ class Config(BaseModel):
         description="Accept plain keys, and keys with which devices register, also over connections that others can "
         "read: neither https nor from this machine.",
     )
+    key_requests: float = Field(
+        500, ge=1, le=100_000, description="Requests and socket messages a second that one key may send a process."
+    )
+    key_megabytes: float = Field(200, ge=0.1, le=100_000, description="Megabytes a second that one key may send.")
+    key_concurrent: int = Field(
+        200, ge=4, le=10_000, description="Requests of one key, open sockets included, that are answered at once."
+    )
     signature_seconds: float = Field(300, ge=5, le=3600, description="A signature older or newer than this is refused.")
     duckdb_memory: str = Field("1GB", description="Memory limit of the result database.")
     sql_seconds: float = Field(10, ge=0.1, le=600, description="Longest a query on results may take.")
@@ -200,6 +234,21 @@ class Config(BaseModel):
             raise ValueError("an address like redis://host:6379/0")
         return value
 
+    @field_validator("lake_path")
+    @classmethod
+    def _lake(cls, value: str) -> str:
+        # DuckDB would take the first of these for patterns of names.
+        if any(each in value for each in "*?[]'\"\\\n") or ("://" in value and not re.fullmatch("s3://[^/]+.*", value)):
+            raise ValueError("the path of a folder, or an address like s3://bucket/prefix")
+        return value
+
+    @field_validator("lake_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError("an address like http://127.0.0.1:9000")
+        return value
+
     @property
     def listens_on(self) -> int:
         """The port, settled."""
@@ -222,6 +271,16 @@ class Config(BaseModel):
     @property
     def results(self) -> Path:
         return self.data_dir / "results.duckdb"
+
+    @property
+    def in_lake(self) -> bool:
+        """Whether rows of results are in a lake."""
+        return self.result_store == "lake" or (self.result_store == "auto" and bool(self.database_url))
+
+    @property
+    def lake(self) -> str:
+        """``lake_path``, settled."""
+        return self.lake_path or str(self.data_dir / "lake")
 
     @property
     def spool(self) -> Path:
@@ -361,6 +420,8 @@ _WORDS = {
     "time_zone": "a time zone like Europe/Berlin or UTC",
     "database_url": "an address like postgresql://user:password@host:5432/name",
     "redis_url": "an address like redis://host:6379/0",
+    "lake_path": "the path of a folder without any of * ? [ ], or an address like s3://bucket/prefix",
+    "lake_endpoint": "an address like http://127.0.0.1:9000",
 }
 
 

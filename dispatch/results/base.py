@@ -262,10 +262,6 @@ class Store(ABC):
             return self._root.cursor()
 
     def _let_go(self, connection: duckdb.DuckDBPyConnection) -> None:
-        with suppress(Exception):
-            # Before it is closed: a catalogue in a server that is gone meanwhile makes this an error, but a connection
-            # that is closed, or dropped, inside a transaction would end the process then.
-            connection.rollback()
         connection.close()
 
     def _disconnect(self) -> None:
@@ -287,6 +283,10 @@ class Store(ABC):
                 connection.begin()
                 yield connection
                 connection.commit()
+            except BaseException:
+                with suppress(Exception):
+                    connection.rollback()
+                raise
             finally:
                 self._let_go(connection)
 

@@ -20,7 +20,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,6 +174,13 @@ class LakeStore(Store):
             self._let_go(connection)
             raise
         return connection
+
+    def _let_go(self, connection: duckdb.DuckDBPyConnection) -> None:
+        with suppress(Exception):
+            # First, for a connection that is closed inside a transaction ends the whole process where PostgreSQL is
+            # gone by then: DuckLake's rollback fails in a destructor. Here it is an error like any other.
+            connection.rollback()
+        connection.close()
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import psycopg

@@ -220,7 +220,9 @@ _SERVER = """
     lookahead_limit balancers worker_deaths fallback_seconds fallback_workers max_cpu max_memory patient_seconds
     webhook_attempts run_days log_days heartbeat_days max_items upload_limit allow_plain_keys signature_seconds
     plain_keys_unencrypted duckdb_memory sql_seconds default_priority default_timeout default_max_attempts
-    default_balancer second_copies database_url redis_url dispatcher
+    key_requests key_megabytes key_concurrent default_balancer second_copies database_url redis_url dispatcher
+    result_store lake_path lake_endpoint lake_region lake_access_key lake_secret_key lake_merge_seconds
+    lake_keep_seconds
 """
 SERVER = frozenset(_SERVER.split())
 """What else a file may set: settings of the server around an agent, which one that runs alone need not look at."""
@@ -246,6 +248,10 @@ class AgentConfig:
     max_memory_mb: int = 0
     allowed_networks: tuple[str, ...] = ()
     custom: Mapping[str, str] = field(default_factory=dict)
+    key_file: str = ""
+    """Where both keys came from; empty where not from a file."""
+    first_key: str = ""
+    """The first access key of this child: its folder is called so, whatever key it has by now."""
     notes: tuple[str, ...] = ()
     """What is to be said of the settings, once, at the start."""
 
@@ -333,7 +339,7 @@ def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *
         role="child",
     )
     values = check(found)
-    access_key, secret_key = _keys(found, values, environ)
+    access_key, secret_key, key_file, first_key = _keys(found, values, environ)
     if not values.get("parent") and (not served or access_key) and "parent" not in found.given:
         found.problems.append(Problem("parent", "is required: --parent http://…, CASCADE_PARENT or a file", ""))
     elif values.get("parent") and not (access_key and secret_key) and not found.problems:
@@ -343,13 +349,15 @@ def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *
         )
     if found.problems:
         raise SettingsError(found.problems)
-    folder = values.get("agent_dir") or _folder(values, access_key)
+    folder = values.get("agent_dir") or _folder(values, first_key or access_key)
     return AgentConfig(
         parent=values.get("parent", ""),
         access_key=access_key,
         secret_key=secret_key,
         data_dir=Path(folder).expanduser().resolve(),
         **{name: values[name] for name in _PLAIN if name in values},
+        key_file=key_file,
+        first_key=first_key,
         notes=tuple(found.notes),
     )
 
@@ -368,8 +376,10 @@ def _folder(values: Mapping[str, Any], access_key: str) -> Path:
     return Path.home() / ".cascade" / name
 
 
-def _keys(found: Collected, values: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str]:
-    """Both keys, or "" for one that is missing or wrong. A pair that was given nearer than a key file comes first."""
+def _keys(found: Collected, values: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str, str, str]:
+    """Both keys, or "" for one that is missing or wrong; their file, if they came from one, and the first access key
+    that it names. A pair that was given nearer than a key file comes first.
+    """
     file = found.given.get("key_file")
     pair = [found.given.get(name) for name in ("access_key", "secret_key")]
     if file is not None and "key_file" in values and not all(each and each.place > file.place for each in pair):
@@ -379,25 +389,34 @@ def _keys(found: Collected, values: Mapping[str, Any], environ: Mapping[str, str
         if name not in found.given and environ.get(variable) == "":
             setting = BY_NAME[name]
             found.problems.append(Problem(name, f"{shown(name, '')} is not {setting.allowed}", variable))
-    return values.get("access_key", ""), values.get("secret_key", "")
+    return values.get("access_key", ""), values.get("secret_key", ""), "", ""
 
 
-def _read_keys(found: Collected, given: Given) -> tuple[str, str]:
+def _read_keys(found: Collected, given: Given) -> tuple[str, str, str, str]:
     path = Path(str(given.value)).expanduser()
     try:
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise FieldError("key_file", f"{path} can be read by others; run: chmod 600 {path}")
-        lines = path.read_text().split()
-        if len(lines) != 2:
-            raise FieldError("key_file", f"{path} must hold the access key and the secret key, one a line")
-        return BY_NAME["access_key"].settled(lines[0]), BY_NAME["secret_key"].settled(lines[1])
+        access_key, secret_key, first_key = read_key_file(path)
+        return access_key, secret_key, str(path), first_key
     except OSError as error:
         found.wrong("key_file", f"{path}: {error.strerror}")
-    except UnicodeDecodeError:
-        found.wrong("key_file", f"{path} must hold the access key and the secret key, one a line")
     except FieldError as error:
         found.wrong("key_file", error.message)
-    return "", ""
+    return "", "", "", ""
+
+
+def read_key_file(path: str | Path) -> tuple[str, str, str]:
+    """(access key, secret key, the child's first access key where it was rotated). Raises OSError, FieldError."""
+    path = Path(path)
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise FieldError("key_file", f"{path} can be read by others; run: chmod 600 {path}")
+    try:
+        lines = path.read_text().split()
+    except UnicodeDecodeError:
+        lines = []
+    if len(lines) not in (2, 3) or not all(map(_ACCESS_KEY.match, lines[2:])):
+        raise FieldError("key_file", f"{path} must hold the access key and the secret key, one a line")
+    access_key, secret_key = BY_NAME["access_key"].settled(lines[0]), BY_NAME["secret_key"].settled(lines[1])
+    return access_key, secret_key, lines[2] if len(lines) == 3 else ""
 
 
 def parse(argv: Sequence[str] | None = None) -> AgentConfig:
@@ -407,4 +426,7 @@ def parse(argv: Sequence[str] | None = None) -> AgentConfig:
     arguments(parser)
     parser.add_argument("--workers", help="worker processes at most (default: as many as the parent grants)")
     parser.add_argument("--log-level", dest="log_level", help=f"one of: {', '.join(LEVELS)} (default INFO)")
+    parser.add_argument(
+        "--rotate", action="store_true", help="replace the key in --key-file by a new one, signed by the old, and end"
+    )
     return load(parser.parse_args(argv))
