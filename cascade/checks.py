@@ -33,7 +33,8 @@ LEAST_FREE_MB = 200
 @register("cascade")
 def check_settings(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """Values that are right one by one, but not together."""
-    return [*_balancers(settings.CASCADE), *_times(settings.CASCADE), *_exposure(settings.CASCADE)]
+    settled: Config = settings.CASCADE
+    return [*_balancers(settled), *_times(settled), *_exposure(settled), *_processes(settled)]
 
 
 @register("cascade")
@@ -172,6 +173,29 @@ def _exposure(settled: Config) -> Iterator[CheckMessage]:
             "node_api_key is not set",
             hint="Set node_api_key; clients send it as X-API-Key.",
             id="cascade.W007",
+        )
+
+
+def _processes(settled: Config) -> Iterator[CheckMessage]:
+    """What the processes of one parent must have in common."""
+    if settled.role == "child":
+        return
+    if settled.dispatcher == "separate" and not settled.database_url:
+        yield Error(
+            "dispatcher is separate, which needs database_url: with SQLite there is one process, and nobody else "
+            "would allocate and save",
+            id="cascade.E017",
+        )
+    if settled.redis_url and not settled.database_url:
+        yield Warning(
+            "redis_url has no effect without database_url: with SQLite there is one process", id="cascade.W018"
+        )
+    if settled.database_url and not settled.django_key:
+        yield Warning(
+            "several processes may serve this database, and django_key is not set: those with another data_dir make "
+            "a key of their own, and refuse each other's sign-ins",
+            hint="Set django_key to the same 50 random characters for all of them.",
+            id="cascade.W019",
         )
 
 

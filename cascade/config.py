@@ -80,6 +80,11 @@ class Config(BaseModel):
         description="With PostgreSQL: whether `runserver` may lead, too, and then allocates and saves; or leaves that "
         "to `manage.py dispatcher`.",
     )
+    spool_path: str = Field(
+        "",
+        description="Folder of what has been received and not saved yet; the processes of a parent share it. Empty: "
+        "data_dir/spool.",
+    )
     result_store: Literal["auto", "file", "lake"] = Field(
         "auto",
         description="Where rows of results are: a DuckDB file of the one process that saves, or a lake that every "
@@ -284,7 +289,7 @@ class Config(BaseModel):
 
     @property
     def spool(self) -> Path:
-        return self.data_dir / "spool"
+        return Path(self.spool_path).expanduser().resolve() if self.spool_path else self.data_dir / "spool"
 
 
 # Reading

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from django.conf import settings
 from django.utils import timezone
 
 from cascade import console
-from dispatch import lifecycle
+from dispatch import leading, lifecycle
 from dispatch.models import Run
 from dispatch.states import RunState
 from nodes import registry
@@ -16,7 +17,7 @@ from nodes.models import Node
 
 
 class Command(console.Command):
-    help = "Shows the nodes with their slots in use, what runs, and what ended last."
+    help = "Shows the nodes with their slots in use, what runs, what ended last, and which of several processes leads."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--runs", type=int, default=10, help="how many ended runs to show")
@@ -28,9 +29,12 @@ class Command(console.Command):
         used = registry.in_use(nodes)
         running = list(Run.objects.defer("items").filter(state=RunState.RUNNING))
         ended = list(Run.objects.defer("items").exclude(state=RunState.RUNNING)[: max(options["runs"], 0)])
+        shared = bool(settings.CASCADE.database_url)
+        leader = leading.leader() if shared else None
         if options["json"]:
             self.tell_json(
                 {
+                    "leader": leading.as_dict(leader) if leader else None,
                     "nodes": [
                         {
                             "name": node.name,
@@ -48,6 +52,8 @@ class Command(console.Command):
                 }
             )
             return
+        if shared:
+            self.stdout.write(f"{leader} leads" if leader else "nobody leads: nothing is allocated or saved")
         self.tell_table(
             ("node", "state", "carrier", "slots", "quotas"),
             [
