@@ -32,6 +32,10 @@ class Part:
 PARTS = {
     "crashes": Part("tests.chaos.crashes", 6, "kill -9 of every process at every named point"),
     "kills": Part("tests.chaos.kills", 4, "kill -9 at random moments"),
+    "freezes": Part("tests.chaos.freezes", 2, "SIGSTOP past the lease, then SIGCONT"),
+    "disks": Part("tests.chaos.disks", 2, "full disks"),
+    "torn": Part("tests.chaos.torn", 2, "files cut short, bits flipped"),
+    "clocks": Part("tests.chaos.clocks", 1, "clocks set wrong"),
 }
 """In the order in which they run."""
 

@@ -125,6 +125,26 @@ class ChaosTree(LocalTree):
         for run in self._runs.keys() - self._ended.keys():
             self.wait(run, timeout=max(0.0, deadline - time.monotonic()), every=every)
 
+    def expired(self) -> int:
+        """How many leases have ended without a beat, in this tree's life; offers that nobody fetched do not count."""
+        return int(
+            self.database("SELECT count(*) FROM dispatch_allocation WHERE state = 'expired' AND delivered")[0][0]
+        )
+
+    def executing(self, child: str) -> int:
+        """How many allocations of this child are running, as the parent knows it."""
+        ((count,),) = self.database(
+            "SELECT count(*) FROM dispatch_allocation JOIN nodes_node ON node_id = nodes_node.id"
+            f" WHERE state = 'executing' AND name = '{child}'"
+        )
+        return int(count)
+
+    def database(self, sql: str) -> list[tuple[Any, ...]]:
+        """What the control database says, past the parent, which may be dead or stand still. Its log stays as it is."""
+        file = f"file:{self.data_dir / 'cascade.sqlite3'}?mode=ro"
+        with closing(sqlite3.connect(file, uri=True, timeout=30)) as control:
+            return control.execute(sql).fetchall()
+
     def acknowledged(self) -> set[int]:
         """The allocations for which a child has heard the receipt."""
         return {json.loads(line)[0] for line in _lines(self._chaos / "acknowledged.log")}
