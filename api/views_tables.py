@@ -17,9 +17,9 @@ from rest_framework.response import Response
 from api.serializers import Table, unknown
 from api.views import LARGEST_ID, Native, flag, number, only_known
 from dispatch.results import saver
+from dispatch.results.base import Store
 from dispatch.results.datasets import LINEAGE, schema
 from dispatch.results.formats import FORMATS, stream
-from dispatch.results.store import ResultStore
 from nodes.executors.base import Dataset, shown
 from nodes.protocol import FieldError, NotFound
 
@@ -153,7 +153,7 @@ def _pieces(request: Request, make: Callable[[], tuple[str, Iterator[bytes]]]) -
 
 
 def _read(
-    store: ResultStore, name: str, format: str, how: dict[str, Any], empty: Dataset | None
+    store: Store, name: str, format: str, how: dict[str, Any], empty: Dataset | None
 ) -> tuple[str, Iterator[bytes]]:
     import pyarrow as pa
 

@@ -23,6 +23,7 @@ from django.db.utils import DatabaseError
 from cascade import reach
 from cascade.config import Config, current
 from dispatch import balancers
+from dispatch.results import opening
 from nodes.protocol import CascadeError
 
 BUILT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -79,25 +80,45 @@ def check_database(app_configs: Any, databases: Sequence[str] | None = None, **k
 @register("cascade", Tags.database)
 def check_results(app_configs: Any, databases: Sequence[str] | None = None, **kwargs: Any) -> Sequence[CheckMessage]:
     """The result database can be read by the DuckDB that is installed."""
-    path: Path = settings.CASCADE.results
-    if not databases or not path.exists() or reach.server() is not None:
+    settled: Config = settings.CASCADE
+    if not databases or settled.role == "child":
+        return []
+    if settled.in_lake and not settled.database_url:
+        return [
+            Error("result_store is lake, whose catalogue is in PostgreSQL: database_url is not set", id="cascade.E021")
+        ]
+    if settled.in_lake:
+        return [*_opened(f"the lake {settled.lake}", "cascade.E022"), *_left_behind(settled)]
+    if not settled.results.exists() or reach.server() is not None:
         return []  # a running server reads it all the time
+    return _opened(f"the result database {settled.results}", "cascade.E020")
+
+
+def _opened(what: str, id: str) -> list[CheckMessage]:
     import duckdb
 
-    from dispatch.results.store import ResultStore
-
     try:
-        with ResultStore(path, memory=settings.CASCADE.duckdb_memory) as store:
+        with opening.open_store() as store:
             store.tables()
     except (duckdb.Error, CascadeError) as error:
         return [
             Error(
-                f"the result database {path} cannot be opened: {str(error).splitlines()[0]}",
-                hint=f"DuckDB {duckdb.__version__} is installed; a file of a newer version needs that version.",
-                id="cascade.E020",
+                f"{what} cannot be opened: {str(error).splitlines()[0]}",
+                hint=f"DuckDB {duckdb.__version__} is installed; what a newer version wrote needs that version.",
+                id=id,
             )
         ]
     return []
+
+
+def _left_behind(settled: Config) -> Iterator[CheckMessage]:
+    if settled.results.exists() and not settled.results.with_name("moved.json").exists():
+        yield Warning(
+            f"results are in a lake; the rows in {settled.results} are not seen",
+            hint="Bring them over with `python manage.py move`, or set result_store to file for a parent that is one "
+            "process.",
+            id="cascade.W023",
+        )
 
 
 @register("cascade", Tags.database)

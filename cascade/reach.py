@@ -1,4 +1,5 @@
-"""How a command reads results: from the running server, which holds their database, or from the file when none runs.
+"""How a command reads results: from the lake, where they are in one, which any process may read; else from the running
+server, which holds their file, or from the file when none runs.
 
 A server says where it is in ``server.json`` of its data folder. A command on the same machine asks it as a member of
 the staff, with a token signed by the secret key that both have.
@@ -19,9 +20,9 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from cascade.console import Unreachable
-from dispatch.results import datasets
+from dispatch.results import datasets, opening
+from dispatch.results.base import Store
 from dispatch.results.formats import stream
-from dispatch.results.store import ResultStore
 from nodes.executors.base import Dataset, shown
 from nodes.protocol import FieldError, NotFound
 
@@ -79,12 +80,11 @@ def rows(
     ``dataset`` stands in for a table that has no rows yet. Raises FieldError, NotFound, and Unreachable with what to
     do.
     """
-    if (url := server()) is not None:
+    if not settings.CASCADE.in_lake and (url := server()) is not None:
         with closing(_ask(url, table, format, run, how)) as answer:
             yield answer.iter_content(PIECE_BYTES)
         return
-    store = ResultStore(settings.CASCADE.results, memory=settings.CASCADE.duckdb_memory)
-    with store:  # raises StoreBusy, which says who holds it
+    with opening.open_store() as store:  # raises StoreBusy, which says who holds it
         reader = _reader(store, table, run, dataset, how)
         # The database cannot be closed while somebody reads on, and a generator that nobody began closes nothing.
         with closing(reader), closing(_begun(reader, format)) as pieces:
@@ -99,7 +99,7 @@ def _begun(reader: pa.RecordBatchReader, format: str) -> Generator[bytes, None, 
 
 
 def _reader(
-    store: ResultStore, table: str, run: int | None, dataset: Dataset | None, how: Mapping[str, Any]
+    store: Store, table: str, run: int | None, dataset: Dataset | None, how: Mapping[str, Any]
 ) -> pa.RecordBatchReader:
     known = [each["name"] for each in store.tables()]
     if table in known:

@@ -8,7 +8,7 @@ from typing import Any
 
 from api.dialects.cascade_shapes import TYPE, feed_ids, moment, word_of
 from dispatch.models import Allocation, Source
-from dispatch.results import saver
+from dispatch.results import catalogue, saver
 from nodes import executors
 
 LOOKED_AT = 2000
@@ -43,10 +43,11 @@ def _articles(keys: Sequence[str]) -> dict[str, tuple[int, dt.datetime | None]]:
         return {}
     store = saver.results()
     dataset = executors.get(TYPE).dataset
-    store.ensure(dataset)
     marks = ", ".join("?" * len(keys))
     sql = f"SELECT feed, count(*), max(published) FROM {dataset.table} WHERE feed IN ({marks}) GROUP BY feed"
     with store.reader() as connection:
+        if dataset.table not in [name for name, *_ in catalogue.known(connection)]:
+            return {}
         return {feed: (count, latest) for feed, count, latest in connection.execute(sql, list(keys)).fetchall()}
 
 

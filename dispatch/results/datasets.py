@@ -117,6 +117,12 @@ def count(source: bytes | Path, dataset: Dataset, *, max_rows: int = MAX_ROWS, m
         return sum(batch.num_rows for batch in _batches(content, dataset, max_rows, max_bytes))
 
 
+def batches(source: Path, dataset: Dataset) -> Iterator[pa.RecordBatch]:
+    """What ``decode`` would give, piece by piece, for a segment that is larger than shall be in memory at once."""
+    with _opened(source) as content:
+        yield from _batches(content, dataset, MAX_ROWS, MAX_BYTES)
+
+
 @contextmanager
 def _opened(source: bytes | Path) -> Iterator[pa.Buffer]:
     """The bytes of a segment; whatever Arrow says of them is Unprocessable."""
@@ -140,13 +146,13 @@ def _opened(source: bytes | Path) -> Iterator[pa.Buffer]:
 def with_lineage(
     table: pa.Table,
     *,
-    run: int | Sequence[int],
-    start: int | Sequence[int],
-    allocation: int | Sequence[int],
-    node: str | Sequence[str],
+    run: int | Sequence[int] | pa.ChunkedArray,
+    start: int | Sequence[int] | pa.ChunkedArray,
+    allocation: int | Sequence[int] | pa.ChunkedArray,
+    node: str | Sequence[str] | pa.ChunkedArray,
     saved_at: dt.datetime,
 ) -> pa.Table:
-    """``table`` with the LINEAGE columns: one value for all rows, or a sequence with one for each."""
+    """``table`` with the LINEAGE columns: one value for all rows, or one for each."""
     import pyarrow as pa
 
     if saved_at.tzinfo is not None:
@@ -155,10 +161,10 @@ def with_lineage(
     for (name, kind), value in zip(LINEAGE.items(), values, strict=True):
         type_ = {"int64": pa.int64(), "string": pa.string(), "timestamp": pa.timestamp("us")}[kind]
         if isinstance(value, int | str | dt.datetime):
-            column = pa.repeat(pa.scalar(value, type_), table.num_rows)
-        else:
-            column = pa.array(value, type_)
-        table = table.append_column(name, column)
+            value = pa.repeat(pa.scalar(value, type_), table.num_rows)
+        elif not isinstance(value, pa.ChunkedArray):
+            value = pa.array(value, type_)
+        table = table.append_column(name, value)
     return table
 
 

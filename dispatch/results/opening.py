@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from nodes.protocol import Conflict
 if TYPE_CHECKING:
     from dispatch.results.base import Store
     from dispatch.results.lake_place import Place
+
+_reading: Store | None = None
+_making = threading.Lock()
 
 
 def make_store(*, writing: bool = True) -> Store:
@@ -35,8 +39,18 @@ def open_store(*, writing: bool = False) -> Iterator[Store]:
         yield store
 
 
+def for_reading() -> Store:
+    """A lake's store that this process reads from whenever it is asked for rows; connected at the first use."""
+    global _reading
+    with _making:
+        if _reading is None:
+            _reading = make_store(writing=False)
+            _reading.open()
+        return _reading
+
+
 def place(settled: Any) -> Place:
-    """Where the lake of a parent with these settings is. Raises Conflict where there is no PostgreSQL for its catalogue."""
+    """The lake of a parent with these settings. Raises Conflict where there is no PostgreSQL for its catalogue."""
     from dispatch.results.lake_place import S3, Place
 
     if not settled.database_url:

@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Container, Sequence
-from itertools import accumulate
+from collections.abc import Container, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -23,11 +23,11 @@ from django.utils import timezone
 
 from dispatch import events, leading, lifecycle
 from dispatch.models import Allocation, Receipt
-from dispatch.results import datasets, spool
-from dispatch.results.store import Part, ResultStore, StoreBusy
+from dispatch.results import datasets, decoding, opening, spool
+from dispatch.results.base import Part, Store, StoreBusy
 from dispatch.states import LIVE
 from nodes import executors, failpoints
-from nodes.protocol import CascadeError, Conflict
+from nodes.protocol import CascadeError, Conflict, TooLarge, Unprocessable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 BATCH_ENTRIES = 4000
 """Shards in one transaction of the result store at most; a commit there costs milliseconds whatever its size."""
 BATCH_ROWS = 2_000_000
+AT_ONCE = 32 * 1024 * 1024
+"""Bytes of one segment's rows that are taken into memory as a whole; a larger segment is passed on in pieces."""
+BATCH_BYTES = 128 * 1024 * 1024
+"""Of rows in memory, and of inline rows as they are stored, in one transaction of the store."""
+STREAM_ROWS = 65_536
 CHECKPOINT_SECONDS = 20.0
 IDLE_SECONDS = 1.0
 GATHER_SECONDS = 0.2
@@ -45,11 +50,13 @@ as for thousands. The last results of all are not kept waiting."""
 SWEEP_SECONDS = 3600.0
 """An uploaded segment that no report named for so long is removed."""
 
-_store: ResultStore | None = None
+_store: Store | None = None
 
 
-def results() -> ResultStore:
-    """The result store of this process. Raises Conflict where this process does not own it."""
+def results() -> Store:
+    """The result store, for reading. Raises Conflict where it is a file that this process does not own."""
+    if _store is None and settings.CASCADE.in_lake:
+        return opening.for_reading()
     if _store is None:
         raise Conflict("this process does not hold the result store; ask the one that runs `manage.py runserver`")
     return _store
@@ -59,7 +66,7 @@ class Saver:
     """Owns the result store; runs in a thread of the parent's process."""
 
     def __init__(self) -> None:
-        self.store = ResultStore(settings.CASCADE.results, memory=settings.CASCADE.duckdb_memory)
+        self.store = opening.make_store()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="saver", daemon=True)
         self._checkpointed = time.monotonic()
@@ -127,6 +134,7 @@ class Saver:
         recorded = self._recorded(batch)
         whole: list[Receipt] = []
         parts: list[Part] = []
+        size = 0
         for receipt in batch:
             entries = _unsaved(receipt, recorded)
             if not entries:
@@ -136,6 +144,8 @@ class Saver:
                 continue
             try:
                 part = _part(receipt, entries)
+            except decoding.NoDecoder:
+                raise
             except CascadeError as error:
                 # Accepted by another version of the dataset than the one that runs now.
                 logger.error("receipt %s cannot be read any more, its items are run again: %s", receipt.pk, error)
@@ -143,6 +153,9 @@ class Saver:
                 continue
             whole.append(receipt)
             parts.append(part)
+            size += getattr(part.table, "nbytes", AT_ONCE)
+            if size >= BATCH_BYTES:
+                break
         if not whole:
             return False
         self.store.append(parts)
@@ -177,12 +190,13 @@ class Saver:
     def _batch(self, waiting: QuerySet[Receipt]) -> list[Receipt]:
         """The oldest of them, as many as one transaction of the store may have."""
         batch: list[Receipt] = []
-        entries = rows = 0
+        entries = rows = size = 0
         for receipt in waiting.order_by("pk").iterator(chunk_size=20):
             batch.append(receipt)
             entries += len(receipt.manifest)
             rows += receipt.rows
-            if entries >= BATCH_ENTRIES or rows >= BATCH_ROWS:
+            size += len(receipt.payload or b"")
+            if entries >= BATCH_ENTRIES or rows >= BATCH_ROWS or size >= BATCH_BYTES:
                 break
         return batch
 
@@ -242,6 +256,7 @@ class Saver:
             self._swept = now
             keep = set(Receipt.objects.exclude(segment="").filter(purged_at=None).values_list("segment", flat=True))
             spool.sweep(settings.CASCADE.spool, keep, SWEEP_SECONDS)
+        self.store.maintain()
 
     def _settle(self) -> None:
         """A checkpoint, after which the spool is not needed any more for what was saved before it."""
@@ -269,14 +284,23 @@ def _unsaved(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> lis
 def _part(receipt: Receipt, entries: Sequence[dict[str, Any]]) -> Part:
     """The rows of these entries of a receipt, with their lineage and what the ledger shall say."""
     dataset = executors.get(receipt.type).dataset
+    table: pa.Table | pa.RecordBatchReader
     if receipt.segment:
-        table = datasets.decode(spool.path(settings.CASCADE.spool, receipt.segment), dataset)
+        path = spool.path(settings.CASCADE.spool, receipt.segment)
+        try:
+            whole = datasets.decode(path, dataset, max_bytes=AT_ONCE)
+        except TooLarge:
+            _check_length(decoding.rows(path, dataset), entries)
+            table = _streamed(datasets.batches(path, dataset), entries, receipt.created_at)
+        else:
+            _check_length(whole.num_rows, entries)
+            table = _with_lineage(whole, entries, receipt.created_at)
     else:
         inline = json.loads(zlib.decompress(bytes(receipt.payload))) if receipt.payload else []
-        table = datasets.from_rows(dataset, inline)
+        table = _with_lineage(datasets.from_rows(dataset, inline), entries, receipt.created_at)
     return Part(
         dataset=dataset,
-        table=_with_lineage(table, entries, receipt.created_at),
+        table=table,
         entries=[
             (entry["run"], first, last, entry["allocation"], entry["digest"], rows)
             for entry in entries
@@ -285,22 +309,37 @@ def _part(receipt: Receipt, entries: Sequence[dict[str, Any]]) -> Part:
     )
 
 
-def _with_lineage(table: pa.Table, entries: Sequence[dict[str, Any]], received: dt.datetime) -> pa.Table:
-    """The rows of ``entries``, each beside the run, shard, allocation and node it came from."""
+def _rows_of(entry: dict[str, Any]) -> int:
+    return sum(rows for _, _, rows, _ in entry["ranges"])
+
+
+def _check_length(length: int, entries: Sequence[dict[str, Any]]) -> None:
+    if any(entry["offset"] + _rows_of(entry) > length for entry in entries):
+        raise Unprocessable(f"the segment has {length} rows, fewer than were reported")
+
+
+def _with_lineage(
+    table: pa.Table, entries: Sequence[dict[str, Any]], received: dt.datetime, begin: int = 0
+) -> pa.Table:
+    """Those rows of ``entries`` that are in ``table``, each beside the run, shard, allocation and node it came from.
+
+    ``begin``: the number of the table's first row in its segment.
+    """
     import pyarrow as pa
 
-    counts = [sum(rows for _, _, rows, _ in entry["ranges"]) for entry in entries]
-    if sum(counts) == table.num_rows and all(
-        entry["offset"] == at for entry, at in zip(entries, accumulate(counts, initial=0), strict=False)
-    ):
-        rows = table
-    else:
-        rows = pa.concat_tables(
-            [table.slice(entry["offset"], count) for entry, count in zip(entries, counts, strict=True)]
-        )
+    end = begin + table.num_rows
+    wanted = []
+    for entry in entries:
+        first = max(entry["offset"], begin)
+        last = min(entry["offset"] + _rows_of(entry), end)
+        if first < last:
+            wanted.append((entry, first - begin, last - first))
+    rows = pa.concat_tables([table.slice(first, count) for _, first, count in wanted]) if wanted else table.slice(0, 0)
 
-    def repeated(name: str) -> list[Any]:
-        return [entry[name] for entry, count in zip(entries, counts, strict=True) for _ in range(count)]
+    def repeated(name: str) -> pa.Array:
+        kind = pa.string() if name == "node" else pa.int64()
+        values = [pa.repeat(pa.scalar(entry[name], kind), count) for entry, _, count in wanted]
+        return pa.chunked_array(values, kind)
 
     return datasets.with_lineage(
         rows,
@@ -310,3 +349,22 @@ def _with_lineage(table: pa.Table, entries: Sequence[dict[str, Any]], received: 
         node=repeated("node"),
         saved_at=received,
     )
+
+
+def _streamed(
+    batches: Iterator[pa.RecordBatch], entries: Sequence[dict[str, Any]], received: dt.datetime
+) -> pa.RecordBatchReader:
+    """As ``_with_lineage``, for a segment of which only some rows are in memory at a time."""
+    import pyarrow as pa
+
+    def each(first: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        begin = 0
+        for batch in chain([first], batches):
+            for at in range(0, batch.num_rows, STREAM_ROWS):
+                piece = pa.Table.from_batches([batch.slice(at, STREAM_ROWS)])
+                yield from _with_lineage(piece, entries, received, begin + at).to_batches()
+            begin += batch.num_rows
+
+    first = next(batches)
+    empty = _with_lineage(pa.Table.from_batches([first.slice(0, 0)]), entries, received)
+    return pa.RecordBatchReader.from_batches(empty.schema, each(first))
