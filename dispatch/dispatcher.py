@@ -31,7 +31,8 @@ FIRE_SECONDS = 0.9
 TAIL_SECONDS = 0.1
 EXPIRE_SECONDS = 0.5
 AWAY_SECONDS = 5.0
-"""A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that."""
+"""A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that. Half a lease
+does, where that is shorter."""
 
 
 class Dispatcher:
@@ -122,4 +123,5 @@ class Dispatcher:
         if looked is None:
             return True
         passed = monotonic - looked[1]
-        return passed > AWAY_SECONDS or abs(clock - looked[0] - passed) > AWAY_SECONDS
+        away = max(min(AWAY_SECONDS, settings.CASCADE.lease_seconds / 2), 2 * PASS_SECONDS)
+        return passed > away or abs(clock - looked[0] - passed) > away

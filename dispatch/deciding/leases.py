@@ -45,6 +45,18 @@ def end(patience: Patience, lease: Lease, now: datetime, *, timeouts: float = ma
     return until
 
 
+def silent_together(heard: Sequence[datetime], now: datetime, lease: float) -> bool:
+    """Whether it is rather the parent that nobody can reach: ``heard`` is when each of its nodes beat last.
+
+    Two or more, none of them within a lease's time (``lease``, seconds) and all lost within one: it is given another
+    lease's time to be heard of. What is silent then is gone.
+    """
+    if len(heard) < 2:
+        return False
+    latest, span = max(heard), timedelta(seconds=lease)
+    return latest - min(heard) <= span and span <= now - latest < 2 * span
+
+
 class Overdue(NamedTuple):
     """Leases and offers whose time is up: ids, by what that means."""
 

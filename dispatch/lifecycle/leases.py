@@ -69,8 +69,10 @@ def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: b
 
 @retried
 def expire(now: datetime) -> int:
-    """Takes back allocations whose lease or offer has ended. Returns how many."""
-    if not Allocation.objects.filter(state__in=LIVE, deadline__lt=now).exists():
+    """Takes back allocations whose lease or offer has ended; for a while none, where all nodes fell silent at once.
+    Returns how many.
+    """
+    if not Allocation.objects.filter(state__in=LIVE, deadline__lt=now).exists() or _suspect(now):
         return 0
     with write():
         # Read again inside: a beat may have renewed the lease since.
@@ -91,6 +93,17 @@ def expire(now: datetime) -> int:
     events.changed()
     events.tell({each.node for each in gone if each.node}, {"type": "node.cancel", "ids": [each.id for each in gone]})
     return len(attempts)
+
+
+def _suspect(now: datetime) -> bool:
+    """Whether this parent has rather lost its network than every node its power."""
+    lease = settings.CASCADE.lease_seconds
+    # Those that beat by themselves; who fell silent longer ago is gone for a reason of its own.
+    beating = Node.objects.filter(
+        active=True, dialect=Node.Dialect.NATIVE, last_beat_at__gt=now - timedelta(seconds=3 * lease)
+    )
+    heard = beating.exclude(role__in=(Node.Role.PARENT, Node.Role.STANDALONE)).values_list("last_beat_at", flat=True)
+    return leases.silent_together([at for at in heard if at], now, lease)
 
 
 def end(

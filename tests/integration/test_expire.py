@@ -215,6 +215,38 @@ def test_the_dispatchers_pass_takes_back_what_has_expired(
 # The parent itself was away
 
 
+def test_where_all_nodes_fall_silent_at_once_nothing_expires_for_another_leases_time(clock: factory.Clock) -> None:
+    """It is rather the parent that has lost its network."""
+    a, b = child("a", 1), child("b", 1)
+    run = submit(2)
+    held = [work.allocation for each in (a, b) for work in each.works()]
+    a.beat(held=held[:1])
+    clock.forward(1)
+    b.beat(held=held[1:])
+    clock.forward(LEASE + 2)
+    assert expire() == 0
+    # It is there again, and so are both: they go on with what they have.
+    assert a.beat(held=held[:1])["cancel"] == []
+    assert b.beat(held=held[1:])["cancel"] == []
+    assert a.executing() + b.executing() == 2
+    # Silent for good they are gone, as anybody would be.
+    clock.forward(2 * LEASE + 1)
+    assert expire() == 2
+    assert_partition(run)
+
+
+def test_a_node_that_is_heard_of_tells_that_the_silent_ones_are_gone(clock: factory.Clock) -> None:
+    a, b, idle = child("a", 1), child("b", 1), child("idle", 1)
+    registry.drain(idle.id)
+    run = submit(2)
+    held = [work.allocation for each in (a, b) for work in each.works()]
+    assert len(held) == 2
+    clock.forward(LEASE + 1)
+    idle.beat()
+    assert expire() == 2
+    assert_partition(run)
+
+
 def test_leases_survive_a_restart_of_the_parent(clock: factory.Clock) -> None:
     a = child(capacity=2)
     run = submit(2)
