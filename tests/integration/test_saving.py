@@ -153,6 +153,39 @@ def test_inline_and_segment_rows_of_one_message_are_all_saved_where_they_belong(
     assert_partition(other)
 
 
+def test_a_segment_too_large_to_be_in_memory_is_saved_in_pieces_with_each_row_where_it_belongs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dispatch.results.saver.AT_ONCE", 1)
+    monkeypatch.setattr("dispatch.results.saver.STREAM_ROWS", 2)
+    a = child(capacity=3)
+    run = submit(3)
+    works = sorted(a.works(), key=lambda work: work.allocation)
+    assert a.statuses(*reversed(uploaded([done(work, 3) for work in works]))) == [200] * 3
+    with saver() as made:
+        save(made)
+        found = stored(made)
+    assert found.items == {str(work.items[0]): 3 for work in works}
+    assert {(item, allocation) for item, _, _, allocation, _ in found.rows} == {
+        (work.items[0], work.allocation) for work in works
+    }
+    assert state(run) == RunState.COMPLETED
+
+
+def test_a_batch_has_no_more_bytes_than_it_may_and_the_rest_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispatch.results.saver.BATCH_BYTES", 1)
+    a = child(capacity=3)
+    run = submit(3)
+    for work in a.works():
+        assert a.statuses(done(work, 2)) == [200]
+    with saver() as made:
+        for left in (2, 1, 0):
+            made.once()
+            assert Receipt.objects.filter(saved_at=None).count() == left
+        assert len(stored(made).rows) == 6
+    assert state(run) == RunState.COMPLETED
+
+
 def test_results_of_several_types_in_one_message_go_to_their_tables() -> None:
     a = child(capacity=2)
     submit(1)
