@@ -11,7 +11,7 @@ from django.db.models.functions import Least
 from django.utils import timezone
 
 from dispatch import configuration, events
-from dispatch.lifecycle.grants import not_live, release_unheld
+from dispatch.lifecycle.grants import release_unheld
 from dispatch.lifecycle.leases import renew, start
 from dispatch.models import Allocation
 from dispatch.ranges import MOST_ITEMS
@@ -47,13 +47,13 @@ def beat(caller: Caller, sent: Beat) -> dict[str, Any]:
             registry.synced(node.pk, sent.config or None, now)
         if sent.hello:
             release_unheld(node.pk, sent.held)
-        renew(node, sent.held, now)
+        live = renew(node, sent.held, now)
         start(node.pk, node.capacity, sent.running, now)
         for pk, done in sent.progress.items():
             Allocation.objects.filter(pk=pk, node_id=node.pk, state__in=LIVE).update(
                 progress=Least(Value(min(done, MOST_ITEMS)), F("stop") - F("start"))
             )
-        cancel = not_live(node.pk, sent.held)
+        cancel = [pk for pk in sent.held if pk not in live]
     # A beat frees no slot; only a node that was not there before changes what can be granted.
     events.changed(allocate=sent.hello or sent.leaving or not registry.is_online(node, now))
     settled = settings.CASCADE

@@ -139,7 +139,7 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
         node = keys.check_live(caller)
         found = _undelivered(node.pk)[:most]
         ids = [each.pk for each in found]
-        leases.deliver(node, ids, timezone.now())
+        leases.deliver(node, ids, timezone.now(), known=True)
         gone = not_live(node.pk, asked.held)
     if ids:
         synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))

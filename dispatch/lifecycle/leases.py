@@ -28,13 +28,16 @@ UNFETCHED = "not fetched in time"
 BATCH = 5000
 
 
-def deliver(node: Node, ids: Sequence[int], now: datetime) -> int:
-    """The leases of those of ``ids`` that are granted to ``node`` begin; how many had not begun before."""
+def deliver(node: Node, ids: Sequence[int], now: datetime, *, known: bool = False) -> int:
+    """The leases of those of ``ids`` that are granted to ``node`` begin; how many had not begun before.
+
+    ``known``: the caller has just read that this is so of all of them.
+    """
     if not ids:
         return 0
     patience = loading.patience_of(node)
     granted = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
-    fresh = loading.leases(granted, patience)
+    fresh = [Lease(pk) for pk in ids] if known and not node.patient else loading.leases(granted, patience)
     write_down(leases.lent(patience, fresh, now, begin=True), now)
     # Clients of the patient dialects say themselves when they begin (``begin``).
     if not node.patient:
@@ -52,19 +55,21 @@ def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> Non
         write_down([Begin(node_id, begins)], now)
 
 
-def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> None:
-    """Every lease the node names, or with None every one that it has, runs anew from now.
+def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> set[int]:
+    """Every lease the node names, or with None every one that it has, runs anew from now. Returns which are live.
 
     A client that names nothing may have forgotten what it fetched before it was restarted: unless ``forgiving``, its
     requests keep a lease alive for ``leases.TIMEOUTS_HELD`` time-outs since the delivery at most.
     """
     if held is not None and not held:
-        return
+        return set()
     patience = loading.patience_of(node)
     live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE)
     mine = live.filter(delivered=True) if held is None else live.filter(pk__in=list(held))
     timeouts = math.inf if forgiving else leases.TIMEOUTS_HELD
-    write_down(leases.lent(patience, loading.leases(mine, patience), now, timeouts=timeouts), now)
+    found = loading.leases(mine, patience)
+    write_down(leases.lent(patience, found, now, timeouts=timeouts), now)
+    return {lease.id for lease in found}
 
 
 @retried

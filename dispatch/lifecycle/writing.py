@@ -102,22 +102,13 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         saved_at=settled,
         purged_at=settled,
     )
+    at = moment(now)
     update_rows(
         Allocation,
         ("state", "receipt_id", "rows", "seconds", "finished_at", "error", "log", "progress"),
         [
-            (
-                str(each.state),
-                receipt.pk,
-                each.rows,
-                each.seconds,
-                moment(now),
-                each.error,
-                each.log,
-                each.progress,
-                each.id,
-            )
-            for each in effect.closed
+            (str(state), receipt.pk, rows, seconds, at, error, log, progress, pk)
+            for pk, state, rows, seconds, error, log, progress in effect.closed
         ],
         [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
     )

@@ -3,10 +3,12 @@ blames nobody."""
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from dispatch import lifecycle
@@ -14,6 +16,7 @@ from dispatch.dispatcher import Dispatcher
 from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
 from nodes import registry
+from nodes.transactions import write
 from tests.integration import factory
 from tests.integration.factory import (
     assert_partition,
@@ -191,6 +194,38 @@ def test_many_that_look_for_what_has_expired_count_each_loss_once(clock: factory
     assert sum(at_once(*[expire] * 4)) == 4
     assert set(Shard.objects.values_list("losses", flat=True)) == {1}
     assert_partition(run)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer at a time, and no locks of rows")
+@pytest.mark.django_db(transaction=True)
+def test_the_dispatcher_does_not_wait_for_a_row_that_somebody_works_on(clock: factory.Clock) -> None:
+    a = child(capacity=2)
+    submit(2)
+    reported, silent = (work.allocation for work in a.works())
+    clock.forward(LEASE + 1)
+    locked, ended = threading.Event(), threading.Event()
+
+    def work_on_it() -> None:
+        with write():
+            Allocation.objects.select_for_update().get(pk=reported)
+            locked.set()
+            ended.wait(30)
+        connection.close()
+
+    thread = threading.Thread(target=work_on_it)
+    thread.start()
+    try:
+        assert locked.wait(30)
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '5s'")
+        assert expire() == 1
+        assert Allocation.objects.get(pk=silent).state == AllocationState.EXPIRED
+    finally:
+        ended.set()
+        thread.join()
+        with connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
+    assert expire() == 1
 
 
 def test_the_dispatchers_pass_takes_back_what_has_expired(

@@ -42,6 +42,28 @@ def test_a_segment_is_named_by_its_bytes(folder: Path) -> None:
     assert spool.verify(folder, SHA256)
 
 
+def test_a_segment_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(parents=True)
+    did: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        did.append("folder synced" if name == str(folder) else f"{Path(name).suffix} synced")
+        fsync(handle)
+
+    def named(source: Path, target: Path) -> None:
+        did.append("named")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    spool.receive(chunks(), folder, limit=100_000)
+    assert did == [".part synced", "named", "folder synced"]
+
+
 def test_the_same_segment_twice_is_one_file_with_the_same_answer(folder: Path) -> None:
     first = spool.receive(chunks(), folder, limit=100_000)
     assert spool.receive(chunks(size=7), folder, limit=100_000) == first
