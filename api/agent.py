@@ -24,13 +24,13 @@ from django.http.response import HttpResponseBase
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from api import authentication
+from api import authentication, errors, limits
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
 from dispatch.results import inputs, spool
-from nodes import messages
+from nodes import keys, messages
 from nodes.keys import Caller
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge
+from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,12 @@ VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "report": lambda caller, body: lifecycle.report(caller, messages.read_report(body)),
 }
 
+KEY_VERBS: dict[str, Callable[[Caller, Any], Body]] = {
+    "rotate": lambda caller, body: {"access_key": keys.rotate_own(caller, messages.read_rotate(body)).access_key},
+    "retire": lambda caller, body: {"revoked": keys.retire(caller)},
+}
+"""Over REST only: each is signed by itself, by the key that it is about."""
+
 
 async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
     """Runs ``work``, which may use the database, in one of the verbs' threads."""
@@ -58,8 +64,10 @@ async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
     def run() -> Result:
         try:
             return work(*args)
-        except DatabaseError:
+        except DatabaseError as error:
             close_old_connections()
+            if errors.is_away(error):
+                raise errors.DatabaseAway from error
             raise
 
     return await asyncio.get_running_loop().run_in_executor(THREADS, run)
@@ -67,7 +75,7 @@ async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
 
 def perform(caller: Caller, verb: str, body: Any) -> Body:
     """One verb of an authenticated child. Raises CascadeError."""
-    return VERBS[verb](caller, body)
+    return (VERBS.get(verb) or KEY_VERBS[verb])(caller, body)
 
 
 def read_json(content: bytes) -> Any:
@@ -107,6 +115,7 @@ def _answering(
     """Errors leave as JSON with their status."""
 
     async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        request.hold = limits.Hold()  # type: ignore[attr-defined]  # taken when it is known whose request this is
         try:
             if settings.SECURE_SSL_REDIRECT and not request.is_secure():
                 raise Forbidden("this parent is reached by https only")
@@ -117,6 +126,8 @@ def _answering(
             return respond(error)
         except UnreadablePostError:
             return json_error(400, "was cut off", field="body")
+        finally:
+            request.hold.release()  # type: ignore[attr-defined]
 
     return csrf_exempt(answer)
 
@@ -133,20 +144,23 @@ def _body(request: HttpRequest) -> bytes:
 def _authenticate(request: HttpRequest, body_sha256: bytes | None) -> Caller:
     method, url, headers = authentication.request_parts(request)
     client = authentication.client_address(request)
-    return authentication.authenticate(method, url, headers, body_sha256, client=client)
+    caller = authentication.authenticate(method, url, headers, body_sha256, client=client)
+    request.hold.take(caller.access_key)  # type: ignore[attr-defined]
+    return caller
 
 
 def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
     content = _body(request)
     caller = _authenticate(request, hashlib.sha256(content).digest())
+    limits.keys.charge(caller.access_key, requests=0, size=len(content))
     body = read_json(content)
     return caller, body, perform(caller, verb, body)
 
 
 @_answering
 async def verb(request: HttpRequest, verb: str) -> HttpResponse:
-    """accept, beat, report, release: one exchange."""
-    if verb not in VERBS:
+    """accept, beat, report, release, rotate, retire: one exchange."""
+    if verb not in VERBS and verb not in KEY_VERBS:
         return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
     if request.method != "POST":
         return _only("POST")
@@ -209,7 +223,11 @@ def _receive(request: HttpRequest, sha256: str) -> HttpResponse:
     spool.path(folder, sha256)  # refuses what is not a hash before anything is read
     caller = _authenticate(request, None)
     received = spool.receive(iter(lambda: request.read(PIECE), b""), folder, limit=SEGMENT_BYTES_LIMIT)
+    limits.keys.charge(caller.access_key, requests=0, size=received.size)
     authentication.check_body(caller, bytes.fromhex(received.sha256))
+    if not keys.is_live(caller):
+        # An upload may take minutes. What is in the spool counts when a report names it, which asks again.
+        raise Unauthenticated(f"access key {caller.access_key} was revoked")
     if received.sha256 != sha256:
         raise FieldError("sha256", f"the body's hash is {received.sha256}, not {sha256}")
     return JsonResponse({"sha256": received.sha256, "bytes": received.size}, status=201)

@@ -20,6 +20,7 @@ from django.conf import settings
 from django.db import IntegrityError
 from django.http import HttpRequest
 
+from api import limits
 from api.guesses import keys as guesses
 from api.guesses import place
 from nodes import signing
@@ -263,7 +264,10 @@ def _find(access_key: str) -> AccessKey | None:
 
 
 def _admit(key: AccessKey, now: float, *, nonce: str = "", content_digest: str = "") -> Caller:
-    """Writes down that the key was used, and the nonce. Raises Unauthenticated for one seen before."""
+    """Writes down that the key was used, and the nonce. Raises Unauthenticated for one seen before, TooMany for a key
+    that has used up its share: before anything is written, and counted after that, so that a replay costs it nothing.
+    """
+    limits.keys.check(key.access_key)
     if not key.node.active:
         raise Unauthenticated(f"node {key.node.name} is not active; an operator can activate it")
     at = dt.datetime.fromtimestamp(now, tz=dt.UTC)
@@ -279,4 +283,5 @@ def _admit(key: AccessKey, now: float, *, nonce: str = "", content_digest: str =
                     AccessKey.objects.filter(pk=key.pk).update(last_used_at=at)
         except IntegrityError:
             raise Unauthenticated("replayed: this nonce was used before; sign each request anew") from None
+    limits.keys.charge(key.access_key)
     return Caller(key.node_id, key.pk, key.access_key, content_digest)

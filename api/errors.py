@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
-from django.db import OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.views import defaults
 from rest_framework import views
@@ -22,6 +22,23 @@ from rest_framework.response import Response
 from nodes.protocol import CascadeError, FieldError, TooMany, Unauthenticated
 
 logger = logging.getLogger(__name__)
+
+
+class DatabaseAway(CascadeError):
+    """The database server restarts or cannot be reached: nothing is known of what was asked, so it is sent again."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("the database cannot be reached; try again")
+
+
+def is_away(error: DatabaseError) -> bool:
+    """Whether ``error`` is of a connection to PostgreSQL that is lost or refused, and not of what was asked."""
+    lost = isinstance(error, InterfaceError | OperationalError) and connection.vendor == "postgresql"
+    # Connection refused has no SQLSTATE; classes 08 and 57 are lost connections and shutdowns, 53 is no room for one.
+    state = getattr(error.__cause__, "sqlstate", None)
+    return lost and (state is None or state[:2] in ("08", "57") or state == "53300")
 
 
 def json_error(status: int, detail: str, **more: Any) -> JsonResponse:
@@ -39,6 +56,8 @@ def _headers(error: CascadeError) -> dict[str, str]:
         return {"WWW-Authenticate": 'AK-SK realm="cascade"'}
     if isinstance(error, TooMany):
         return {"Retry-After": str(math.ceil(error.retry_after))}
+    if isinstance(error, DatabaseAway):
+        return {"Retry-After": "1"}
     return {}
 
 
@@ -53,6 +72,9 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
         if exc.status >= 500:
             logger.error("%s: %s", type(exc).__name__, exc)
         return Response(exc.as_dict(), status=exc.status, headers=_headers(exc))
+    if isinstance(exc, DatabaseError) and is_away(exc):
+        logger.warning("the database cannot be reached: %s", exc)
+        return Response({"detail": str(DatabaseAway())}, status=503, headers={"Retry-After": "1"})
     if isinstance(exc, RequestDataTooBig):
         return Response({"field": "body", "detail": "is larger than this server's upload_limit"}, status=413)
     if isinstance(exc, (UnreadablePostError, BadRequest, SuspiciousOperation)):

@@ -166,6 +166,19 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
         _object({"allocations": _ids("Handed back."), "detail": _text("Why.", maxLength=200)}, ("allocations",)),
         _object({"released": _ids("Those that were still this node's.")}),
     ),
+    "rotate": (
+        "Registers a key that the child has made itself. Signed by its present key, which stays valid until retired.",
+        _object(
+            {"public_key": _text("Ed25519, 32 bytes in hex.", minLength=64, maxLength=64, pattern="^[0-9a-f]{64}$")},
+            ("public_key",),
+        ),
+        _object({"access_key": _text("Names the new key; the same when asked again.")}),
+    ),
+    "retire": (
+        "Ends the node's keys that are older than the one this is signed with.",
+        _object({}),
+        _object({"revoked": _list(_text(), maxItems=100)}),
+    ),
 }
 
 _PROBLEMS = {
@@ -253,6 +266,10 @@ def agent_verbs(result: Json, generator: Any, request: Any, public: bool) -> Jso
         status: answer | {"content": {"application/json": {"schema": VERBS["report"][2]}}}
         for status, answer in alike.items()
     }
+    conflict = _problem("The key was registered before, or another one is in use, too.")
+    result["paths"]["/api/v1/agent/rotate"]["post"]["responses"]["409"] = conflict
+    for name in ("rotate", "retire"):
+        result["paths"][f"/api/v1/agent/{name}"]["post"]["security"] = [{"signature": []}]
     result["paths"]["/api/v1/agent/segments/{sha256}"] = {"put": _segments()}
     result["paths"]["/api/v1/agent/config"] = {"get": _configuration()}
     schemes = result.setdefault("components", {}).setdefault("securitySchemes", {})

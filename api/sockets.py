@@ -8,20 +8,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.urls import path
 from django.utils import timezone
 
-from api import authentication
+from api import authentication, limits, revoked
 from api.agent import VERBS, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
 from nodes import keys
 from nodes.executors.base import shown
 from nodes.keys import Caller
-from nodes.protocol import CascadeError, FieldError, Unauthenticated
+from nodes.protocol import CascadeError, FieldError, TooMany, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,19 @@ class AgentSocket(AsyncWebsocketConsumer):
         self._offered = 0
         self._work = asyncio.Event()
         self._group = events.group(self.caller.node_id)
+        self._hold = limits.Hold()
+        self._hold.take(self.caller.access_key)
         await self.channel_layer.group_add(self._group, self.channel_name)
         await self.accept()
         self._offering = asyncio.create_task(self._offer())
         self._work.set()
+        revoked.watch.join(self, self.caller.key_id)
 
     async def disconnect(self, code: int) -> None:
         if self.caller is None:
             return
+        revoked.watch.leave(self)
+        self._hold.release()
         self._offering.cancel()
         await self.channel_layer.group_discard(self._group, self.channel_name)
         await in_thread(lifecycle.disconnected, self.caller.node_id, timezone.now())
@@ -70,6 +76,8 @@ class AgentSocket(AsyncWebsocketConsumer):
             if not isinstance(kind, str) or kind not in VERBS or kind == "claim":
                 raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, release, report")
             assert self.caller is not None
+            limits.keys.check(self.caller.access_key)
+            limits.keys.charge(self.caller.access_key, size=len(text_data or ""))
             body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
             if kind == "beat" and events.abroad is not None:
                 self._work.set()  # another process grants, and its wake-up may have been lost
@@ -79,7 +87,8 @@ class AgentSocket(AsyncWebsocketConsumer):
                 {"type": "reply", "re": number, "status": 400, "body": {"field": "frame", "detail": "is not JSON"}}
             )
         except CascadeError as error:
-            await self._say({"type": "reply", "re": number, "status": error.status, "body": error.as_dict()})
+            wait = {"retry_after": math.ceil(error.retry_after)} if isinstance(error, TooMany) else {}
+            await self._say({"type": "reply", "re": number, "status": error.status, "body": error.as_dict(), **wait})
             if isinstance(error, Unauthenticated):
                 await self.close(UNAUTHENTICATED)
         except Exception:
@@ -132,9 +141,12 @@ class AgentSocket(AsyncWebsocketConsumer):
     async def node_shorten(self, message: dict[str, Any]) -> None:
         await self._say({"type": "shorten", "shorten": message["shorten"]})
 
-    async def node_close(self, message: dict[str, Any]) -> None:
-        """The node's key was revoked."""
-        await self.close(UNAUTHENTICATED)
+    async def node_keys(self, message: dict[str, Any]) -> None:
+        """A key of the node was revoked: whether it is this one is looked at before the next offer."""
+        self.look_again()
+
+    def look_again(self) -> None:
+        self._work.set()
 
     async def _say(self, frame: dict[str, Any]) -> None:
         await self.send(text_data=json.dumps(frame, separators=(",", ":")))

@@ -40,6 +40,10 @@ def loops(options: Namespace) -> list[Loop]:
         from nodes.agent.hosted import HostedAgent
 
         return [HostedAgent(load(options, served=True), __version__)]
+    from dispatch import events
+    from nodes import keys
+
+    keys.ended.append(lambda node_id: events.tell([node_id], {"type": "node.keys"}))
     if not settled.database_url:
         return leaders()
     return dispatching() if settled.dispatcher == "embedded" else _beside()

@@ -40,6 +40,8 @@ POINTS = {
     "outbox.kept": "a finished entry is in the outbox, not sent",
     "agent.uploaded": "the parent has a segment; no report has named it",
     "agent.receipt": "the receipt is heard; the outbox has the entry still",
+    "rotate.accepted": "the parent has accepted a child's new key; its file has the old one",
+    "rotate.replaced": "the file has the new key; the old one is valid still",
 }
 """Every point and what has happened there."""
 Hook = Callable[[str], None]

@@ -5,19 +5,25 @@ How a request proves that it has the key is in ``signing``.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from nodes import signing
 from nodes.executors.base import shown
 from nodes.models import AccessKey, Node, RegistrationKey
-from nodes.protocol import Conflict, NotFound, Unauthenticated
+from nodes.protocol import Conflict, FieldError, Forbidden, NotFound, Unauthenticated
 from nodes.transactions import write
 
 LIVE_KEYS_LIMIT = 2
 """Two, so that a child can change over to a new key without a moment when none is valid."""
+
+
+_PUBLIC_KEY = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ def inside(node_id: int) -> Caller:
     return Caller(node_id, 0, "(this server)")
 
 
+ended: list[Callable[[int], None]] = []
+"""Called with a node's id after a commit of this process that ended keys of it: who acts for it is to look again."""
+
+
 def issue(node_id: int) -> IssuedKey:
     """A further key. A Conflict when two are live."""
     with write():
@@ -67,6 +77,47 @@ def rotate(node_id: int) -> IssuedKey:
         return new_key(node)
 
 
+def rotate_own(caller: Caller, public_key: str) -> AccessKey:
+    """A key that the child has made itself; ``public_key`` is its public half, in hex. Asked again it is the same one.
+
+    The caller's own stays valid until ``retire``. Only a signed request may do this: whoever reads a plain key on its
+    way must not get a lasting one for it. Raises Forbidden, FieldError, and Conflict while another key is in use, too.
+    """
+    if not caller.key_id or not caller.content_digest:
+        raise Forbidden("a key is rotated by a request signed with it")
+    if not isinstance(public_key, str) or not _PUBLIC_KEY.match(public_key):
+        raise FieldError("public_key", f"{shown(public_key)} is not an Ed25519 public key: 64 digits, 0-9 and a-f")
+    with write():
+        # Locked first: of two rotations at once, the second sees what the first has made.
+        node = _keyed(caller.node_id)
+        check_live(caller)
+        same = AccessKey.objects.filter(public_key=public_key).first()
+        if same is not None:
+            if (same.node_id, same.revoked_at) == (node.pk, None) and same.pk != caller.key_id:
+                return same
+            raise Conflict("public_key: this key was registered before; make a new one")
+        for other in _live_keys(node):
+            if other.pk == caller.key_id:
+                continue
+            if other.last_used_at is not None:
+                raise Conflict(f"key {other.access_key} is in use, too; retire the older one first")
+            revoke(other.access_key)
+        return AccessKey.objects.create(node=node, access_key=signing.new_key()[0], public_key=public_key)
+
+
+def retire(caller: Caller) -> list[str]:
+    """Ends the node's keys that are older than the caller's; which they were. Raises Forbidden as ``rotate_own``."""
+    if not caller.key_id or not caller.content_digest:
+        raise Forbidden("older keys are retired by a request signed with the newer one")
+    with write():
+        node = _keyed(caller.node_id)
+        check_live(caller)
+        older = [key.access_key for key in _live_keys(node) if key.pk < caller.key_id]
+        for access_key in older:
+            revoke(access_key)
+    return older
+
+
 def revoke(access_key: str) -> AccessKey:
     """From its commit on nothing signed with this key is accepted. Revoking twice changes nothing."""
     # PostgreSQL cannot be asked for a NUL.
@@ -74,6 +125,8 @@ def revoke(access_key: str) -> AccessKey:
     with write():
         AccessKey.objects.filter(access_key=access_key, revoked_at=None).update(revoked_at=timezone.now())
         key = AccessKey.objects.filter(access_key=access_key).select_related("node").first()
+        if key is not None:
+            _tell(key.node_id)
     if key is None:
         raise NotFound(f"there is no access key {shown(access_key)}")
     return key
@@ -82,7 +135,18 @@ def revoke(access_key: str) -> AccessKey:
 def revoke_all(node_id: int) -> int:
     """Revokes all live keys of a node; how many there were."""
     with write():
+        _tell(node_id)
         return Node.locked(node_id).keys.filter(revoked_at=None).update(revoked_at=timezone.now())
+
+
+def _tell(node_id: int) -> None:
+    """After the commit; before it, whoever looks again would still find the key alive."""
+
+    def tell() -> None:
+        for hear in ended:
+            hear(node_id)
+
+    transaction.on_commit(tell, robust=True)
 
 
 def is_live(caller: Caller) -> bool:
@@ -90,6 +154,12 @@ def is_live(caller: Caller) -> bool:
     if caller.key_id:
         return AccessKey.objects.filter(pk=caller.key_id, revoked_at=None, node__active=True).exists()
     return _unkeyed(caller).exists()
+
+
+def live(key_ids: Collection[int]) -> set[int]:
+    """Those of ``key_ids`` that are unrevoked, and whose nodes are active. Asked for all open sockets at once."""
+    found = AccessKey.objects.filter(revoked_at=None, node__active=True).order_by()
+    return set(key_ids) & set(found.values_list("pk", flat=True))
 
 
 def check_live(caller: Caller) -> Node:

@@ -200,6 +200,14 @@ def read_accept(body: Any) -> tuple[int, ...]:
     return read_release(body)[0]
 
 
+def read_rotate(body: Any) -> str:
+    """The public half of the child's new key, in hex; ``keys`` says whether it is one."""
+    body = read_object(body)
+    if "public_key" not in body:
+        raise FieldError("public_key", "is required: the public half of the new key, in hex")
+    return _text(body["public_key"], "public_key", 100)
+
+
 def read_report(body: Any) -> list[Entry]:
     """The entries. Two for one allocation are refused."""
     body = read_object(body)

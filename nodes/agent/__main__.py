@@ -12,6 +12,7 @@ from nodes import __version__
 from nodes.agent.config import AgentConfig, parse
 from nodes.agent.loop import Agent
 from nodes.given import SettingsError
+from nodes.protocol import CascadeError
 
 
 async def _run(config: AgentConfig) -> None:
@@ -29,6 +30,18 @@ async def _run(config: AgentConfig) -> None:
     await agent.run()
 
 
+def _rotate(config: AgentConfig) -> str | None:
+    """What went wrong, or None."""
+    from nodes.agent.rotation import rotate
+
+    try:
+        access_key = rotate(config)
+    except (CascadeError, OSError) as error:
+        return f"error: {error}; the key in {config.key_file or 'use'} works as before, or the new one does: try again"
+    print(f"{config.key_file} has the key {access_key} now; those before it are revoked")
+    return None
+
+
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in ("run", "tasks"):
         from nodes.agent import offline
@@ -43,6 +56,8 @@ def main() -> None:
     logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(message)s")
     for note in config.notes:
         logging.warning("%s", note)
+    if "--rotate" in sys.argv[1:]:
+        sys.exit(_rotate(config))
     try:
         asyncio.run(_run(config))
     except BlockingIOError:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from nodes import signing
 from nodes.agent.clock import ParentClock
 from nodes.agent.config import AgentConfig
+from nodes.agent.signer import Signer
 from nodes.protocol import FRAME_BYTES_LIMIT, CascadeError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Rest:
     def __init__(self, config: AgentConfig, clock: ParentClock) -> None:
         self._config = config
         self._clock = clock
+        self.signer = Signer(config, clock)
         self._idle: list[requests.Session] = []
 
     async def call(self, verb: str, body: Body, *, patience: float = REPLY_SECONDS) -> Body:
@@ -100,7 +101,8 @@ class Rest:
         parts = urlsplit(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         for again in (True, False):
-            headers = self._signed("GET", url, b"")
+            used = self._clock.offset
+            headers = self.signer.headers("GET", url, offset=used)
             connection = kind(parts.hostname or "", parts.port, timeout=patience)
             try:
                 try:
@@ -115,20 +117,20 @@ class Rest:
                     _into(into, answer, path)
             finally:
                 connection.close()
-            if status == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(content.decode(errors="replace")):
+            if self._again(status, content.decode(errors="replace"), used) and again:
                 continue
             return {"content": content} if status == HTTPStatus.OK else _decoded(status, content, retry_after)
         raise AssertionError("unreachable")
 
-    def _signed(self, method: str, url: str, data: bytes) -> dict[str, str]:
-        return signing.sign(
-            method,
-            url,
-            data,
-            access_key=self._config.access_key,
-            secret_key=self._config.secret_key,
-            created=self._clock.now(),
-        )
+    def _again(self, status: int, refusal: str, used: float) -> bool:
+        """After an answer to what was signed with the clock's offset ``used``: whether to sign it once more."""
+        if status == HTTPStatus.UNAUTHORIZED:
+            if self._clock.learn(refusal, used) or self.signer.renewed():
+                return True
+            self._clock.refused(used)
+        elif status < HTTPStatus.MULTIPLE_CHOICES:
+            self._clock.accepted(used)
+        return False
 
     async def _run(self, method: str, path: str, content: bytes | Path, patience: float) -> Body:
         loop = asyncio.get_running_loop()
@@ -170,7 +172,8 @@ class Rest:
         session = self._idle.pop() if self._idle else requests.Session()
         try:
             for again in (True, False):
-                headers = self._signed(method, url, data)
+                used = self._clock.offset
+                headers = self.signer.headers(method, url, data, offset=used)
                 try:
                     answer = session.request(
                         method, url, data=data, headers={**headers, "Content-Type": kind}, timeout=(10, patience),
@@ -178,7 +181,7 @@ class Rest:
                     )  # fmt: skip
                 except requests.RequestException as error:
                     raise Unreachable(f"{method} {path}: {error}") from None
-                if answer.status_code == HTTPStatus.UNAUTHORIZED and again and self._clock.learn(answer.text):
+                if self._again(answer.status_code, answer.text, used) and again:
                     continue
                 return _decoded(answer.status_code, answer.content, answer.headers.get("Retry-After"))
             raise AssertionError("unreachable")
@@ -357,8 +360,7 @@ class Link:
         connected: Connected,
     ) -> None:
         self._config = config
-        self._clock = ParentClock()
-        self.rest = Rest(config, self._clock)
+        self.rest = Rest(config, ParentClock())
         self._inbound = inbound
         self._claim = claim
         self._connected = connected
@@ -418,13 +420,7 @@ class Link:
         from websockets.exceptions import InvalidHandshake, InvalidStatus
 
         url = f"{self._config.parent}/ws/agent"
-        headers = signing.sign(
-            "GET",
-            url,
-            access_key=self._config.access_key,
-            secret_key=self._config.secret_key,
-            created=self._clock.now(),
-        )
+        headers = self.rest.signer.headers("GET", url)
         try:
             socket = await connect(
                 url.replace("http", "ws", 1),

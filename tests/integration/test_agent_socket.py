@@ -7,7 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -323,14 +323,13 @@ def test_work_is_not_offered_to_a_drained_node(socket, agent):
 # A key that ends
 
 
-def test_after_a_revocation_a_message_is_answered_401_and_the_socket_closes(socket, agent):
+def test_after_a_revocation_a_message_saves_nothing_and_the_socket_closes(socket, agent):
     socket.beat(hello=True)
     run = agent.submit("a")
     (parcel,) = socket.offered(1)
     agent.tree.json("DELETE", f"/api/v1/keys/{agent.key['access_key']}")
-    reply = socket.ask("report", {"reports": [done(parcel)]})
-    assert reply["status"] == 401
-    assert "revoked" in reply["body"]["detail"]
+    with suppress(ConnectionClosed):  # it is closed at once, mostly before the message arrives
+        socket.say({"type": "report", "id": 99, "body": {"reports": [done(parcel)]}})
     assert socket.closed() == 4401
     assert agent.tree.progress(run)["saved"] == 0
     assert agent.rows(run) == []
@@ -359,4 +358,4 @@ def test_the_nodes_other_key_keeps_its_socket(socket, agent):
     with opened(agent) as other:
         agent.tree.json("DELETE", f"/api/v1/keys/{first['access_key']}")
         assert other.beat()["node"] == agent.name
-        assert socket.ask("beat", {})["status"] == 401
+        assert socket.closed() == 4401

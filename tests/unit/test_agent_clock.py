@@ -8,14 +8,25 @@ import time
 import pytest
 
 from nodes import signing
+from nodes.agent import clock as clocks
 from nodes.agent.clock import ParentClock
 from nodes.protocol import Unauthenticated
 
+NOW = 1_800_000_000.0
+YEAR = 86_400 * 365
+
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> ParentClock:
-    """This machine says it is second 1,000,000."""
-    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """This machine's clocks."""
+    shown = {"wall": NOW, "steady": 500.0}
+    monkeypatch.setattr(time, "time", lambda: shown["wall"])
+    monkeypatch.setattr(time, "monotonic", lambda: shown["steady"])
+    return shown
+
+
+@pytest.fixture
+def clock(machine: dict[str, float]) -> ParentClock:
     return ParentClock()
 
 
@@ -24,32 +35,74 @@ def refusal(parent_time: float) -> str:
 
 
 def test_a_clock_that_was_never_corrected_is_this_machines(clock):
-    assert clock.now() == 1_000_000
+    assert clock.now() == NOW
 
 
-@pytest.mark.parametrize("off", [600, -600, 86_400 * 365])
+@pytest.mark.parametrize("off", [600, -600, YEAR, -YEAR])
 def test_the_parents_time_in_a_refusal_corrects_signatures(clock, off):
-    assert clock.learn(refusal(1_000_000 + off))
-    assert clock.now() == 1_000_000 + off
+    assert clock.learn(refusal(NOW + off))
+    assert clock.now() == NOW + off
+
+
+@pytest.mark.parametrize("own", [0.0, NOW - 10 * YEAR, NOW - 600, NOW + 600, NOW + 10 * YEAR])
+def test_however_wrong_this_machines_clock_is_one_refusal_is_enough(clock, machine, own):
+    machine["wall"] = own
+    assert clock.learn(refusal(NOW))
+    clock.accepted(clock.offset)
+    assert clock.now() == NOW
 
 
 def test_it_is_learnt_once_so_that_a_refusal_for_another_reason_is_not_tried_for_ever(clock):
-    assert clock.learn(refusal(1_000_600))
-    assert not clock.learn(refusal(1_000_600.9))
-    assert not clock.learn(refusal(1_000_599.2))
+    assert clock.learn(refusal(NOW + 600))
+    assert not clock.learn(refusal(NOW + 600.9))
+    assert not clock.learn(refusal(NOW + 599.2))
 
 
 def test_a_difference_below_two_seconds_is_not_worth_another_try(clock):
-    assert not clock.learn(refusal(1_000_001.5))
-    assert clock.now() == 1_000_000
+    assert not clock.learn(refusal(NOW + 1.5))
+    assert clock.now() == NOW
 
 
-def test_it_follows_when_this_machines_clock_is_set_right_meanwhile(clock, monkeypatch):
-    clock.learn(refusal(1_000_600))
-    monkeypatch.setattr(time, "time", lambda: 1_000_605.0)
-    assert clock.now() == 1_001_205
-    assert clock.learn(refusal(1_000_605))
-    assert clock.now() == 1_000_605
+def test_requests_refused_side_by_side_are_all_signed_again(clock):
+    used = clock.offset
+    assert clock.learn(refusal(NOW + 600), used)
+    assert clock.learn(refusal(NOW + 600), used)
+
+
+def test_it_follows_when_this_machines_clock_is_set_right_meanwhile(clock, machine):
+    clock.learn(refusal(NOW + 600))
+    clock.accepted(clock.offset)
+    machine["wall"] = NOW + 605
+    assert clock.now() == NOW + 1205
+    assert clock.learn(refusal(NOW + 605))
+    assert clock.now() == NOW + 605
+
+
+# Somebody in between, who tells another time
+
+
+def test_a_time_with_which_the_parent_refuses_us_too_is_forgotten(clock):
+    clock.learn(refusal(NOW + 600))
+    clock.accepted(clock.offset)
+    assert clock.learn(refusal(NOW + YEAR))
+    clock.refused(clock.offset)
+    assert clock.now() == NOW + 600
+
+
+def test_what_was_accepted_holds_whatever_was_tried_meanwhile(clock):
+    used = clock.offset
+    clock.learn(refusal(NOW + YEAR))
+    clock.accepted(used)
+    lie = clock.offset
+    clock.refused(lie)
+    assert clock.now() == NOW
+
+
+def test_only_so_many_times_are_tried_in_a_minute(clock, machine):
+    believed = [clock.learn(refusal(NOW + 1000 * number)) for number in range(1, 10)]
+    assert believed == [True] * clocks.TRIALS + [False] * (9 - clocks.TRIALS)
+    machine["steady"] += clocks.TRIAL_SECONDS + 1
+    assert clock.learn(refusal(NOW + 777_000))
 
 
 @pytest.mark.parametrize(
@@ -57,18 +110,18 @@ def test_it_follows_when_this_machines_clock_is_set_right_meanwhile(clock, monke
 )
 def test_a_refusal_without_a_time_teaches_nothing(clock, body):
     assert not clock.learn(body)
-    assert clock.now() == 1_000_000
+    assert clock.now() == NOW
 
 
-@pytest.mark.parametrize("body", ['{"time": "nan"}', '{"time": "inf"}', '{"time": 1e400}', '{"time": "-1e300"}'])
-def test_a_time_that_is_none_teaches_nothing(clock, body):
-    assert not clock.learn(body)
-    assert clock.now() == 1_000_000
+@pytest.mark.parametrize("told", ["nan", "inf", "1e400", "-1e300", "0", str(clocks.EARLIEST - 1), str(clocks.LATEST)])
+def test_a_time_that_no_parent_can_have_teaches_nothing(clock, told):
+    assert not clock.learn(json.dumps({"time": told}))
+    assert clock.now() == NOW
 
 
 def test_what_it_learns_is_what_the_parent_tells_about_a_late_signature(clock):
     access_key, secret_key, public_key = signing.new_key()
-    parent_now = 1_000_600.0
+    parent_now = NOW + 600
 
     def verified() -> signing.Verified:
         url = "http://127.0.0.1:8000/api/v1/agent/beat"
