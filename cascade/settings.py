@@ -119,7 +119,9 @@ def _postgresql(url: str) -> dict[str, Any]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(parts.hostname or ""),
         "PORT": str(parts.port or ""),
-        "CONN_MAX_AGE": None,
+        # Each request of the native API has a thread of its own, and a connection that it would leave open. Loops and
+        # the threads of the agent's verbs keep theirs: this is looked at when a request ends, and in its thread.
+        "CONN_MAX_AGE": 0,
         # A connection that the server has closed, at its restart say, is replaced instead of failing a request.
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": options | dict(parse_qsl(parts.query)),

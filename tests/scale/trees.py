@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cascade.local import Child, LocalTree, free_port
-from tests.acceptance.trees import QUICK, until
+from tests.acceptance.trees import QUICK, Account, account, until
 from tests.scale.balancer import Balancer
 from tests.servers import Postgresql, Redis
 
@@ -85,6 +86,10 @@ class ScaleTree(LocalTree):
             (name for name in (*self.dispatchers, *self.ports) if self.alive(name) and self.pid(name) == pid), ""
         )
 
+    def another_leader(self, than: str) -> str:
+        """Who leads now, when it is not ``than``."""
+        return str(until(lambda: (found := self.leader()) != than and found, what=f"another leader than {than}"))
+
     def standby(self) -> str:
         leader = self.leader()
         return next(name for name in self.dispatchers if name != leader)
@@ -103,3 +108,23 @@ class ScaleTree(LocalTree):
         super().stop(grace=grace)
         if self.balancer._thread.is_alive():
             self.balancer.__exit__(None, None, None)
+
+
+def saved(tree: ScaleTree, run: int, items: Iterable[str]) -> Account:
+    """What was submitted against what is in the result store, which processes share or the leader owns."""
+    file = tree.data_dir / "results.duckdb"
+    if not file.exists():
+        return account(tree, run, items)
+    import duckdb
+
+    for name in tree.dispatchers:  # the file is readable when nobody has it
+        if tree.alive(name):
+            tree.terminate(name)
+    with duckdb.connect(str(file), read_only=True) as results:
+        found = results.execute(f"SELECT value FROM echo_rows WHERE _run = {run}").fetchall()
+    for name in tree.dispatchers:
+        tree.start_dispatcher(name)
+    until(tree.leader, what="a leader")
+    there = Counter(value for (value,) in found)
+    wanted = {f"{item}:0" for item in items}
+    return Account(wanted - set(there), {value for value, count in there.items() if count > 1}, set(there) - wanted)
