@@ -32,18 +32,24 @@ def run(seconds: float, report: Report) -> None:
 
 
 def full_spool(report: Report) -> None:
-    """Nothing is acknowledged while there is no room for it, nothing half-written stays, and it heals by itself."""
     with TemporaryDirectory() as folder, small_disk(Path(folder) / "spool", 8) as disk:
         with ChaosTree(Path(folder), name="spool", children=CHILDREN) as tree:
-            full = fill(disk)
-            tree.items(ITEMS, shard_size=2, pad=SEGMENT)
-            refused(tree, 507)
-            assert not list(disk.glob("*.part")), "half-written"
-            assert not tree.acknowledged(), "acknowledged without being kept"
-            full.unlink()
-            tree.settle()
+            without_room(tree, disk)
             report.items("a full spool", tree.account())
         report.kill("the parent's spool, disk full")
+
+
+def without_room(tree: ChaosTree, spool: Path) -> None:
+    """Nothing is acknowledged while ``spool``, a small disk, has no room for it, and nothing half-written stays; with
+    room again it heals by itself. Raises AssertionError."""
+    known = tree.acknowledged()
+    full = fill(spool)
+    tree.items(ITEMS, shard_size=2, pad=SEGMENT)
+    refused(tree, 507)
+    assert not list(spool.glob("*.part")), "half-written"
+    assert tree.acknowledged() == known, "acknowledged without being kept"
+    full.unlink()
+    tree.settle()
 
 
 def full_parent(report: Report) -> None:
