@@ -42,7 +42,8 @@ def _file() -> Path:
 def announce(url: str) -> None:
     """Notes that this process serves ``data_dir`` at ``url``."""
     about = {"url": url, "pid": os.getpid(), "host": socket.gethostname(), "since": timezone.now().isoformat()}
-    beside = _file().with_name("server.json.new")
+    # Several servers may begin in one folder at the same moment; the last one stands.
+    beside = _file().with_name(f"server.json.{os.getpid()}")
     beside.write_text(json.dumps(about))
     beside.replace(_file())
 
