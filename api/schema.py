@@ -36,6 +36,11 @@ def _text(help_text: str = "", **more: Any) -> Json:
     return {"type": "string"} | ({"description": help_text} if help_text else {}) | more
 
 
+def _cut(limit: int, help_text: str = "") -> Json:
+    """A text of which the parent keeps the beginning: what a program printed must not cost its result."""
+    return _text(f"{help_text} {limit:,} characters are kept.".strip())
+
+
 def _whole(help_text: str = "", **more: Any) -> Json:
     return {"type": "integer", "minimum": 0} | ({"description": help_text} if help_text else {}) | more
 
@@ -53,7 +58,7 @@ def _ids(help_text: str) -> Json:
 
 
 _FAILURE = _object(
-    {"kind": _text(enum=["error", "timeout", "crash"]), "message": _text(maxLength=TEXT_LIMIT)},
+    {"kind": _text(enum=["error", "timeout", "crash"]), "message": _cut(TEXT_LIMIT)},
     ("kind",),
     description="Instead of ranges and errors, when nothing of the shard is known.",
 )
@@ -72,7 +77,7 @@ _ENTRY = _object(
         "segment": _text("Instead of rows: SHA-256 (hex) of a segment uploaded before.", pattern="^[0-9a-f]{64}$"),
         "offset": _whole("The first row of this entry in its segment."),
         "seconds": _number("Running time by the child's monotonic clock.", minimum=0),
-        "log": _text("The tail of what the executor printed.", maxLength=LOG_LIMIT),
+        "log": _cut(LOG_LIMIT, "The tail of what the executor printed."),
     },
     ("allocation",),
 )
@@ -104,7 +109,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
         "Asks for work. With nothing to give, the answer waits up to 'wait' seconds for some.",
         _object(
             {
-                "boot": _text("Names this start of the agent.", maxLength=64),
+                "boot": _cut(64, "Names this start of the agent."),
                 "slots": _whole("Free ones."),
                 "held": _ids("Allocations it holds."),
                 "wait": _number("Seconds.", minimum=0),
@@ -128,7 +133,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
         "Renews the leases of all that is held, and brings news both ways.",
         _object(
             {
-                "boot": _text(maxLength=64),
+                "boot": _cut(64),
                 "hello": _flag("Opens a session: what is not in 'held' is handed back."),
                 "held": _ids("Allocations it holds."),
                 "running": _ids("Those that have begun."),
@@ -136,7 +141,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
                 "cpu": _number("Percent."),
                 "memory": _number("Percent."),
                 "disk": _number("Percent."),
-                "version": _text(maxLength=40),
+                "version": _cut(40),
                 "executors": _list(_text(), "Task types it can run."),
                 "carrier": _text(enum=["pull", "push", "http"]),
                 "leaving": _flag("It is about to stop."),
@@ -158,12 +163,12 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
     ),
     "report": (
         "Results of finished allocations. What got a receipt is durable; reporting it again changes nothing.",
-        _object({"reports": _list(_ENTRY, maxItems=ENTRIES_LIMIT), "running": _ids("What runs now.")}, ("reports",)),
+        _object({"reports": _list(_ENTRY, maxItems=ENTRIES_LIMIT)}, ("reports",)),
         _object({"results": _list(_RESULT)}),
     ),
     "release": (
         "Hands work back that has not begun; no attempt is counted.",
-        _object({"allocations": _ids("Handed back."), "detail": _text("Why.", maxLength=200)}, ("allocations",)),
+        _object({"allocations": _ids("Handed back."), "detail": _cut(200, "Why.")}, ("allocations",)),
         _object({"released": _ids("Those that were still this node's.")}),
     ),
     "rotate": (
@@ -200,7 +205,7 @@ def _verb(name: str, does: str, body: Json, reply: Json) -> Json:
         "summary": does,
         "tags": [AGENT],
         "security": [{"signature": []}, {"plainKey": []}],
-        "requestBody": {"content": {"application/json": {"schema": body}}, "required": True},
+        "requestBody": {"content": {"application/json": {"schema": body}}, "required": "required" in body},
         "responses": {
             "200": {"description": "", "content": {"application/json": {"schema": reply}}},
             **{status: _problem(detail) for status, detail in _PROBLEMS.items()},

@@ -77,6 +77,8 @@ def _json(content: bytes) -> Iterator[Line]:
         raise FieldError(f"line {error.lineno}", f"is not JSON: {error.msg}") from None
     except RecursionError:
         raise FieldError("file", "is nested too deep") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise FieldError("file", f"is not JSON: {error}") from None
     if isinstance(value, dict) and isinstance(value.get("sources"), list):
         value = value["sources"]
     if not isinstance(value, list):

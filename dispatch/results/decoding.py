@@ -53,19 +53,20 @@ def rows(path: Path, dataset: Dataset) -> int:
     asked = json.dumps(asking(path, dataset)).encode() + b"\n"
     process = _free.get()
     try:
-        for _ in range(2):
+        while True:
+            fresh = process is None
             process = process or _Process()
             try:
                 return _read(process.ask(asked))
             except _Ended as ended:
                 process = None
-                if ended.status == 0:  # it had just given up waiting
+                # One that was there before may have come to its end, or been ended, before it was asked.
+                if not fresh:
                     continue
                 logger.warning("looking at the segment %s ended its process: %s", path.name, ended.status)
                 raise Unprocessable(
                     "the segment takes more memory or time to unpack than is allowed, or its data is damaged"
                 ) from None
-        raise NoDecoder("no process could look at the segment; report it again")
     finally:
         _free.put(process)
 
