@@ -13,6 +13,7 @@ django.setup(set_prefix=False)
 from django.conf import settings  # noqa: E402  (needs the apps to be loaded)
 
 from api.handler import AgentHandler  # noqa: E402
+from api.middleware import SecurityHeaders  # noqa: E402
 from api.slashes import OneSlash  # noqa: E402
 
 
@@ -56,4 +57,4 @@ def _child() -> Any:
     return node.HealthFirst(application)
 
 
-application = OneSlash(_child() if settings.SERVES_CHILD else _parent())
+application = SecurityHeaders(OneSlash(_child() if settings.SERVES_CHILD else _parent()))

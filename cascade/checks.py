@@ -220,6 +220,31 @@ def _processes(settled: Config) -> Iterator[CheckMessage]:
         )
 
 
+@register("cascade", Tags.security, deploy=True)
+def check_production(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """What `check --deploy` looks at beside Django's own: settings that are right on one machine only."""
+    settled: Config = settings.CASCADE
+    found: list[CheckMessage] = []
+    if "*" in settled.allowed_hosts:
+        found.append(
+            Warning(
+                "allowed_hosts has *: whatever name a request brings is put into links, and other sites' pages may "
+                "open this server's sockets",
+                hint="Name the hosts by which it is reached.",
+                id="cascade.W040",
+            )
+        )
+    if settled.plain_keys_unencrypted:
+        found.append(
+            Warning(
+                "plain_keys_unencrypted is on: whoever listens on the way has the keys of nodes and devices",
+                hint="Put TLS in front and set https, or let children sign their requests, as the agent does.",
+                id="cascade.W041",
+            )
+        )
+    return found
+
+
 def _is_loopback(host: str) -> bool:
     if host in ("localhost", ".localhost"):
         return True

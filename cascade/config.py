@@ -37,7 +37,7 @@ class Config(BaseModel):
     role: Literal["parent", "child", "standalone"] = Field("parent", description="What `runserver` starts as.")
     data_dir: Path = Field(BASE_DIR / "data", description="Databases, spool and secret key live here.")
     debug: bool = Field(False, description="Django's debug pages; never on a reachable address.")
-    django_key: str = Field("", description="Django's secret key; empty: made once and kept in data_dir.")
+    django_key: str = Field("", repr=False, description="Django's secret key; empty: made once and kept in data_dir.")
     allowed_hosts: list[str] = Field(
         ["localhost", "127.0.0.1", "[::1]"], description="Host names this server answers to."
     )
@@ -54,7 +54,9 @@ class Config(BaseModel):
 
     node_id: str = Field("", description="What programs that drive this node know it by; empty: the node's name.")
     node_name: str = Field("", description="What people call this node; empty: what its parent calls it.")
-    node_api_key: str = Field("", description="Programs that drive this node send it as X-API-Key; empty: none asked.")
+    node_api_key: str = Field(
+        "", repr=False, description="Programs that drive this node send it as X-API-Key; empty: none asked."
+    )
     healthy_word: str = Field(
         "healthy", min_length=1, max_length=30, description="What a node that takes work calls itself in its health."
     )
@@ -68,10 +70,12 @@ class Config(BaseModel):
 
     database_url: str = Field(
         "",
+        repr=False,
         description="PostgreSQL instead of SQLite, with requirements-scale.txt: postgresql://user:password@host/name.",
     )
     redis_url: str = Field(
         "",
+        repr=False,
         description="Redis for the wake-ups between several server processes, which PostgreSQL carries otherwise: "
         "redis://host:6379/0; needs requirements-scale.txt.",
     )

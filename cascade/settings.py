@@ -78,7 +78,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "api.middleware.ContentSecurityPolicyMiddleware",
 ]
 
 ROOT_URLCONF = "api.dialects.node" if SERVES_CHILD else "cascade.urls"
@@ -183,6 +182,10 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = CASCADE.upload_limit
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = CASCADE.https
 SECURE_HSTS_SECONDS = 31_536_000 if CASCADE.https else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = CASCADE.https
+if CASCADE.https:
+    # Browsers take such a cookie from this very host over TLS only: no neighbour below the same domain can set it.
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-sessionid", "__Host-csrftoken"
+SESSION_COOKIE_HTTPONLY, SESSION_COOKIE_SAMESITE, CSRF_COOKIE_SAMESITE = True, "Lax", "Lax"
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if CASCADE.https else None
 X_FRAME_OPTIONS = "DENY"
 
