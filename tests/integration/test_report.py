@@ -41,7 +41,8 @@ from tests.integration.factory import (
 
 pytestmark = pytest.mark.django_db
 
-LATE = dt.timedelta(seconds=31)
+LATE = dt.timedelta(seconds=61)
+"""After a lease, and after the grace that all nodes have which fall silent at once."""
 
 
 def lose(run: Run) -> None:
