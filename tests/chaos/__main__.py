@@ -36,6 +36,8 @@ PARTS = {
     "disks": Part("tests.chaos.disks", 2, "full disks"),
     "torn": Part("tests.chaos.torn", 2, "files cut short, bits flipped"),
     "clocks": Part("tests.chaos.clocks", 1, "clocks set wrong"),
+    "inputs": Part("tests.chaos.inputs", 2, "every operation of the API, with values that do not fit"),
+    "simulated": Part("tests.chaos.simulated", 3, "worlds under a virtual clock"),
 }
 """In the order in which they run."""
 
