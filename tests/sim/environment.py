@@ -1,0 +1,106 @@
+"""Django and this project, once for all worlds of a process; and the database as it is at the beginning of each."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from tests.sim import clock
+
+folder = Path()
+"""Of this process, in memory where there is a file system there."""
+_pristine: sqlite3.Connection | None = None
+
+
+def set_up() -> None:
+    """Idempotent. After it this process can do nothing but simulate."""
+    global folder, _pristine
+    if _pristine is not None:
+        return
+    for name in [name for name in os.environ if name.startswith("CASCADE_")]:
+        del os.environ[name]
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="cascade-sim-", dir=shared if os.access(shared, os.W_OK) else None))
+    atexit.register(_remove, folder, os.getpid())
+    os.environ["CASCADE_DATA_DIR"] = str(folder)
+    os.environ["CASCADE_CONFIG"] = ""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "cascade.settings"
+    clock.install()
+    from django.conf import settings
+
+    settings.DATABASES["default"] |= {"NAME": ":memory:", "OPTIONS": {}}
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+    logging.disable(logging.CRITICAL)
+    _pristine = sqlite3.connect(":memory:")
+    database().backup(_pristine)
+    _adapt()
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def database() -> sqlite3.Connection:
+    from django.db import connection
+
+    connection.ensure_connection()
+    assert connection.connection is not None
+    raw: sqlite3.Connection = connection.connection
+    return raw
+
+
+def restore() -> None:
+    """The database as after its migrations."""
+    from django.db import connection
+
+    raw = database()
+    if raw.in_transaction:
+        raw.rollback()
+    connection.in_atomic_block = False
+    connection.savepoint_ids = []
+    connection.needs_rollback = False
+    connection.run_on_commit = []
+    connection.atomic_blocks = []
+    assert _pristine is not None
+    _pristine.backup(raw)
+
+
+def _adapt() -> None:
+    """What in production would leave the virtual world: threads, measurements of this machine, who signs."""
+    import channels.consumer
+    import channels.generic.websocket
+
+    from api import agent as rest
+    from api import authentication, sockets
+    from dispatch.results import datasets, decoding
+    from nodes import executors
+    from nodes.agent import loop
+    from tests.sim import children, parent
+
+    async def nothing() -> None:
+        """There is one connection, and it stays."""
+
+    channels.consumer.aclose_old_connections = channels.generic.websocket.aclose_old_connections = nothing
+    rest.in_thread = sockets.in_thread = clock.in_thread  # type: ignore[assignment]
+    authentication.request_parts = authentication.scope_parts = lambda _: ("", "", [])  # type: ignore[assignment]
+    authentication.client_address = lambda _: ""  # type: ignore[assignment]
+    authentication.authenticate = lambda *_, **__: parent.authenticated()  # type: ignore[assignment]
+    authentication.check_body = lambda *_: None  # type: ignore[assignment]
+    loop.Vitals = children.Vitals  # type: ignore[assignment,misc]
+    loop.Sampler = children.Sampler  # type: ignore[assignment,misc]
+    loop.WATCH_SECONDS = 1e6
+    children.connect_by_the_network()
+    # In production a process with limits does that, since it may be a bomb.
+    decoding.rows = lambda path, dataset: datasets.decode(path, dataset).num_rows
+    executors.EXECUTORS |= {"sim": "tests.sim.work:Sim", "sim_finds": "tests.sim.work:Finds"}
