@@ -43,7 +43,7 @@ def run(seconds: float, report: Report) -> None:
     others = [(owner, point, victim) for owner, point, _ in own for victim in VICTIMS if victim != owner]
     chance.shuffle(own)
     chance.shuffle(others)
-    done = 0
+    tried: list[str] = []
     with TemporaryDirectory() as folder, ChaosTree(Path(folder), name="crash", children=CHILDREN) as tree:
         for owner, point, victim in own + others:
             if time.monotonic() > deadline:
@@ -55,10 +55,11 @@ def run(seconds: float, report: Report) -> None:
                 report.problem(str(error))
                 continue
             report.kill(f"{victim}, kill -9 at a named point")
-            done += 1
+            tried.append(f"{point}: {victim}")
+            print(f"  {tried[-1]}", flush=True)
         tree.settle()
         report.items("kill -9 at named points", tree.account())
-    report.figure("named points × victims of kill -9 tried", f"{done} of {len(own) + len(others)}")
+    report.figure("named points × victims of kill -9 tried", f"{len(tried)} of {len(own) + len(others)}")
 
 
 def crash(tree: ChaosTree, owner: str, point: str, victim: str, child: str) -> None:

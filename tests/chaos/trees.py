@@ -66,13 +66,12 @@ class ChaosTree(LocalTree):
         (self.inside(name) / f"{point}.armed").touch()
 
     def disarm(self, name: str) -> None:
-        """No point is armed any more, and who stands still at one goes on."""
+        """No point is armed any more, and who stands still at one, or is about to, goes on."""
         for file in self.inside(name).glob("*.armed"):
             file.unlink(missing_ok=True)
-        for file in self.inside(name).glob("*.reached"):
-            with suppress(ProcessLookupError, ValueError):
-                os.kill(int(file.read_text()), signal.SIGCONT)
-            file.unlink(missing_ok=True)
+        while found := [*self.inside(name).glob("*.part"), *self.inside(name).glob("*.reached")]:
+            for file in found:
+                _let_go(file)
 
     def reached(self, name: str, point: str) -> int | None:
         """The process id of who stands still at ``point``, as soon as somebody does."""
@@ -87,7 +86,7 @@ class ChaosTree(LocalTree):
     def shift(self, name: str, seconds: float) -> None:
         """The clock of this process is off by so much from now on."""
         self.inside(name).mkdir(parents=True, exist_ok=True)
-        whole = self.inside(name) / "clock.part"
+        whole = self.inside(name) / "clock.new"
         whole.write_text(str(seconds))
         os.replace(whole, self.inside(name) / "clock")
 
@@ -153,6 +152,20 @@ class ChaosTree(LocalTree):
         """Stops everything; what became of the items then, by the logs, the control database and the result store."""
         self.stop()
         return account(self.data_dir, self._runs)
+
+
+def _let_go(file: Path) -> None:
+    """Removes what says that a process is at a point, once it stands still there and has been sent on, or is dead."""
+    with suppress(FileNotFoundError):
+        pid = int(file.name.split(".")[-2]) if file.suffix == ".part" else int(file.read_text())
+        try:
+            if psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                time.sleep(0.005)
+                return
+            os.kill(pid, signal.SIGCONT)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            pass
+        file.unlink(missing_ok=True)
 
 
 def account(folder: Path, runs: Mapping[int, tuple[Sequence[str], int]]) -> Items:
