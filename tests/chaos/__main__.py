@@ -38,6 +38,7 @@ PARTS = {
     "clocks": Part("tests.chaos.clocks", 1, "clocks set wrong"),
     "inputs": Part("tests.chaos.inputs", 2, "every operation of the API, with values that do not fit"),
     "simulated": Part("tests.chaos.simulated", 3, "worlds under a virtual clock"),
+    "scale": Part("tests.chaos.scale", 3, "several processes on PostgreSQL and Redis, each killed or restarted"),
 }
 """In the order in which they run."""
 

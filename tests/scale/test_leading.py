@@ -90,21 +90,16 @@ def written(server: Postgresql) -> list[int]:
     return turns
 
 
-def test_one_of_two_leads_and_the_other_when_it_is_killed(server, tmp_path):
-    with candidates(server, tmp_path, 2) as all_of_them:
+def test_one_leads_and_another_when_it_is_killed_or_has_ended(server, tmp_path):
+    with candidates(server, tmp_path, 3) as all_of_them:
         first = leader(server, all_of_them)
         all_of_them[first].kill()
         second = leader(server, all_of_them, but=first)
-        assert written(server) == [first, second]
-
-
-def test_who_is_asked_to_end_stops_its_loops_before_another_leads(server, tmp_path):
-    with candidates(server, tmp_path, 2) as all_of_them:
-        first = leader(server, all_of_them)
-        all_of_them[first].terminate()
-        assert all_of_them[first].wait(20) == 0
-        second = leader(server, all_of_them, but=first)
-        assert written(server) == [first, second]
+        # Asked to end, it stops its loops before another leads.
+        all_of_them[second].terminate()
+        third = leader(server, all_of_them, but=second)
+        assert all_of_them[second].wait(20) == 0
+        assert written(server) == [first, second, third]
 
 
 def test_a_frozen_leader_is_succeeded_and_nothing_of_it_is_written_when_it_wakes(server, tmp_path):
@@ -138,14 +133,3 @@ def test_who_loses_its_connection_stops_and_may_lead_again_later(server, tmp_pat
         log = (tmp_path / "0.log").read_text()
         assert "leads no longer" in log
         assert log.count("this process leads\n") == 2
-
-
-def test_after_a_restart_of_the_server_one_leads_again(server, tmp_path):
-    with candidates(server, tmp_path, 2) as all_of_them:
-        leader(server, all_of_them)
-        server.stop()
-        until(lambda: "no connection" in "".join(log.read_text() for log in tmp_path.glob("*.log")))
-        server.start()
-        ask(server, "TRUNCATE tick")
-        leader(server, all_of_them)
-        assert len(set(ask(server, "SELECT pid FROM tick"))) == 1

@@ -12,8 +12,8 @@ import requests
 
 from cascade.local import Child
 from nodes import signing
-from tests.acceptance.trees import EVEN, numbered, until
-from tests.scale.trees import ScaleTree, saved
+from tests.acceptance.trees import EVEN, account, numbered, until
+from tests.scale.trees import ScaleTree
 from tests.servers import postgresql_server, redis_server
 
 
@@ -49,40 +49,28 @@ def test_a_signed_request_that_one_process_took_is_refused_by_the_other(tree):
     assert "replayed" in second.text
 
 
-def test_when_the_leader_is_killed_the_other_goes_on(tree):
-    run, items = begun(tree, "leader")
-    killed = tree.leader()
-    tree.kill(killed)
-    tree.another_leader(killed)
+def test_the_leader_and_a_web_process_are_killed_and_others_go_on(tree):
+    run, items = begun(tree, "killed")
+    leader = tree.leader()
+    tree.kill(leader)
+    tree.another_leader(leader)
+    tree.kill("web1")  # its children come to the other one through the balancer
     assert tree.wait(run)["state"] == "completed"
-    tree.start_dispatcher(killed)
-    assert saved(tree, run, items) == EVEN
-
-
-def test_when_a_web_process_is_killed_its_children_go_on_at_the_other(tree):
-    run, items = begun(tree, "web")
-    tree.kill("web1")
-    assert tree.wait(run)["state"] == "completed"
+    assert account(tree, run, items) == EVEN
     tree.start_web("web1")
+    tree.start_dispatcher(leader)
     until(lambda: tree.answers(tree.ports["web1"]), what="the web process that was killed")
-    assert saved(tree, run, items) == EVEN
 
 
-def test_while_redis_is_away_work_goes_on_and_afterwards_too(tree):
-    run, items = begun(tree, "redis")
+def test_redis_and_postgresql_go_and_come_back_and_nothing_is_lost(tree):
+    run, items = begun(tree, "away")
     tree.redis.kill()
-    others = begun(tree, "away")
-    tree.redis.start()
-    assert tree.wait(run)["state"] == "completed"
-    assert tree.wait(others[0])["state"] == "completed"
-    assert saved(tree, run, items) == EVEN
-    assert saved(tree, *others) == EVEN
-
-
-def test_a_restart_of_postgresql_loses_nothing(tree):
-    run, items = begun(tree, "database")
+    beside = tree.submit("echo", ["without Redis"])
+    assert tree.wait(beside)["state"] == "completed"
     tree.postgresql.stop()
+    tree.redis.start()
     tree.postgresql.start()
     until(tree.leader, what="a leader")
     assert tree.wait(run)["state"] == "completed"
-    assert saved(tree, run, items) == EVEN
+    assert account(tree, run, items) == EVEN
+    assert account(tree, beside, ["without Redis"]) == EVEN

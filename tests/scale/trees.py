@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from cascade.local import Child, LocalTree, free_port
-from tests.acceptance.trees import QUICK, Account, account, until
+from tests.acceptance.trees import QUICK, SOON, until
 from tests.scale.balancer import Balancer
 from tests.servers import Postgresql, Redis
 
@@ -71,6 +74,17 @@ class ScaleTree(LocalTree):
         except OSError:
             return False
 
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        """As the base's; asked again where a process was killed meanwhile, or says that the database is away."""
+        deadline = time.monotonic() + SOON
+        while True:
+            with suppress(requests.ConnectionError):
+                answer = super().request(method, path, **options)
+                if answer.status_code != 503 or time.monotonic() > deadline:
+                    return answer
+            assert time.monotonic() < deadline, f"no answer to {method} {path} in {SOON:g} s"
+            time.sleep(0.1)
+
     def leader(self) -> str:
         """The name of the process that leads, or nothing; as PostgreSQL has it."""
         import psycopg
@@ -108,23 +122,3 @@ class ScaleTree(LocalTree):
         super().stop(grace=grace)
         if self.balancer._thread.is_alive():
             self.balancer.__exit__(None, None, None)
-
-
-def saved(tree: ScaleTree, run: int, items: Iterable[str]) -> Account:
-    """What was submitted against what is in the result store, which processes share or the leader owns."""
-    file = tree.data_dir / "results.duckdb"
-    if not file.exists():
-        return account(tree, run, items)
-    import duckdb
-
-    for name in tree.dispatchers:  # the file is readable when nobody has it
-        if tree.alive(name):
-            tree.terminate(name)
-    with duckdb.connect(str(file), read_only=True) as results:
-        found = results.execute(f"SELECT value FROM echo_rows WHERE _run = {run}").fetchall()
-    for name in tree.dispatchers:
-        tree.start_dispatcher(name)
-    until(tree.leader, what="a leader")
-    there = Counter(value for (value,) in found)
-    wanted = {f"{item}:0" for item in items}
-    return Account(wanted - set(there), {value for value, count in there.items() if count > 1}, set(there) - wanted)
