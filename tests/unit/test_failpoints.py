@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nodes import failpoints
+from tests.chaos import crashes
 
 
 def _process(plan: str, *names: str) -> subprocess.CompletedProcess[str]:
@@ -53,3 +56,16 @@ def test_a_hook_hears_every_point_while_it_is_armed():
         failpoints.reach("effect")
     failpoints.reach("effect")
     assert heard == ["effect"]
+
+
+def test_each_point_is_in_the_code_and_is_one_that_the_chaos_kills_at():
+    source = "".join(
+        file.read_text()
+        for floor in ("cascade", "api", "dispatch", "nodes")
+        for file in (Path(failpoints.__file__).parent.parent / floor).rglob("*.py")
+    )
+    placed = set(re.findall(r'failpoints\.reach\("([^"]+)"\)', source))
+    assert placed == set(failpoints.POINTS)
+    killed_at = {point for points in crashes.OWNERS.values() for point in points}
+    # Those of a command are in acceptance/test_key_rotation.
+    assert killed_at == {point for point in failpoints.POINTS if not point.startswith("rotate.")}
