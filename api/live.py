@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -115,6 +115,9 @@ class LivePage(AsyncWebsocketConsumer):
         self._sent: Snapshot | None = None
         self._newest: Snapshot | None = None
         self._waiting = False
+        if not _same_site(self.scope):
+            await self.close(FORBIDDEN)
+            return
         user = self.scope.get("user")
         if user is None or not (user.is_active and user.is_staff):
             await self.close(FORBIDDEN)
@@ -160,6 +163,19 @@ class LivePage(AsyncWebsocketConsumer):
         if not await database_sync_to_async(_may_look)(getattr(session, "session_key", None)):
             shared.leave(self)
             await self.close(FORBIDDEN)
+
+
+def _same_site(scope: Mapping[str, Any]) -> bool:
+    """Whether the page that opens the socket is this server's, or of ``csrf_trusted_origins``.
+
+    Exactly this server's, with its port: cookies are sent to every port of a host, and another program's page may be
+    there. (The scheme is left out: a proxy may end TLS.)
+    """
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    origin = headers.get("origin", "")
+    host = headers.get("x-forwarded-host", "") if settings.USE_X_FORWARDED_HOST else ""
+    _, _, name = origin.partition("://")
+    return origin in settings.CSRF_TRUSTED_ORIGINS or (bool(name) and name == (host or headers.get("host", "")))
 
 
 def _may_look(session_key: str | None) -> bool:

@@ -152,6 +152,8 @@ def read_claim(body: Any) -> Claim:
 def read_beat(body: Any) -> Beat:
     body = read_object(body)
     progress = read_object(body.get("progress", {}), "progress")
+    if len(progress) > IDS_LIMIT:
+        raise FieldError("progress", f"has {len(progress)} entries; at most {IDS_LIMIT} are allowed")
     executors = body.get("executors")
 
     def load(name: str) -> float | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
+import requests
 
 from cascade.local import PARENT, LocalTree
 from tests.integration import agents
-from tests.integration.agents import Agent, done
+from tests.integration.agents import SOON, Agent, done
 
+_TOKEN = re.compile('name="csrfmiddlewaretoken" value="([^"]+)"')
 _FAULT = re.compile(r"^Traceback \(most recent|^ERROR\b|Internal Server Error", re.MULTILINE)
 
 
@@ -37,6 +40,18 @@ class Victim:
         tree.json("POST", "/api/v1/tasks", json={"name": "daily", "type": "echo", "items": ["x"], "cron": "0 3 * * *"})
         tree.json("POST", "/api/v1/rates", json={"key": "host:*", "per_second": 5})
         tree.json("POST", "/api/v1/sources", json={"kind": "symbol", "key": "AAPL", "name": "Apple"})
+
+    @cache  # noqa: B019  (a victim lives as long as its tests)
+    def session_cookie(self) -> str:
+        """The operator's, signed in on the pages: the value of a Cookie header."""
+        session = requests.Session()
+        session.trust_env = False
+        url = f"{self.tree.url}/admin/login/"
+        form = {"username": self.tree.username, "password": self.tree.password}
+        form["csrfmiddlewaretoken"] = _TOKEN.findall(session.get(url, timeout=SOON).text)[0]
+        answer = session.post(url, data=form, headers={"Referer": url}, allow_redirects=False, timeout=SOON)
+        assert answer.status_code == 302, answer.text
+        return "; ".join(f"{cookie.name}={cookie.value}" for cookie in session.cookies)
 
     @property
     def faults(self) -> list[str]:
