@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from bench import headline, kinds, memory, node, noop, unequal, waits
+from bench import headline, kinds, memory, node, noop, scale, unequal, waits
 from bench.report import Table, machine
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "headline": headline.measure,
     "unequal": unequal.measure,
     "node": node.measure,
+    "scale": scale.measure,
     "memory": memory.measure,
     "analysis": lambda rounds: [kinds.analysis(rounds)],
     "optimization": lambda rounds: [kinds.optimization(rounds)],

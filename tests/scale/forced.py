@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import django
@@ -51,4 +52,5 @@ def fleet(ends: str) -> None:
 
 if __name__ == "__main__":
     what, *given = sys.argv[1:]
-    {"prepare": prepare, "dispatch": dispatch, "fleet": fleet}[what](*given)
+    parts: dict[str, Callable[..., None]] = {"prepare": prepare, "dispatch": dispatch, "fleet": fleet}
+    parts[what](*given)
