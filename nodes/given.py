@@ -25,6 +25,8 @@ SUFFIXES = (".toml", ".json", ".yaml", ".yml")
 PREFIX = "CASCADE_"
 ROLES = ("parent", "child", "standalone")
 _SECRET = re.compile(r"(?:\A|_)(?:secret|password|token|api_key|api_secret|django_key)(?:\Z|_key\Z)")
+_KEYS = re.compile(r"\bC[SR][A-Za-z0-9_-]{40,43}")
+"""A secret key or a registration key, in whatever place it was put by mistake."""
 _LONGEST = 120
 
 
@@ -105,7 +107,7 @@ def shown(name: str, value: Any) -> str:
     if is_secret(name):
         return "this secret"
     text = repr(value) if not isinstance(value, Path) else repr(str(value))
-    text = unlocked(text)
+    text = _KEYS.sub("***", unlocked(text))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
