@@ -57,6 +57,7 @@ def test_no_lease_ends_because_a_clock_is_wrong(tree):
 
 def test_in_the_end_each_item_is_saved_once(tree):
     """After all of the above; it ends the tree."""
+    tree.settle()
     items = tree.account()
     assert items.submitted == items.attempted == items.saved.keys()
     assert not items.lost
