@@ -1,6 +1,6 @@
 """``python -m tests.postgresql [pytest's arguments]``: the tests of what a database must keep apart, on PostgreSQL.
 
-All of tests/integration may be named; without arguments it is those where verbs race.
+All of tests/integration and tests/stateful may be named; without arguments it is those where verbs race.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import sys
 from tests.servers import postgresql
 
 RACES = [
-    f"tests/integration/test_{name}.py"
-    for name in (
-        *("accept", "assign", "cancel", "claim", "copies", "expire", "grant", "paces", "rates", "shorten"),
-        *("registrations", "release", "report", "retry", "schedule", "sources", "submit"),
-    )
+    "tests/stateful",
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in (
+            *("accept", "assign", "cancel", "claim", "copies", "expire", "grant", "migrations", "own_keys", "paces"),
+            *("rates", "registrations", "release", "report", "retry", "schedule", "shorten", "sources", "submit"),
+        )
+    ),
 ]
 
 

@@ -170,7 +170,7 @@ class Model:
                 each["deadline"] = self.now + (LEASE if each["delivered"] else OFFER)
 
     def suspects_itself(self) -> bool:
-        """Two nodes or more, all silent for a lease's time and lost within one: it is rather the parent. For a while."""
+        """Two nodes or more, all silent for a lease's time and lost within one: it is the parent for a while."""
         heard = [node["beat_at"] for node in self.nodes.values() if self.now - node["beat_at"] < 3 * LEASE]
         together = len(heard) >= 2 and max(heard) - min(heard) <= LEASE
         return together and LEASE <= self.now - max(heard) < 2 * LEASE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -40,20 +41,24 @@ from tests.stateful.watching import Watcher
 pytestmark = pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
 
 AT_ONCE = 4
-VERBS = (
-    *("allocate", "allocate", "assign", "assign", "copy", "claim", "accept", "beat", "hello", "report", "report"),
-    *("fail", "partly", "repeat", "release", "recall", "expire", "expire", "cancel", "retry", "save", "submit"),
-    *("revoke", "rotate", "forgive", "disconnected"),
+GRANTS = ("allocate", "allocate", "assign", "assign", "copy", "submit", "cancel")
+ENDS = (
+    *("report", "report", "fail", "partly", "repeat", "release", "recall", "expire", "expire"),
+    *("hello", "cancel", "save"),
 )
-BUNDLES = st.lists(
-    st.tuples(st.sampled_from(VERBS), st.integers(0, 11), st.integers(0, 11)), min_size=2, max_size=AT_ONCE
-)
+VERBS = (*GRANTS, *ENDS, "claim", "accept", "beat", "retry", "revoke", "rotate", "forgive", "disconnected")
+NUMBERS = st.integers(0, 11)
+
+
+def bundles(verbs: Sequence[str]) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    return st.lists(st.tuples(st.sampled_from(verbs), NUMBERS, NUMBERS), min_size=2, max_size=AT_ONCE)
 
 
 class AtOnce(RuleBasedStateMachine):
     saver: Saver
     clock: Clock
     crew: Crew
+    lookout: ThreadPoolExecutor
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,14 +82,29 @@ class AtOnce(RuleBasedStateMachine):
         factory.submit(4, shard_size=2, max_attempts=2)
         factory.submit(3, max_attempts=2)
 
-    @rule(bundle=BUNDLES, seconds=st.sampled_from((0.0, 0.0, 0.0, 16.0, 31.0)))
+    @rule(bundle=bundles(VERBS), seconds=st.sampled_from((0.0, 0.0, 0.0, 16.0, 31.0)))
     def verbs_run_at_once(self, bundle, seconds):
         self.clock.seconds += seconds
+        self.run(bundle)
+
+    @rule(bundle=bundles(GRANTS))
+    def work_is_granted_by_many(self, bundle):
+        self.run(bundle)
+
+    @rule(bundle=bundles(ENDS), seconds=st.sampled_from((0.0, 31.0)))
+    def work_ends_in_many_ways(self, bundle, seconds):
+        queue.allocate_now()
+        for node in Node.objects.order_by("pk"):
+            lifecycle.accept(keys.inside(node.pk), self.live(node.pk))
+        self.clock.seconds += seconds
+        self.run(bundle)
+
+    def run(self, bundle: Sequence[tuple[str, int, int]]) -> None:
         Node.objects.update(last_beat_at=timezone.now())
         expired = Allocation.objects.filter(state="expired").count()
         verbs = [self.verb(*each) for each in bundle]
         self.whole = False
-        with Watcher():
+        with Watcher(self.lookout):
             answers = self.crew.at_once(verbs)
         for (name, *_), answer in zip(bundle, answers, strict=True):
             if isinstance(answer, Exception) and not isinstance(answer, CascadeError):
@@ -95,11 +115,16 @@ class AtOnce(RuleBasedStateMachine):
         self.whole = True
 
     @rule()
-    def nodes_fetch_their_work(self):
-        """By themselves, so that there is something for the next bundle to be about."""
-        queue.allocate_now()
-        for node in Node.objects.order_by("pk"):
-            lifecycle.accept(keys.inside(node.pk), self.live(node.pk))
+    def all_that_is_held_is_done(self):
+        """By one after the other, so that there are slots for the next bundle."""
+        for pk in self.live():
+            mine = Allocation.objects.get(pk=pk)
+            assert mine.node_id is not None
+            child = Child(mine.node_id, keys.inside(mine.node_id))
+            body = self.bodies[pk] = factory.done(self.work(mine))
+            self.heard(body, child.report(body)[0])
+        if Run.objects.filter(state="running").count() < 3:
+            factory.submit(3)
 
     def heard(self, body: dict[str, Any], result: dict[str, Any]) -> None:
         """What the answer to a report promises."""
@@ -111,10 +136,11 @@ class AtOnce(RuleBasedStateMachine):
             self.rows.update((self.run_of(pk), value, pk) for _, _, value in body.get("rows") or ())
 
     def each_is_done_by_one(self, bundle: Sequence[tuple[str, int, int]], answers: Sequence[Any], expired: int) -> None:
-        told = [answer for (name, *_), answer in zip(bundle, answers, strict=True) if name == "expire"]
-        assert sum(told) <= expired, f"{told} were expired, and only {expired} there were"
-        given_back = [pk for (name, *_), each in zip(bundle, answers, strict=True) if name == "release" for pk in each]
-        assert len(given_back) == len(set(given_back)), "one allocation was released twice"
+        told = [(name, answer) for (name, *_), answer in zip(bundle, answers, strict=True)]
+        counts = [answer for name, answer in told if name == "expire"]
+        assert sum(counts) <= expired, f"{counts} were expired, and only {expired} there were"
+        released = [pk for name, answer in told if name == "release" and isinstance(answer, list) for pk in answer]
+        assert len(released) == len(set(released)), "one allocation was released twice"
 
     def teardown(self):
         factory.save(self.saver)
@@ -162,8 +188,7 @@ class AtOnce(RuleBasedStateMachine):
         if pk is None:
             return lambda: None
         mine = Allocation.objects.get(pk=pk)
-        items = [f"i{index}" for index in range(mine.start, mine.stop)]
-        work = Work(pk, mine.run_id, mine.start, mine.stop, 1, items)
+        work = self.work(mine)
         bodies = {
             "report": factory.done(work),
             "partly": factory.partly(work, mine.start, retry=other % 2 == 0),
@@ -174,6 +199,11 @@ class AtOnce(RuleBasedStateMachine):
         assert mine.node_id is not None
         child = self.child(mine.node_id, other)
         return lambda: (body, child.report(body)[0])
+
+    @staticmethod
+    def work(mine: Allocation) -> Work:
+        items = [f"i{index}" for index in range(mine.start, mine.stop)]
+        return Work(mine.pk, mine.run_id, mine.start, mine.stop, 1, items)
 
     @retried
     def copy(self, ids: Sequence[int], node: int) -> None:
@@ -211,9 +241,12 @@ class AtOnce(RuleBasedStateMachine):
 @pytest.mark.timeout(600)
 @pytest.mark.django_db(transaction=True)
 def test_verbs_at_once_keep_the_promises_at_every_commit(monkeypatch, settings, tmp_path):
-    settings.CASCADE = settings.CASCADE.model_copy(update={"data_dir": tmp_path, "lookahead_limit": 0})
+    settings.CASCADE = settings.CASCADE.model_copy(
+        update={"data_dir": tmp_path, "result_store": "file", "lookahead_limit": 0}
+    )
     clock = Clock()
     monkeypatch.setattr(timezone, "now", clock.now)
-    with factory.saver() as saver, Crew(AT_ONCE) as crew:
-        machine = type("AtOnce", (AtOnce,), {"saver": saver, "clock": clock, "crew": crew})
-        run_state_machine_as_test(machine, settings=length(examples=12, steps=12))
+    with factory.saver() as saver, Crew(AT_ONCE) as crew, ThreadPoolExecutor(1) as lookout:
+        machine = type("AtOnce", (AtOnce,), {"saver": saver, "clock": clock, "crew": crew, "lookout": lookout})
+        run_state_machine_as_test(machine, settings=length(examples=10, steps=8))
+        lookout.submit(connection.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -95,35 +96,29 @@ class Seen:
 
 
 class Watcher:
-    """Looks until the block ends, then once more. What was wrong at any moment is raised."""
+    """Looks until the block ends, then once more; in the one thread of ``lookout``, which keeps its connection.
+    What was wrong at any moment is raised.
+    """
+
+    def __init__(self, lookout: ThreadPoolExecutor) -> None:
+        self._lookout = lookout
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
-        self.moments = 0
-        self._problem: BaseException | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watcher")
-        self._thread.start()
+        self._looking = self._lookout.submit(self._look)
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
-        if self._problem is not None:
-            raise self._problem
+        self._looking.result()
 
     def _look(self) -> None:
         before: Seen | None = None
-        try:
-            over = False
-            while not over:
-                over = self._over.is_set()
-                seen = Seen.now()
-                seen.check()
-                if before is not None:
-                    seen.check_after(before)
-                before = seen
-                self.moments += 1
-        except BaseException as problem:
-            self._problem = problem
-        finally:
-            connection.close()
+        over = False
+        while not over:
+            over = self._over.is_set()
+            seen = Seen.now()
+            seen.check()
+            if before is not None:
+                seen.check_after(before)
+            before = seen
