@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dispatch.bus import PAYLOAD_BYTES, pieces
@@ -13,6 +13,7 @@ MESSAGES = st.one_of(
     st.just({"type": "node.work"}),
     st.builds(lambda ids: {"type": "node.cancel", "ids": ids}, st.lists(st.integers(0, 2**62), max_size=3000)),
 )
+CANCEL = {"type": "node.cancel", "ids": list(range(10**9, 10**9 + 3000))}
 TOLD = st.lists(
     st.tuples(st.lists(st.integers(1, 2**62), min_size=1, max_size=2000, unique=True), MESSAGES), max_size=5
 )
@@ -27,6 +28,10 @@ def said(payloads):
     return found
 
 
+# Long ones are rare among those that are made up.
+@example(
+    told=[(list(range(10**6, 10**6 + 3000)), {"type": "node.work"}), ([1], CANCEL), ([2], CANCEL)], names={"saver"}
+)
 @given(told=TOLD, names=st.sets(st.sampled_from(["dispatcher", "saver", "changed"])))
 def test_however_much_there_is_to_say_it_is_said_in_pieces_that_fit(told, names):
     payloads = list(pieces("me", names, told))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -56,7 +58,7 @@ def test_who_succeeds_waits_for_longer_than_the_old_one_may_go_on():
     assert leading.FROZEN_SECONDS >= leading.HELD_SECONDS + leading.BEAT_SECONDS
 
 
-LOOPS = {
+LOOPS: dict[str, tuple[Any, Callable[[], None]]] = {
     "dispatcher": (dispatcher.Dispatcher, events.dispatcher.set),
     "advisor": (advising.Advisor, events.advisor.set),
     "webhooks": (webhooks.Webhooks, events.webhooks.set),
