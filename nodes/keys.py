@@ -17,7 +17,7 @@ from nodes import signing
 from nodes.executors.base import shown
 from nodes.models import AccessKey, Node, RegistrationKey
 from nodes.protocol import Conflict, FieldError, Forbidden, NotFound, Unauthenticated
-from nodes.transactions import write
+from nodes.transactions import retried, write
 
 LIVE_KEYS_LIMIT = 2
 """Two, so that a child can change over to a new key without a moment when none is valid."""
@@ -59,6 +59,7 @@ ended: list[Callable[[int], None]] = []
 """Called with a node's id after a commit of this process that ended keys of it: who acts for it is to look again."""
 
 
+@retried
 def issue(node_id: int) -> IssuedKey:
     """A further key. A Conflict when two are live."""
     with write():
@@ -68,6 +69,7 @@ def issue(node_id: int) -> IssuedKey:
         return new_key(node)
 
 
+@retried
 def rotate(node_id: int) -> IssuedKey:
     """A new key; the newest before it stays valid, so that the child can change over, and older ones are revoked."""
     with write():
@@ -77,6 +79,7 @@ def rotate(node_id: int) -> IssuedKey:
         return new_key(node)
 
 
+@retried
 def rotate_own(caller: Caller, public_key: str) -> AccessKey:
     """A key that the child has made itself; ``public_key`` is its public half, in hex. Asked again it is the same one.
 
@@ -88,9 +91,9 @@ def rotate_own(caller: Caller, public_key: str) -> AccessKey:
     if not isinstance(public_key, str) or not _PUBLIC_KEY.match(public_key):
         raise FieldError("public_key", f"{shown(public_key)} is not an Ed25519 public key: 64 digits, 0-9 and a-f")
     with write():
-        # Locked first: of two rotations at once, the second sees what the first has made.
-        node = _keyed(caller.node_id)
         check_live(caller)
+        # Of two rotations at once, by either of the node's keys, the second sees what the first has made.
+        node = _keyed(caller.node_id)
         same = AccessKey.objects.filter(public_key=public_key).first()
         if same is not None:
             if (same.node_id, same.revoked_at) == (node.pk, None) and same.pk != caller.key_id:
@@ -105,19 +108,21 @@ def rotate_own(caller: Caller, public_key: str) -> AccessKey:
         return AccessKey.objects.create(node=node, access_key=signing.new_key()[0], public_key=public_key)
 
 
+@retried
 def retire(caller: Caller) -> list[str]:
     """Ends the node's keys that are older than the caller's; which they were. Raises Forbidden as ``rotate_own``."""
     if not caller.key_id or not caller.content_digest:
         raise Forbidden("older keys are retired by a request signed with the newer one")
     with write():
-        node = _keyed(caller.node_id)
         check_live(caller)
+        node = _keyed(caller.node_id)
         older = [key.access_key for key in _live_keys(node) if key.pk < caller.key_id]
         for access_key in older:
             revoke(access_key)
     return older
 
 
+@retried
 def revoke(access_key: str) -> AccessKey:
     """From its commit on nothing signed with this key is accepted. Revoking twice changes nothing."""
     # PostgreSQL cannot be asked for a NUL.
@@ -132,6 +137,7 @@ def revoke(access_key: str) -> AccessKey:
     return key
 
 
+@retried
 def revoke_all(node_id: int) -> int:
     """Revokes all live keys of a node; how many there were."""
     with write():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from django.core import serializers
+from django.db import connection
 from django.test import Client
 
 from api import agent as agent_routes
@@ -17,11 +19,11 @@ from api import authentication
 from dispatch import lifecycle
 from dispatch.lifecycle.staged import Row
 from dispatch.models import Allocation, Receipt, Run, Shard, StagedRow
-from nodes import keys, registry, signing
+from nodes import failpoints, keys, registry, signing
 from nodes.keys import Caller, IssuedKey
 from nodes.models import AccessKey, Node
 from nodes.protocol import CascadeError, Conflict, FieldError, Forbidden, Unauthenticated
-from tests.integration.factory import Child, Work, child, dispatch, done, failure, partly, submit
+from tests.integration.factory import Child, Work, at_once, child, dispatch, done, failure, partly, submit
 
 pytestmark = pytest.mark.django_db
 
@@ -242,3 +244,72 @@ def test_a_request_whose_key_is_revoked_while_it_is_under_way_is_a_401(key, fold
     answer = Client().generic(method, url, body, content_type="application/json", **headers)
     assert (answer.status_code, "revoked" in answer.json()["detail"]) == (401, True)
     assert [records()] == seen
+
+
+# At the same moment
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_revocation_waits_for_a_verb_that_has_found_the_key_alive():
+    """Otherwise what the verb writes would be committed after the revocation."""
+    made = child("alpha")
+    submit(1)
+    dispatch()
+    order: list[str] = []
+    ended = threading.Event()
+
+    def revoke() -> None:
+        keys.revoke(made.caller.access_key)
+        order.append("revoked")
+        ended.set()
+        connection.close()
+
+    revoking = threading.Thread(target=revoke)
+    verb = threading.current_thread()
+
+    def hook(point: str) -> None:
+        if threading.current_thread() is not verb:
+            return
+        if point == "write.committing" and not revoking.ident:
+            revoking.start()
+            assert not ended.wait(0.5)
+        if point == "write.committed" and "claimed" not in order:
+            order.append("claimed")
+
+    with failpoints.armed(hook):
+        assert len(made.claim()) == 1
+    revoking.join(30)
+    assert order == ["claimed", "revoked"]
+    with pytest.raises(Unauthenticated):
+        made.claim()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_however_many_rotations_come_at_once_two_keys_are_live():
+    _, key = registry.add_node("alpha")
+    mine = caller(key)
+
+    def rotate() -> str:
+        try:
+            return keys.rotate_own(mine, public()).access_key
+        finally:
+            connection.close()
+
+    at_once(*[rotate] * 6)
+    assert key.access_key in live()
+    assert len(live()) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_same_rotation_sent_twice_at_once_makes_one_key():
+    _, key = registry.add_node("alpha")
+    mine, made = caller(key), public()
+
+    def rotate() -> str:
+        try:
+            return keys.rotate_own(mine, made).access_key
+        finally:
+            connection.close()
+
+    assert len(set(at_once(*[rotate] * 4))) == 1
+    assert AccessKey.objects.count() == 2
