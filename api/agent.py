@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import random
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,10 @@ from django.views.decorators.csrf import csrf_exempt
 from api import authentication, errors, limits
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
-from dispatch.results import inputs, spool
+from dispatch.results import inputs, room, spool
 from nodes import keys, messages
 from nodes.keys import Caller
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge, Unauthenticated
+from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge, TooMany, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ Result = TypeVar("Result")
 
 THREADS = ThreadPoolExecutor(8, thread_name_prefix="verb")
 """Few: on SQLite the verbs take turns anyway, and each thread keeps a database connection."""
+QUEUE_LIMIT = 400
+"""So many verbs may wait for a thread, a second or two; then what can come later is asked to. Beats never are."""
 PIECE = 1024 * 1024
 LOST_SECONDS = 5.0
 """A claim that waits looks by itself so often where other processes grant work: their wake-ups can be lost."""
@@ -48,7 +51,7 @@ VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "beat": lambda caller, body: lifecycle.beat(caller, messages.read_beat(body)),
     "claim": lambda caller, body: lifecycle.claim(caller, messages.read_claim(body)),
     "release": lambda caller, body: lifecycle.release(caller, *messages.read_release(body)),
-    "report": lambda caller, body: lifecycle.report(caller, messages.read_report(body)),
+    "report": lambda caller, body: _report(caller, body),
 }
 
 KEY_VERBS: dict[str, Callable[[Caller, Any], Body]] = {
@@ -73,9 +76,30 @@ async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
     return await asyncio.get_running_loop().run_in_executor(THREADS, run)
 
 
+def behind() -> float:
+    """Seconds that who wants something new should wait before asking, because too many wait already; 0: none."""
+    waits = THREADS._work_queue.qsize()
+    # Spread, so that they do not all come back at one moment, and further the more there are.
+    return random.uniform(1.0, 2.0 + waits / QUEUE_LIMIT) if waits > QUEUE_LIMIT else 0.0
+
+
+def check_turn() -> None:
+    """Raises TooMany where what was asked for should come later."""
+    if wait := behind():
+        raise TooMany("this parent has more to do than it can at this moment", retry_after=wait)
+
+
 def perform(caller: Caller, verb: str, body: Any) -> Body:
     """One verb of an authenticated child. Raises CascadeError."""
     return (VERBS.get(verb) or KEY_VERBS[verb])(caller, body)
+
+
+def _report(caller: Caller, body: Any) -> Body:
+    """Rows that come in the report itself need room; of those in segments it was asked when they were uploaded."""
+    entries = messages.read_report(body)
+    if any(entry.inline for entry in entries):
+        room.check()
+    return lifecycle.report(caller, entries)
 
 
 def read_json(content: bytes) -> Any:
@@ -164,6 +188,8 @@ async def verb(request: HttpRequest, verb: str) -> HttpResponse:
         return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
     if request.method != "POST":
         return _only("POST")
+    if verb != "beat":
+        check_turn()
     _, _, reply = await in_thread(_authenticate_and_perform, request, verb)
     return JsonResponse(reply, status=_status(reply))
 
@@ -179,6 +205,7 @@ async def claim(request: HttpRequest) -> HttpResponse:
     """Answers at once when there is work, else when there is some, at the latest after ``wait`` seconds."""
     if request.method != "POST":
         return _only("POST")
+    check_turn()
     caller, body, reply = await in_thread(_authenticate_and_perform, request, "claim")
     loop = asyncio.get_running_loop()
     until = loop.time() + min(messages.read_claim(body).wait, settings.CASCADE.long_poll_seconds)
@@ -215,6 +242,7 @@ async def segment(request: HttpRequest, sha256: str) -> HttpResponse:
     """An Arrow IPC file for the spool, named by its hash; reports then refer to it."""
     if request.method != "PUT":
         return _only("PUT")
+    check_turn()
     return await in_thread(_receive, request, sha256)
 
 
@@ -222,6 +250,7 @@ def _receive(request: HttpRequest, sha256: str) -> HttpResponse:
     folder = settings.CASCADE.spool
     spool.path(folder, sha256)  # refuses what is not a hash before anything is read
     caller = _authenticate(request, None)
+    room.check(int(request.META.get("CONTENT_LENGTH") or 0))
     received = spool.receive(iter(lambda: request.read(PIECE), b""), folder, limit=SEGMENT_BYTES_LIMIT)
     limits.keys.charge(caller.access_key, requests=0, size=received.size)
     authentication.check_body(caller, bytes.fromhex(received.sha256))

@@ -19,7 +19,7 @@ from rest_framework import views
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
 
-from nodes.protocol import CascadeError, FieldError, TooMany, Unauthenticated
+from nodes.protocol import CascadeError, FieldError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class DatabaseAway(CascadeError):
     """The database server restarts or cannot be reached: nothing is known of what was asked, so it is sent again."""
 
     status = 503
+    retry_after = 1.0
 
     def __init__(self) -> None:
         super().__init__("the database cannot be reached; try again")
@@ -54,11 +55,7 @@ def respond(error: CascadeError) -> JsonResponse:
 def _headers(error: CascadeError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": 'AK-SK realm="cascade"'}
-    if isinstance(error, TooMany):
-        return {"Retry-After": str(math.ceil(error.retry_after))}
-    if isinstance(error, DatabaseAway):
-        return {"Retry-After": "1"}
-    return {}
+    return {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else {}
 
 
 def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:

@@ -16,13 +16,13 @@ from django.urls import path
 from django.utils import timezone
 
 from api import authentication, limits, revoked
-from api.agent import VERBS, in_thread, perform
+from api.agent import VERBS, check_turn, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
 from nodes import keys
 from nodes.executors.base import shown
 from nodes.keys import Caller
-from nodes.protocol import CascadeError, FieldError, TooMany, Unauthenticated
+from nodes.protocol import CascadeError, FieldError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class AgentSocket(AsyncWebsocketConsumer):
             assert self.caller is not None
             limits.keys.check(self.caller.access_key)
             limits.keys.charge(self.caller.access_key, size=len(text_data or ""))
+            if kind != "beat":
+                check_turn()
             body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
             if kind == "beat" and events.abroad is not None:
                 self._work.set()  # another process grants, and its wake-up may have been lost
@@ -87,8 +89,8 @@ class AgentSocket(AsyncWebsocketConsumer):
                 {"type": "reply", "re": number, "status": 400, "body": {"field": "frame", "detail": "is not JSON"}}
             )
         except CascadeError as error:
-            wait = {"retry_after": math.ceil(error.retry_after)} if isinstance(error, TooMany) else {}
-            await self._say({"type": "reply", "re": number, "status": error.status, "body": error.as_dict(), **wait})
+            later = {"retry_after": math.ceil(error.retry_after)} if error.retry_after else {}
+            await self._say({"type": "reply", "re": number, "status": error.status, **later, "body": error.as_dict()})
             if isinstance(error, Unauthenticated):
                 await self.close(UNAUTHENTICATED)
         except Exception:

@@ -43,6 +43,7 @@ from dispatch import lifecycle, queue
 from dispatch.lifecycle import origins
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard, Task
+from dispatch.results import room
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
 from nodes.models import Node
@@ -65,6 +66,8 @@ def submitted(request: Request, options: Mapping[str, Any], task: Task | None = 
     # The record keeps the key with a fingerprint of the submission behind a colon.
     keyed = Run.objects.filter(idempotency_key=key) if key else Run.objects.none()
     earlier = set(keyed.values_list("pk", flat=True))
+    if not earlier:
+        room.check_work()
     about = {**options, "submitted_by": request.user.get_username(), "idempotency_key": key}
     if task is None:
         named = {name: about.pop(name, "") for name in origins.FIELDS}

@@ -185,6 +185,24 @@ class Config(BaseModel):
     upload_limit: int = Field(
         64 * 1024 * 1024, ge=1024, description="Largest request body of the native API, in bytes."
     )
+    receive_limit: int = Field(
+        512 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes of request bodies that may be under way at once; what does not fit is sent again later.",
+    )
+    receive_seconds: float = Field(
+        15, ge=0.5, le=600, description="How long a request's head may take to arrive; a body needs 4 KB a second."
+    )
+    spool_limit: int = Field(
+        4 * 1024**3,
+        ge=64 * 1024,
+        description="Bytes of results that may wait to be saved; beyond, children are asked to keep theirs a while.",
+    )
+    disk_reserve: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="Bytes of the disk of data_dir that results leave free: nothing is taken beyond.",
+    )
     allow_plain_keys: bool = Field(
         True, description="Accept 'Authorization: AK-SK ak:sk' where the node allows it, too."
     )
@@ -280,6 +298,11 @@ class Config(BaseModel):
     @property
     def results(self) -> Path:
         return self.data_dir / "results.duckdb"
+
+    @property
+    def moved(self) -> Path:
+        """Where it says that this parent lives in PostgreSQL now, if it does."""
+        return self.data_dir / "moved.json"
 
     @property
     def in_lake(self) -> bool:

@@ -21,7 +21,7 @@ from django.db import DatabaseError, close_old_connections
 from api.agent import in_thread, perform
 from cascade import __version__
 from dispatch import events
-from dispatch.results import inputs, spool
+from dispatch.results import inputs, room, spool
 from nodes import keys, registry
 from nodes.agent.carriers import Body, Connected, Inbound, Refused, Unreachable
 from nodes.agent.config import AgentConfig
@@ -72,13 +72,14 @@ class InsideLine:
         """Copies a segment into the spool of this very server."""
 
         def copy() -> None:
+            room.check(file.stat().st_size)
             with open(file, "rb") as source:
                 pieces = iter(lambda: source.read(1024 * 1024), b"")
                 spool.receive(pieces, settings.CASCADE.spool, limit=SEGMENT_BYTES_LIMIT)
 
         try:
             await in_thread(copy)
-        except StorageFull as error:
+        except (TooMany, StorageFull) as error:
             raise Unreachable(str(error)) from None
         except CascadeError as error:
             raise Refused(error.status, str(error)) from None

@@ -2,7 +2,8 @@
 
 ``CASCADE_FAILPOINTS="spool.synced=kill,store.committed=stop@3"``: an action at a point, when it is reached the first
 or the n-th time. Actions: ``kill`` (as kill -9), ``stop`` (as SIGSTOP, until somebody continues it), ``full`` (the disk
-has no room), ``error`` (an error that nobody expects), ``timeout`` (the database does not answer).
+has no room), ``error`` (an error that nobody expects), ``timeout`` (the database does not answer), ``hold`` (a thread
+waits there as long as the file FAILPOINTS_HOLD is there).
 Several points, with commas; a name or an action that is not known is an error at the start.
 """
 
@@ -12,6 +13,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ POINTS = {
     "saver.told": "the control database knows, too",
     "saver.purging": "a checkpoint is made; what it has made superfluous is not removed",
     "saver.purged": "the control database says that it is removed; the files are there",
+    "move.rows": "a parent that moves has its rows in the lake, and none of its records in the new database",
     "dispatcher.granted": "work is granted; nobody was woken",
     "worker.taken": "a worker has a bundle and has done nothing of it",
     "worker.worked": "its items are done; nothing of what they brought is kept",
@@ -121,11 +124,18 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _hold() -> None:
+    file = os.environ.get("FAILPOINTS_HOLD", "")
+    while os.path.exists(file):
+        time.sleep(0.05)
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _kill,
     "stop": _stop,
     "full": _full,
     "error": _error,
     "timeout": _timeout,
+    "hold": _hold,
 }
 _plan = read(os.environ.get("CASCADE_FAILPOINTS", ""))

@@ -60,6 +60,8 @@ class CascadeError(Exception):
     """
 
     status = 500
+    retry_after: float = 0.0
+    """In how many seconds it is worth asking again, where it is at all; answers carry it as Retry-After."""
 
     def as_dict(self) -> dict[str, str]:
         return {"detail": str(self)}
@@ -113,7 +115,7 @@ class Unprocessable(CascadeError):
 
 
 class TooMany(CascadeError):
-    """``retry_after``: in how many seconds it is worth asking again; answers carry it as Retry-After."""
+    """There are too many of these for now."""
 
     status = 429
 
@@ -124,3 +126,4 @@ class TooMany(CascadeError):
 
 class StorageFull(CascadeError):
     status = 507
+    retry_after = 10.0

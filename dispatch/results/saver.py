@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from dispatch import events, leading, lifecycle
 from dispatch.models import Allocation, Receipt
-from dispatch.results import datasets, decoding, opening, spool
+from dispatch.results import datasets, decoding, opening, room, spool
 from dispatch.results.base import Part, Store, StoreBusy
 from dispatch.states import LIVE
 from nodes import executors, failpoints
@@ -102,6 +102,8 @@ class Saver:
             try:
                 began = time.monotonic()
                 while leading.held() and self.once():
+                    if room.short():
+                        self._tidy()
                     self._gather(began + GATHER_SECONDS)
                     began = time.monotonic()
                 self._tidy()
@@ -249,7 +251,7 @@ class Saver:
         now = time.monotonic()
         if now - self._checkpointed > CHECKPOINT_SECONDS:
             self._blocked.clear()
-        if self._dirty and now - self._checkpointed > CHECKPOINT_SECONDS:
+        if self._dirty and (now - self._checkpointed > CHECKPOINT_SECONDS or room.short()):
             self._checkpointed = now
             self._settle()
         if now - self._swept > SWEEP_SECONDS:

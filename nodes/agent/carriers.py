@@ -65,6 +65,11 @@ def jitter(attempt: int) -> float:
     return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 20)))
 
 
+def pause(error: Unreachable, attempt: int) -> float:
+    """Seconds before the next try: as long as the parent asked for and up to half as long again, else ``jitter``."""
+    return jitter(attempt) if error.wait is None else error.wait * random.uniform(1.0, 1.5)
+
+
 class Rest:
     """Signed requests to the parent's agent routes. Blocking calls run in threads, each with its own connection."""
 
@@ -403,17 +408,21 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
+            asked: Unreachable | None = None
             try:
                 await self._push_once()
+            except Unreachable as error:
+                asked = error
+                logger.warning("no socket to %s: %s", self._config.parent, error)
             except (OSError, TimeoutError) as error:
                 logger.warning("no socket to %s: %s", self._config.parent, error)
-            except (Unreachable, Refused) as error:
+            except Refused as error:
                 logger.error("%s refuses us: %s", self._config.parent, error)
             except Exception:
                 logger.exception("the socket failed")
             self._tried.set()
             attempt = 0 if loop.time() - began > LIVELY_SECONDS else attempt + 1
-            await asyncio.sleep(jitter(attempt))
+            await asyncio.sleep(jitter(attempt) if asked is None else pause(asked, attempt))
 
     async def _push_once(self) -> None:
         from websockets.asyncio.client import connect
@@ -433,6 +442,8 @@ class Link:
                 proxy=None,
             )
         except InvalidStatus as error:
+            if (after := error.response.headers.get("Retry-After", "")).isdigit():
+                raise Unreachable(f"the upgrade is answered {error.response.status_code}", float(after)) from None
             # The refusal of an upgrade says nothing; by REST the parent tells the reason, or its time.
             await self._connected()
             raise OSError(f"the upgrade is answered {error.response.status_code}") from None
@@ -486,7 +497,7 @@ class Link:
             except Unreachable as error:
                 attempt, away = attempt + 1, True
                 logger.warning("no claim from %s: %s", self._config.parent, error)
-                await self._pause(error.wait if error.wait is not None else jitter(attempt))
+                await self._pause(pause(error, attempt))
             except Refused as error:
                 attempt, away = attempt + 1, True
                 logger.error("%s refuses us: %s", self._config.parent, error)

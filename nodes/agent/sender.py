@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from nodes import failpoints
-from nodes.agent.carriers import Line, Refused, Unreachable, jitter
+from nodes.agent.carriers import Line, Refused, Unreachable, jitter, pause
 from nodes.agent.outbox import Outbox
 from nodes.protocol import FRAME_BYTES_LIMIT
 
@@ -92,7 +92,7 @@ class Sender:
             except Unreachable as error:
                 attempt += 1
                 logger.warning("%d results wait: %s", len(self._outbox), error)
-                await self._pause(error.wait if error.wait is not None else jitter(attempt))
+                await self._pause(pause(error, attempt))
                 self._due.set()
             except Refused as error:
                 attempt += 1

@@ -39,6 +39,9 @@ PARTS = {
     "inputs": Part("tests.chaos.inputs", 2, "every operation of the API, with values that do not fit"),
     "simulated": Part("tests.chaos.simulated", 3, "worlds under a virtual clock"),
     "scale": Part("tests.chaos.scale", 3, "several processes on PostgreSQL and Redis, each killed or restarted"),
+    "network": Part("tests.chaos.network", 2, "children behind lines that drop, hold, drip and break"),
+    "herd": Part("tests.chaos.herd", 3, "a herd of children whose parent is killed and returns"),
+    "peer": Part("tests.chaos.celery_peer", 2, "a worker frozen past its lease, here and with Celery"),
 }
 """In the order in which they run."""
 

@@ -194,7 +194,7 @@ class Proxy:
                 )
             finally:
                 back_writer.close()
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass
         finally:
             if link is not None:

@@ -10,10 +10,11 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from cascade import checks, config, console, reach, roles, serving
+from cascade import bounded, checks, config, console, reach, roles, serving
 
 
 class Command(DaphneCommand):
+    server_cls = bounded.Server
     help = "Serves this node: pages, API and sockets of a parent with its dispatcher, or a child with its agent."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,98 @@
+"""Whether there is room for more results: what waits to be saved has a limit, and the disk keeps a reserve.
+
+Asked before anything is written or acknowledged. What is refused stays in the children's outboxes, on their disks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from django.conf import settings
+from django.db.models import Sum
+from django.db.models.functions import Length
+
+from dispatch.models import Receipt
+from nodes.protocol import StorageFull, TooMany
+
+LOOK_SECONDS = 0.5
+"""What waits is added up so often at most; in between it can grow by what comes in that time."""
+RETRY_SECONDS = 3.0
+NEARLY = 0.75
+
+_lock = threading.Lock()
+_waiting = 0
+_looked = -LOOK_SECONDS
+
+
+def check(size: int = 0) -> None:
+    """Raises StorageFull, or TooMany, where ``size`` more bytes of results cannot be taken now."""
+    settled = settings.CASCADE
+    free = min(shutil.disk_usage(folder).free for folder in {settled.data_dir, _there(settled.spool)})
+    if free < settled.disk_reserve + size:
+        raise StorageFull(f"the parent's disk has {free} bytes left; {settled.disk_reserve} stay free (disk_reserve)")
+    if (waits := waiting()) + size > settled.spool_limit:
+        raise _too_many(waits)
+
+
+def check_work() -> None:
+    """As ``check``, before more work is taken: its results are of no use to a parent that is nearly at the limit."""
+    check()
+    if (waits := waiting()) > NEARLY * settings.CASCADE.spool_limit:
+        raise _too_many(waits)
+
+
+def _too_many(waits: int) -> TooMany:
+    limit = settings.CASCADE.spool_limit
+    return TooMany(
+        f"{waits} bytes of results wait to be saved; the limit is {limit} (spool_limit)", retry_after=RETRY_SECONDS
+    )
+
+
+def short() -> bool:
+    """Whether so much waits that the saver should make room at once: saved segments stay until a checkpoint."""
+    return waiting() > settings.CASCADE.spool_limit // 2
+
+
+def _there(folder: Path) -> Path:
+    return folder if folder.is_dir() else folder.parent
+
+
+def waiting() -> int:
+    """Bytes of results that were taken and are not saved yet: segments in the spool, and rows in receipts."""
+    global _waiting, _looked
+    with _lock:
+        if time.monotonic() - _looked >= LOOK_SECONDS:
+            _waiting = _in_spool(settings.CASCADE.spool) + _in_receipts()
+            _looked = time.monotonic()
+        return _waiting
+
+
+def forget() -> None:
+    """The next look is a fresh one."""
+    global _looked
+    with _lock:
+        _looked = -LOOK_SECONDS
+
+
+def _in_spool(folder: Path) -> int:
+    total = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith((".arrow", ".part")):
+                    try:
+                        total += entry.stat().st_size
+                    except FileNotFoundError:
+                        continue  # saved and removed meanwhile
+    except FileNotFoundError:
+        return 0
+    return total
+
+
+def _in_receipts() -> int:
+    waits = Receipt.objects.filter(saved_at=None)
+    return int(waits.aggregate(bytes=Sum(Length("payload")))["bytes"] or 0)
