@@ -41,7 +41,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
 @register("cascade")
 def check_machine(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """The folder, the clock, the keys."""
-    return [*_folder(settings.CASCADE.data_dir), *_clock(), *_keys(settings.CASCADE)]
+    return [*_folder(settings.CASCADE.data_dir), *_moved(settings.CASCADE), *_clock(), *_keys(settings.CASCADE)]
 
 
 @register("cascade", Tags.database)
@@ -112,7 +112,7 @@ def _opened(what: str, id: str) -> list[CheckMessage]:
 
 
 def _left_behind(settled: Config) -> Iterator[CheckMessage]:
-    if settled.results.exists() and not settled.results.with_name("moved.json").exists():
+    if settled.results.exists() and not settled.moved.exists():
         yield Warning(
             f"results are in a lake; the rows in {settled.results} are not seen",
             hint="Bring them over with `python manage.py move`, or set result_store to file for a parent that is one "
@@ -263,6 +263,16 @@ def _folder(folder: Path) -> Iterator[CheckMessage]:
     megabytes = free.f_bavail * free.f_frsize // 2**20
     if megabytes < LEAST_FREE_MB:
         yield Warning(f"data_dir: only {megabytes} MB are free on the disk of {folder}", id="cascade.W009")
+
+
+def _moved(settled: Config) -> Iterator[CheckMessage]:
+    if settled.moved.exists() and not settled.database_url and settled.role != "child":
+        yield Error(
+            f"this parent was moved; {settled.moved} says where to",
+            hint="Set database_url to that. Two servers with the same nodes and runs would both give out work; if the "
+            f"other one is gone for good, remove {settled.moved}.",
+            id="cascade.E024",
+        )
 
 
 def _clock() -> Iterator[CheckMessage]:

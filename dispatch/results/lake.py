@@ -107,17 +107,16 @@ class LakeStore(Store):
                 for dataset, pieces in tables.items():
                     name = catalogue.rows_of(dataset.table)
                     for rows in pieces:
-                        written.append((name, self._file(name, rows)))
+                        written.append((name, self.write_file(name, rows)))
                 if entries:
-                    written.append(("ledger", self._file("ledger", catalogue.ledger_table(entries))))
+                    written.append(("ledger", self.write_file("ledger", catalogue.ledger_table(entries))))
 
             def act(connection: duckdb.DuckDBPyConnection) -> None:
                 nonlocal tried
                 if ranges and (found := catalogue.recorded(connection, ranges)):
                     raise Conflict(f"saved before: {len(found)} of {len(ranges)} ranges, such as {min(found)}")
                 for name, path in written:
-                    add = "CALL ducklake_add_data_files('writing', ?, ?, allow_missing => true)"
-                    connection.execute(add, [name, path])
+                    self.add_file(connection, name, path)
                 failpoints.reach("store.rows")
                 tried = True
 
@@ -129,7 +128,7 @@ class LakeStore(Store):
             raise
         self._tidying.note()
 
-    def _file(self, name: str, table: pa.Table | pa.RecordBatchReader) -> str:
+    def write_file(self, name: str, table: pa.Table | pa.RecordBatchReader) -> str:
         """Writes ``table`` as a Parquet file, durably, in the folder of the table ``name``; returns its path."""
         path = f"{self.place.root}main/{name}/{uuid.uuid4().hex}.parquet"
         if self.place.folder is not None:
@@ -144,6 +143,16 @@ class LakeStore(Store):
         if self.place.folder is not None:
             lake_place.sync(Path(path))
         return path
+
+    def add_file(self, connection: duckdb.DuckDBPyConnection, name: str, path: str) -> None:
+        """Makes a file that ``write_file`` has written part of the table ``name``, when ``connection`` commits."""
+        connection.execute("CALL ducklake_add_data_files('writing', ?, ?, allow_missing => true)", [name, path])
+
+    def write(self, act: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        """Calls ``act`` with a connection in a transaction that nobody's commit comes before; again, where one did."""
+        with self._writing:
+            self._ensured.clear()
+            self._write(act)
 
     def _remove(self, paths: Iterable[str]) -> None:
         if self.place.folder is not None:

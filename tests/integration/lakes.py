@@ -6,13 +6,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import pytest
 
-from dispatch.results import catalogue
+from dispatch.results import lake_copying
 from dispatch.results.lake import LakeStore
 from dispatch.results.lake_place import Place
-from dispatch.results.reading import quoted
 from tests.servers import postgresql
 
 _numbers = itertools.count(1)
@@ -47,18 +45,5 @@ def shared(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
 @pytest.fixture
 def emptied(shared: LakeStore) -> LakeStore:
     """``shared`` without any rows."""
-    empty(shared)
+    shared.write(lake_copying._drop)
     return shared
-
-
-def empty(store: LakeStore) -> None:
-    def act(connection: duckdb.DuckDBPyConnection) -> None:
-        for name in (*catalogue.views(connection), *(name for name, *_ in catalogue.known(connection))):
-            connection.execute(f"DROP VIEW {quoted(name)}")
-        for name, *_ in catalogue.known(connection):
-            connection.execute(f"DROP TABLE {quoted(catalogue.rows_of(name))}")
-        for name in catalogue.TABLES:
-            connection.execute(f"DELETE FROM {name}")
-
-    store._write(act)
-    store._ensured.clear()

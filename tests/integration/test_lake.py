@@ -178,7 +178,7 @@ def test_a_commit_whose_answer_is_lost_keeps_its_files_and_is_found_in_the_ledge
     emptied.ensure(PAIRS)
     connection = emptied._connection(writing=True)
     connection.begin()
-    written = emptied._file("pairs_rows", shard(1).table)
+    written = emptied.write_file("pairs_rows", shard(1).table)
     connection.execute("CALL ducklake_add_data_files('writing', 'pairs_rows', ?)", [written])
     end_connections(emptied.place.database)
     with pytest.raises(Exception, match=r"(?i)commit|connection|terminat"):
