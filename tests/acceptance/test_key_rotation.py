@@ -1,10 +1,19 @@
-"""Keys that change while everything runs: rotated by the child itself, killed in the middle of it, and revoked."""
+"""Keys that change while everything runs: rotated by the child itself, killed in the middle of it, and revoked; and
+clocks that are wrong, or that somebody in between says are.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +22,10 @@ from websockets.sync.client import connect
 
 from cascade.local import ROOT, LocalTree
 from nodes import signing
+from nodes.agent import clock as clocks
+from nodes.agent.carriers import Refused, Rest
+from nodes.agent.clock import ParentClock
+from nodes.agent.config import AgentConfig
 from tests.acceptance.trees import EVEN, QUICK, account, label, numbered, until
 
 SOCKET_SECONDS = 5.0
@@ -148,6 +161,68 @@ def _closed(socket: Any, seconds: float) -> int:
         socket.recv(timeout=seconds)
     assert closed.value.rcvd is not None
     return int(closed.value.rcvd.code)
+
+
+# Clocks
+
+YEARS = 10 * 365 * 86_400
+
+
+def rest(node: Node, parent: str, clock: ParentClock) -> Rest:
+    return Rest(AgentConfig(parent=parent, **node.pair), clock)
+
+
+def ask(line: Rest) -> Any:
+    return asyncio.run(line.call("release", {"allocations": []}))
+
+
+@pytest.mark.parametrize("off", [600, -600, YEARS, -YEARS])
+def test_a_child_whose_clock_is_wrong_by_minutes_or_years_is_understood_at_its_second_try(tree, off, monkeypatch):
+    node = Node(tree, f"off-by-{off}")
+    shown = SimpleNamespace(time=lambda: time.time() + off, monotonic=time.monotonic)
+    monkeypatch.setattr(clocks, "time", shown)
+    clock = ParentClock()
+    line = rest(node, tree.url, clock)
+    assert ask(line) == {"released": []}
+    assert abs(clock.offset + off) < 60
+    # Learnt: from now on the first try is right, which the parent's log would tell otherwise.
+    offset = clock.offset
+    assert ask(line) == {"released": []}
+    assert clock.offset == offset
+
+
+def test_somebody_in_between_who_tells_ever_other_times_gets_few_requests_and_is_soon_forgotten(tree):
+    node = Node(tree, "lied-to")
+    heard: list[int] = []
+
+    class Liar(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            heard.append(int(re.search(r"created=(\d+)", self.headers["Signature-Input"])[1]))
+            body = json.dumps({"detail": "no", "time": str(2_000_000_000 + 1_000_000 * len(heard))}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    clock = ParentClock()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        line = rest(node, f"http://127.0.0.1:{server.server_port}", clock)
+        for _ in range(12):
+            with pytest.raises(Refused, match="401"):
+                ask(line)
+        server.shutdown()
+        thread.join()
+    ahead = [created for created in heard if created > time.time() + 3600]
+    assert len(heard) <= 24
+    assert len(ahead) <= clocks.TRIALS
+    assert ask(rest(node, tree.url, clock)) == {"released": []}
+    assert clock.offset == 0
 
 
 def test_the_file_of_a_key_is_never_half_written(tmp_path: Path):
