@@ -12,6 +12,7 @@ from api.dialects import common
 from api.dialects.cascade_articles import identity, named, read_articles, read_results
 from api.dialects.cascade_shapes import DIALECT, TYPE, feed_ids, feed_of, ok, package_of, task_of
 from dispatch import configuration, lifecycle, queue, synclog
+from dispatch.knocking import CALLBACK
 from dispatch.models import Allocation, Source, Task
 from dispatch.states import LIVE, AllocationState
 from nodes import registry
@@ -20,8 +21,6 @@ from nodes.keys import Caller
 from nodes.messages import LARGEST_ID, Claim
 from nodes.models import Node
 from nodes.protocol import FieldError, NotFound
-
-CALLBACK = "callback_url"
 
 
 def heartbeat(request: HttpRequest) -> HttpResponse:

@@ -1,0 +1,1 @@
+"""Attacks: requests, frames, files, addresses and names that nobody means well with."""
