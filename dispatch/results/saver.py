@@ -21,7 +21,7 @@ from django.db import close_old_connections, connection
 from django.db.models import Max, QuerySet
 from django.utils import timezone
 
-from dispatch import events, leading, lifecycle
+from dispatch import backups, events, leading, lifecycle
 from dispatch.models import Allocation, Receipt
 from dispatch.results import datasets, decoding, opening, room, spool
 from dispatch.results.base import Part, Store, StoreBusy
@@ -104,6 +104,7 @@ class Saver:
                 while leading.held() and self.once():
                     if room.short():
                         self._tidy()
+                    backups.answer(self.store)
                     self._gather(began + GATHER_SECONDS)
                     began = time.monotonic()
                 self._tidy()
@@ -259,6 +260,7 @@ class Saver:
             keep = set(Receipt.objects.exclude(segment="").filter(purged_at=None).values_list("segment", flat=True))
             spool.sweep(settings.CASCADE.spool, keep, SWEEP_SECONDS)
         self.store.maintain()
+        backups.answer(self.store)
 
     def _settle(self) -> None:
         """A checkpoint, after which the spool is not needed any more for what was saved before it."""

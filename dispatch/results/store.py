@@ -16,7 +16,8 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,14 @@ class ResultStore(Store):
                 connection.execute("CHECKPOINT")
             finally:
                 connection.close()
+
+    @contextmanager
+    def still(self) -> Iterator[Path]:
+        """The file, with everything committed in it; nothing is written to it meanwhile."""
+        with self._writing, self._errors():
+            with closing(self._connection()) as connection:
+                connection.execute("CHECKPOINT")
+            yield self.path
 
     def maintain(self) -> None:
         """The file needs nothing but its checkpoints."""
