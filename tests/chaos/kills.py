@@ -40,6 +40,8 @@ def run(seconds: float, report: Report) -> None:
             kill(tree, kind, chance)
             report.kill(f"{kind}, kill -9 at a random moment")
             revive(tree)
+            if not tree.waiting():  # all of it was done before the kill
+                feed(tree, chance)
             if kind in ("parent", "everything at once"):
                 saved_more(tree, before)
                 recovered.append(time.monotonic() - killed)
@@ -51,7 +53,7 @@ def run(seconds: float, report: Report) -> None:
 
 
 def saved_more(tree: ChaosTree, before: int) -> None:
-    until(lambda: tree.saved() > before, 60, "an item saved after the parent's restart")
+    until(lambda: tree.saved() > before, 60, f"an item saved beside {before} ({tree.waiting()} wait)")
 
 
 def feed(tree: ChaosTree, chance: Random) -> None:
