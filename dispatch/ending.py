@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from django.conf import settings
-from django.db.models import Count, F, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from dispatch import events, lifecycle, queue
 from dispatch.models import Allocation, Run
 from dispatch.plans import Demand, Offer
-from dispatch.states import LIVE, RunState
+from dispatch.states import LIVE, AllocationState, RunState
 from dispatch.tail import Evened, Late, even_out
 from nodes import executors, registry
 from nodes.models import Node
@@ -116,4 +116,15 @@ def _lates(runs: Sequence[int], offers: Sequence[Offer], now: dt.datetime) -> li
         copies[shard] += 1
     for pk in _begun.keys() - looked_at:
         del _begun[pk]
-    return [late for late in lates if copies[late.shard] == 1]
+    spent = _spent({late.shard for late in lates})
+    return [late for late in lates if copies[late.shard] == 1 and late.shard not in spent]
+
+
+def _spent(shards: set[int]) -> set[int]:
+    """Those whose attempt under way had a second copy already that came to nothing. That was free of charge, since the
+    other one lived: copied again and again, a shard that nobody can do would be tried for ever.
+    """
+    lost = (AllocationState.FAILED, AllocationState.EXPIRED)
+    under_way = Allocation.objects.filter(shard=OuterRef("shard"), attempt=OuterRef("attempt"), state__in=LIVE)
+    ended = Allocation.objects.filter(Exists(under_way), shard__in=shards, state__in=lost)
+    return set(ended.values_list("shard_id", flat=True)) if shards else set()

@@ -9,6 +9,7 @@ from django.utils import timezone
 from dispatch import ending, lifecycle
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import LIVE, AllocationState, RunState
+from nodes import registry
 from nodes.models import Node
 from tests.integration.factory import (
     Child,
@@ -130,6 +131,26 @@ def test_when_both_copies_fail_the_shard_is_tried_again(pair) -> None:
     quick.report(failure(second))
     assert [each[2] for each in shards(run)] == ["pending"]
     assert_partition(run)
+
+
+def test_a_shard_that_nobody_can_do_is_not_copied_for_ever(pair) -> None:
+    run, slow, first, quick, second = pair
+    quick.report(failure(second, "timeout", "took too long"))
+    assert even_out() == frozenset()
+    slow.report(failure(first, "timeout", "took too long"))
+    assert Shard.objects.get(run=run).attempts == 1
+
+
+def test_the_next_attempt_may_be_copied_again(pair) -> None:
+    run, slow, first, quick, second = pair
+    quick.report(failure(second, "timeout", "took too long"))
+    slow.report(failure(first, "timeout", "took too long"))
+    Node.objects.filter(pk=slow.id).update(speeds={f"echo@{run.pk}": 10.0})
+    registry.drain(quick.id)
+    assert dispatch() == {slow.id}
+    slow.claim()
+    registry.resume(quick.id)
+    assert even_out() == {quick.id}
 
 
 def test_a_lost_lease_of_one_copy_costs_nothing_while_the_other_lives(pair, clock: Clock) -> None:
