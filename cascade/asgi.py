@@ -57,4 +57,17 @@ def _child() -> Any:
     return node.HealthFirst(application)
 
 
+def _one_of_several(served: Any) -> Any:
+    """With PostgreSQL, also where a server such as daphne has nothing of ours around it."""
+    from cascade import roles
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        roles.join()
+        await served(scope, receive, send)
+
+    return application
+
+
 application = SecurityHeaders(OneSlash(_child() if settings.SERVES_CHILD else _parent()))
+if settings.CASCADE.database_url and not settings.SERVES_CHILD:
+    application = _one_of_several(application)

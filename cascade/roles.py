@@ -13,6 +13,7 @@ as often, the advisor search twice. They go with the saver, so that what they re
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from argparse import Namespace
@@ -27,6 +28,8 @@ from nodes.protocol import CascadeError
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 5.0
+_joined = False
+"""Whether this process has the loops that every one of several has."""
 
 
 def loops(options: Namespace) -> list[Loop]:
@@ -62,8 +65,18 @@ def _beside() -> list[Loop]:
     from dispatch.bus import Bus
     from dispatch.synclog import Writer
 
+    global _joined
+    _joined = True
     leading.forgo()
     return [Bus(), Writer()]
+
+
+def join() -> None:
+    """Starts the loops of a process that only serves, if no command has started any: with its first request."""
+    if not _joined:
+        for loop in _beside():
+            loop.start()
+            atexit.register(loop.stop)
 
 
 def leaders(*, patient: bool = False) -> list[Loop]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cascade.local import LocalTree
+from cascade.local import LocalTree, free_port
 from tests.acceptance.trees import EVEN, account, numbered, until
 from tests.scale.trees import ScaleTree
 from tests.servers import postgresql_server
@@ -14,12 +14,25 @@ from tests.servers import postgresql_server
 EMBEDDED = {"CASCADE_DISPATCHER": "embedded", "CASCADE_FALLBACK_WORKERS": "2", "CASCADE_FALLBACK_SECONDS": "0"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScaleTree]:
     folder = tmp_path_factory.mktemp("embedded")
     with postgresql_server() as postgresql, ScaleTree(folder, postgresql, dispatchers=(), env=EMBEDDED) as tree:
         until(tree.leader, what="a leader")
         yield tree
+
+
+def test_a_server_of_another_make_hears_of_work_and_leaves_leading_to_others(tree):
+    """``daphne cascade.asgi:application``, which no command of ours starts."""
+    port = free_port()
+    argv = [tree.python, "-m", "daphne", "-p", str(port), "cascade.asgi:application"]
+    tree.spawn("other", argv)
+    until(lambda: tree.answers(port), what="an answer of daphne")
+    listens = f"application_name LIKE 'cascade % {tree.pid('other')} %' AND query LIKE 'LISTEN%'"
+    until(lambda: tree.sessions(listens), what="daphne in the talk between processes")
+    run = tree.submit("echo", numbered(4))
+    assert tree.wait(run)["state"] == "completed"
+    assert tree.leader() in ("web1", "web2")
 
 
 def test_one_of_them_leads_and_when_it_is_killed_the_other_one_ends_the_run(tree):

@@ -85,20 +85,23 @@ class ScaleTree(LocalTree):
             assert time.monotonic() < deadline, f"no answer to {method} {path} in {SOON:g} s"
             time.sleep(0.1)
 
-    def leader(self) -> str:
-        """The name of the process that leads, or nothing; as PostgreSQL has it."""
+    def sessions(self, where: str) -> list[str]:
+        """Names of the sessions of PostgreSQL for which ``where`` holds; none while it is away."""
         import psycopg
 
         try:
             with psycopg.connect(self.postgresql.url, autocommit=True, connect_timeout=5) as connection:
-                query = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'cascade % leads %'"
-                row = connection.execute(query).fetchone()
+                found = connection.execute(f"SELECT application_name FROM pg_stat_activity WHERE {where}").fetchall()
         except psycopg.OperationalError:
-            return ""
-        pid = int(row[0].split(" ")[2]) if row else 0
-        return next(
-            (name for name in (*self.dispatchers, *self.ports) if self.alive(name) and self.pid(name) == pid), ""
-        )
+            return []
+        return [name for (name,) in found]
+
+    def leader(self) -> str:
+        """The name of the process that leads, or nothing; as PostgreSQL has it."""
+        leads = self.sessions("application_name LIKE 'cascade % leads %'")
+        pids = {int(name.split(" ")[2]) for name in leads}
+        ours = (*self.dispatchers, *self.ports)
+        return next((name for name in ours if self.alive(name) and self.pid(name) in pids), "")
 
     def another_leader(self, than: str) -> str:
         """Who leads now, when it is not ``than``."""
