@@ -112,7 +112,7 @@ def test_the_image_has_drivers_of_postgresql_and_redis(steps):
         (BASE_DIR / file).read_text() for file in copied(steps) if file.startswith("req") and f"-r {file}" in installed
     )
     assert "psycopg" in wanted
-    assert "channels-redis" in wanted
+    assert "redis==" in wanted
 
 
 def test_the_image_checks_its_health_with_a_file_it_has(steps):
