@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.chaos.report import BEGIN, END, Items, Report, write
 
 
-def items(**changed: object) -> Items:
+def items(**changed: Any) -> Items:
     """Four items, all saved once; ``changed`` says what is otherwise."""
     names = frozenset("abcd")
-    fields = {"submitted": names, "attempted": names, "acknowledged": names, "saved": dict.fromkeys(names, 1)}
-    return Items(**{**fields, **changed})
+    return replace(Items(names, names, names, dict.fromkeys(names, 1)), **changed)
 
 
 @pytest.mark.parametrize(
