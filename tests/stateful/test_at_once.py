@@ -50,8 +50,8 @@ VERBS = (*GRANTS, *ENDS, "claim", "accept", "beat", "retry", "revoke", "rotate",
 NUMBERS = st.integers(0, 11)
 
 
-def bundles(verbs: Sequence[str]) -> st.SearchStrategy[list[tuple[str, int, int]]]:
-    return st.lists(st.tuples(st.sampled_from(verbs), NUMBERS, NUMBERS), min_size=2, max_size=AT_ONCE)
+def bundles(verbs: Sequence[str], least: int = 2) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    return st.lists(st.tuples(st.sampled_from(verbs), NUMBERS, NUMBERS), min_size=least, max_size=AT_ONCE)
 
 
 class AtOnce(RuleBasedStateMachine):
@@ -76,7 +76,7 @@ class AtOnce(RuleBasedStateMachine):
     @initialize(limit=st.sampled_from((None, 1)))
     def begin(self, limit):
         quotas = [parse_quota("echo=0/1")] if limit is not None else []
-        for name, capacity, rules in (("a", 2, []), ("b", 1, []), ("c", 2, quotas)):
+        for name, capacity, rules in (("a", 1, []), ("b", 1, []), ("c", 2, quotas)):
             node, _ = registry.add_node(name, capacity=capacity, quotas=rules)
             registry.record_beat(node.pk, at=timezone.now(), executors=["echo"])
         factory.submit(4, shard_size=2, max_attempts=2)
@@ -87,8 +87,9 @@ class AtOnce(RuleBasedStateMachine):
         self.clock.seconds += seconds
         self.run(bundle)
 
-    @rule(bundle=bundles(GRANTS))
+    @rule(bundle=bundles(GRANTS, least=3))
     def work_is_granted_by_many(self, bundle):
+        self.all_that_is_held_is_done()
         self.run(bundle)
 
     @rule(bundle=bundles(ENDS), seconds=st.sampled_from((0.0, 31.0)))
@@ -248,5 +249,7 @@ def test_verbs_at_once_keep_the_promises_at_every_commit(monkeypatch, settings, 
     monkeypatch.setattr(timezone, "now", clock.now)
     with factory.saver() as saver, Crew(AT_ONCE) as crew, ThreadPoolExecutor(1) as lookout:
         machine = type("AtOnce", (AtOnce,), {"saver": saver, "clock": clock, "crew": crew, "lookout": lookout})
-        run_state_machine_as_test(machine, settings=length(examples=10, steps=8))
-        lookout.submit(connection.close)
+        try:
+            run_state_machine_as_test(machine, settings=length(examples=10, steps=8))
+        finally:
+            lookout.submit(connection.close)
