@@ -43,6 +43,9 @@ def test_nothing_is_found_where_nothing_is_wrong(settings, folder):
         ({"role": "child", "host": "0.0.0.0"}, "cascade.W007"),
         ({"role": "standalone", "host": "0.0.0.0", "allowed_hosts": ["*"]}, "cascade.W007"),
         ({"data_dir": Path(__file__) / "below"}, "cascade.E008"),
+        ({"dispatcher": "separate"}, "cascade.E017"),
+        ({"redis_url": "redis://localhost:6379/0"}, "cascade.W018"),
+        ({"database_url": "postgresql://user@localhost/name"}, "cascade.W019"),
     ],
 )
 def test_each_thing_that_is_wrong_has_its_number(settings, folder, update, found):
