@@ -12,6 +12,10 @@ import psycopg
 import pytest
 
 from cascade.local import PARENT, Child, LocalTree
+from dispatch.results.lake import LakeStore
+from dispatch.results.lake_place import Place
+from dispatch.results.store import ResultStore
+from tests.integration.lake_writer import shard
 from tests.servers import postgresql
 
 pytestmark = pytest.mark.timeout(300)
@@ -78,15 +82,24 @@ def test_a_move_that_was_cut_off_leaves_the_source_and_can_be_done_again(tmp_pat
         control.execute("CREATE DATABASE again")
     url = server.replace("/postgres?", "/again?")
     assert url != server
-    with LocalTree(tmp_path / "parent", children=[Child("one", capacity=2)]) as tree:
-        run = tree.submit("echo", [f"a{number}" for number in range(10)], shard_size=5)
-        tree.wait(run)
-        tree.terminate(PARENT)
-        tree.env["CASCADE_FAILPOINTS"] = "move.rows=kill"  # the lake is filled, the control database not committed
-        assert moved(tree, url).returncode == -9
-        tree.env.pop("CASCADE_FAILPOINTS")
-        assert not (tree.data_dir / "moved.json").exists()
-        told = moved(tree, url)
-        assert told.returncode == 0, told.stderr
-        tree.env["CASCADE_DATABASE_URL"] = url
-        assert items(tree, run) == {f"a{number}": 1 for number in range(10)}
+    tree = LocalTree(tmp_path)  # not started: its folder and its commands are enough
+    tree.manage("migrate", "--verbosity", "0")
+    tree.manage("submit", "echo", "--item", "a")
+    with ResultStore(tmp_path / "results.duckdb") as store:
+        store.append([shard(number) for number in range(3)])
+    before = (tmp_path / "results.duckdb").read_bytes()
+
+    tree.env["CASCADE_FAILPOINTS"] = "move.rows=kill"  # the lake is filled, the control database empty
+    assert moved(tree, url).returncode == -9
+    del tree.env["CASCADE_FAILPOINTS"]
+    assert not (tmp_path / "moved.json").exists()
+
+    told = moved(tree, url)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["rows"] == {"pairs_rows": 6, "ledger": 3}
+    assert (tmp_path / "results.duckdb").read_bytes() == before
+    with LakeStore(Place(url, str(tmp_path / "lake")), writing=False) as lake:
+        found = lake.select("pairs", raw=True, columns=["item", "value", "_start"]).read_all().to_pylist()
+        assert [tuple(row.values()) for row in found] == [(f"i{n}", value, n) for n in range(3) for value in (1, 2)]
+        assert lake.recorded([(1, 2, 3)]) == {(1, 2, 3): 1}
+    assert "echo" in tree.manage("runs", "--set", f"database_url={url}").stdout
