@@ -25,7 +25,7 @@ from django.http.response import HttpResponseBase
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from api import authentication, errors, limits
+from api import authentication, beats, errors, limits
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
 from dispatch.results import inputs, room, spool
@@ -48,7 +48,7 @@ LOST_SECONDS = 5.0
 
 VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "accept": lambda caller, body: lifecycle.accept(caller, messages.read_accept(body)),
-    "beat": lambda caller, body: lifecycle.beat(caller, messages.read_beat(body)),
+    "beat": beats.beat,
     "claim": lambda caller, body: lifecycle.claim(caller, messages.read_claim(body)),
     "release": lambda caller, body: lifecycle.release(caller, *messages.read_release(body)),
     "report": lambda caller, body: _report(caller, body),

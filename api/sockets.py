@@ -15,7 +15,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.urls import path
 from django.utils import timezone
 
-from api import authentication, limits, revoked
+from api import authentication, beats, limits, revoked
 from api.agent import VERBS, check_turn, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
@@ -80,7 +80,11 @@ class AgentSocket(AsyncWebsocketConsumer):
             limits.keys.charge(self.caller.access_key, size=len(text_data or ""))
             if kind != "beat":
                 check_turn()
-            body = await in_thread(perform, self.caller, frame["type"], frame.get("body", {}))
+            said = frame.get("body", {})
+            if kind == "beat":
+                body = await beats.gathering.beat(self.caller, said)
+            else:
+                body = await in_thread(perform, self.caller, kind, said)
             if kind == "beat" and events.abroad is not None:
                 self._work.set()  # another process grants, and its wake-up may have been lost
             await self._say({"type": "reply", "re": number, "status": 200, "body": body})

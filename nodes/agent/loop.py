@@ -517,10 +517,9 @@ class Agent:
     def _heard(self, reply: Body) -> None:
         self.node = str(reply.get("node", self.node))
         beat_seconds = float(reply.get("beat_seconds", self.beat_seconds))
-        if beat_seconds != self.beat_seconds:
-            # At once: leases may be as much shorter as the pace is quicker.
-            self.beat_seconds = beat_seconds
-            self._paced.set()
+        if beat_seconds < self.beat_seconds:
+            self._paced.set()  # at once: leases may be as much shorter as the pace is quicker
+        self.beat_seconds = beat_seconds
         self._link.long_poll = float(reply.get("long_poll_seconds", self._link.long_poll))
         capacity = int(reply.get("capacity", self.capacity))
         if self.config.workers:

@@ -1,0 +1,123 @@
+"""Beats of many children: those that come at one moment share a transaction, and many children beat less often each.
+
+A beat is a few reads and one small write; on SQLite its sync to the disk costs more than all the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+from django.db import connection
+from django.utils import timezone
+
+from dispatch import lifecycle
+from nodes import messages, registry
+from nodes.keys import Caller
+from nodes.messages import Beat
+from nodes.models import Node
+from nodes.protocol import CascadeError
+from nodes.transactions import write
+
+BEATS_A_SECOND = 100.0
+"""What this parent likes to hear of all its children together; with more of them each beats less often."""
+LEASE_SHARE = 3.0
+"""So many beats fit a lease, and the time until a node is offline, however many children there are."""
+COUNT_SECONDS = 5.0
+TOGETHER = 50
+"""Beats in one transaction at most; others wait for it."""
+
+Body = dict[str, Any]
+Outcome = Body | CascadeError
+
+
+def beat(caller: Caller, body: Any) -> Body:
+    """One beat. Raises CascadeError."""
+    return paced(lifecycle.beat(caller, messages.read_beat(body)))
+
+
+def paced(reply: Body) -> Body:
+    """The reply with the pace at which this many children should beat."""
+    return {**reply, "beat_seconds": pace.seconds()}
+
+
+class Pace:
+    """How often a child should beat."""
+
+    def __init__(self) -> None:
+        self._counted = -COUNT_SECONDS
+        self._children = 0
+
+    def seconds(self) -> float:
+        settled = settings.CASCADE
+        now = time.monotonic()
+        if now - self._counted >= COUNT_SECONDS:
+            self._counted = now
+            self._children = Node.objects.filter(registry.online_filter(timezone.now())).count()
+        longest = min(settled.lease_seconds, settled.offline_seconds) / LEASE_SHARE
+        # In whole seconds, so that it does not change with every child: agents act on a change.
+        return float(max(settled.beat_seconds, min(math.ceil(self._children / BEATS_A_SECOND), longest)))
+
+
+pace = Pace()
+
+
+def write_together(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
+    """All of them in one transaction, each of which may be refused alone."""
+    outcomes: list[Outcome] = []
+    with write():
+        for caller, sent in batch:
+            try:
+                with write():
+                    outcomes.append(lifecycle.beat(caller, sent))
+            except CascadeError as error:
+                outcomes.append(error)
+    return [outcome if isinstance(outcome, CascadeError) else paced(outcome) for outcome in outcomes]
+
+
+class Gathering:
+    """Beats of sockets on their way to a thread: while one batch is written, the next comes together."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Caller, Beat, asyncio.Future[Outcome]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def beat(self, caller: Caller, body: Any) -> Body:
+        """Raises CascadeError."""
+        from api.agent import in_thread
+
+        sent = messages.read_beat(body)
+        # Who comes or goes is told to the dispatcher at once, which must find it committed. PostgreSQL gathers itself.
+        if sent.hello or sent.leaving or connection.vendor != "sqlite":
+            return await in_thread(beat, caller, body)
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((caller, sent, answer))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        outcome = await answer
+        if isinstance(outcome, CascadeError):
+            raise outcome
+        return outcome
+
+    async def _write(self) -> None:
+        from api.agent import in_thread
+
+        while self._waiting:
+            batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
+            try:
+                outcomes = await in_thread(write_together, [(caller, sent) for caller, sent, _ in batch])
+            except Exception as error:
+                for _, _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, _, answer), outcome in zip(batch, outcomes, strict=True):
+                if not answer.done():
+                    answer.set_result(outcome)
+
+
+gathering = Gathering()
