@@ -86,9 +86,20 @@ class Model:
     def takes(self, node: int) -> bool:
         """It has a slot, and may have one more of echo."""
         about = self.nodes[node]
-        fresh = self.now - about["beat_at"] <= min(LEASE, OFFLINE)
+        fresh = self.now - about["beat_at"] <= min(LEASE, OFFLINE) and not self.cooling(node)
         most = about["capacity"] if about["limit"] is None else min(about["capacity"], about["limit"])
         return fresh and not about["draining"] and len(self.live(node)) < most
+
+    def cooling(self, node: int) -> bool:
+        """It lost its work twice in a row or more: it waits for a sixth of a lease, then twice as long, and so on."""
+        times, last = self.nodes[node].get("lost", (0, 0.0))
+        return times >= 2 and self.now < last + min(LEASE / 6 * 2.0 ** (times - 2), 10 * LEASE)
+
+    def lost(self, ids: list[int]) -> None:
+        """The nodes of these allocations have just lost their work; ten leases' time without that clears a node."""
+        for node in {self.allocations[pk]["node"] for pk in ids}:
+            times, last = self.nodes[node].get("lost", (0, 0.0))
+            self.nodes[node]["lost"] = (times + 1 if times and self.now - last < 10 * LEASE else 1, self.now)
 
     def grantable(self) -> list[Key]:
         return [
@@ -152,6 +163,7 @@ class Model:
         if hello:
             lost = [pk for pk in self.live(node) if self.allocations[pk]["delivered"] and pk not in held]
             self.unsuccessful(lost, "expired", "lost")
+            self.lost(lost)
         for pk in held:
             if pk in self.live(node):
                 self.allocations[pk].update(delivered=True, deadline=self.now + LEASE)
@@ -182,6 +194,7 @@ class Model:
         overdue = [pk for pk in live if self.allocations[pk]["deadline"] < self.now]
         leases = [pk for pk in overdue if self.allocations[pk]["delivered"]]
         self.unsuccessful(leases, "expired", "lost")
+        self.lost(leases)
         self.unsuccessful([pk for pk in overdue if pk not in leases], "expired", "returned")
         return len(overdue)
 
