@@ -40,6 +40,8 @@ PACE = 0.3
 GONE = (404, 409)
 """Refusals that say that an allocation is not ours any more."""
 WATCH_SECONDS = 1.0
+ROOM_SECONDS = 5.0
+"""A disk that was full is worth another try after so long."""
 END_SECONDS = 5.0
 READ_SECONDS = 5.0
 """Drivers ask every second or two."""
@@ -107,6 +109,9 @@ class Agent:
         self._progress: dict[int, int] = {}
         self._seconds: dict[str, float] = {}
         self._releasing: asyncio.Task[None] | None = None
+        self._refused: set[int] = set()
+        """What was done and could not be kept, until it is handed back."""
+        self._jobs: set[asyncio.Task[None]] = set()
         self._outbox = Outbox(config.data_dir)
         self._pool: Pool | None = None
         self._greeted = False
@@ -153,7 +158,7 @@ class Agent:
                 job.result()  # a job ends by an error only
             await self._wind_down()
         finally:
-            for job in [stopped, *jobs]:
+            for job in [stopped, *jobs, *self._jobs]:
                 job.cancel()
             await asyncio.wait([stopped, *jobs], timeout=END_SECONDS)
             if self._pool is not None:
@@ -182,7 +187,7 @@ class Agent:
                 async with asyncio.timeout(left):
                     await self._changed.wait()
         unfinished = [work.allocation for bundle in self._bundles for work in bundle.works]
-        unfinished += [work.allocation for work in self._queue]
+        unfinished += [*(work.allocation for work in self._queue), *(self._refused & self._held)]
         if unfinished:
             logger.info("handing back %d that are not finished", len(unfinished))
             self._drop(unfinished)
@@ -366,6 +371,7 @@ class Agent:
 
     def _finished(self, bundle: Bundle) -> None:
         from nodes.agent.pool import Cancelled, Crashed, TimedOut
+        from nodes.agent.runner import NoRoom
 
         self._bundles.remove(bundle)
         entries: Entries = []
@@ -381,6 +387,8 @@ class Agent:
                 self._again(work for work in bundle.works if work.allocation not in bundle.cancelled)
             elif bundle.works[0].allocation not in bundle.cancelled:
                 entries = [self._failure(bundle.works[0], error)]
+        except NoRoom as error:
+            self._hand_back({work.allocation for work in bundle.works} - bundle.cancelled, str(error))
         except Exception as error:
             logger.exception("a bundle could not be run")
             entries = [
@@ -401,6 +409,21 @@ class Agent:
             again = [*self._queue, *(work for each in self._bundles for work in each.works)]
             self._inputs.drop({work.allocation for work in bundle.works} - {work.allocation for work in again})
         self._changed.set()
+
+    def _hand_back(self, ids: set[int], why: str) -> None:
+        """Somebody else may do these; no attempt counts. Not at once, or we would get them again and do them in vain:
+        until then they hold their slots at the parent."""
+        logger.error("%s: %d allocations are handed back in %g s", why, len(ids), ROOM_SECONDS)
+        self._refused |= ids
+
+        async def later() -> None:
+            await asyncio.sleep(ROOM_SECONDS)
+            self._refused -= ids
+            await self._release(sorted(ids & self._held), why)
+
+        job = asyncio.create_task(later())
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
 
     def _keep(self, entries: Entries) -> None:
         """Finished work, to be told of."""

@@ -5,6 +5,7 @@ A bundle is several very short shards of one type in one trip to a worker; a lon
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
 
 MESSAGE_LIMIT = 2_000
 STATUS_LIMIT = 200
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PROGRESS_SECONDS = 0.5
 INLINE_CHARACTERS = 60_000
 
@@ -33,6 +36,10 @@ Shard = dict[str, Any]
 
 class Dropped(BaseException):
     """Nobody wants the bundle any more: it ends between two items. Not an Exception, which would be an item's fate."""
+
+
+class NoRoom(OSError):
+    """This node's disk has no room for what a bundle brought: no fault of its items."""
 
 
 class Orders:
@@ -236,9 +243,16 @@ def _write_segment(results: list[Result], outbox: Path) -> None:
     sha256 = hashlib.sha256(content).hexdigest()
     # Two threads may have brought the same rows.
     temp = outbox / f"{sha256}-{os.getpid()}-{threading.get_ident()}.tmp"
-    temp.write_bytes(content)
-    failpoints.reach("worker.written")
-    os.replace(temp, outbox / f"{sha256}.arrow")
+    try:
+        temp.write_bytes(content)
+        failpoints.reach("worker.written")
+        os.replace(temp, outbox / f"{sha256}.arrow")
+    except OSError as error:
+        with suppress(OSError):
+            temp.unlink()
+        if error.errno in FULL:
+            raise NoRoom(f"no room for results on this node's disk: {error.strerror}") from error
+        raise
     failpoints.reach("worker.kept")
     for result in results:
         result.entry["segment"] = sha256

@@ -46,7 +46,9 @@ def serve(pipe: Connection, outbox: str, around: dict[str, Any] | None = None) -
         orders.begin(number, stops)
         try:
             outcome: Any = runner.keep(bundle, runner.work(bundle, orders), outbox)
-        except Exception as error:  # a full disk, say; the agent reports it for the bundle
+        except runner.NoRoom as error:
+            outcome = error
+        except Exception as error:  # a folder that is gone, say; the agent reports it for the bundle
             outcome = RuntimeError(runner.describe(error))
         _say_done(pipe.send, number, outcome)
 
@@ -167,6 +169,8 @@ class _Job(runner.Orders):
             elif self.wanted:
                 try:
                     answer = runner.keep(self._bundle, outcome, self._outbox)
+                except runner.NoRoom as error:
+                    answer = error
                 except Exception as error:
                     answer = RuntimeError(runner.describe(error))
             self.over = True

@@ -76,7 +76,7 @@ def full_parent(report: Report) -> None:
 
 
 def full_outbox(report: Report) -> None:
-    """A child that can keep nothing reports from memory, or says that it failed; no item goes missing."""
+    """A child that can keep nothing reports small results from memory and hands back the others; no item fails."""
     with TemporaryDirectory() as folder, small_disk(Path(folder) / "children" / "pusher", 1) as disk:
         with ChaosTree(Path(folder), name="outbox", children=CHILDREN) as tree:
             full = fill(disk)
@@ -86,7 +86,9 @@ def full_outbox(report: Report) -> None:
             full.unlink()
             tree.items(2 * ITEMS, shard_size=2, pad=SEGMENT)
             tree.settle()
-            report.items("a full outbox of a child", tree.account())
+            items = tree.account()
+            report.items("a full outbox of a child", items)
+            report.add("items that failed because a child's disk was full", len(items.ended), zero=True)
         report.kill("a child's outbox, disk full")
 
 

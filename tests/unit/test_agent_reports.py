@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nodes import signing
+from nodes.agent import loop
 from nodes.agent.config import AgentConfig
 from nodes.agent.loop import Agent
 from nodes.agent.outbox import Outbox
+from nodes.agent.runner import NoRoom
 from tests.unit.peers import Answer, Asked, Server, told
 
 ACCESS, SECRET, _ = signing.new_key()
@@ -201,6 +204,26 @@ async def test_rows_that_are_gone_from_the_disk_are_a_failure_of_their_shards_on
     failures = {each["allocation"] for each in scripted.reported if "failure" in each}
     assert failures == {1, 2}
     assert sorted(each["allocation"] for each in scripted.reported) == [1, 2, 3]
+
+
+async def test_what_finds_no_room_on_this_disk_is_handed_back_and_is_no_failure(parent, tmp_path, monkeypatch):
+    scripted, url = parent
+    monkeypatch.setattr(loop, "ROOM_SECONDS", 0.01)
+    future: Any = Future()
+    future.set_exception(NoRoom("no room for results on this node's disk"))
+    bundle = loop.Bundle([loop.Work(7, "echo", {}, 10.0, 0, ["a"])], future)
+
+    def handed_back(agent: Agent) -> bool:
+        if agent._greeted and future not in seen:
+            seen.append(future)
+            agent._held.add(7)
+            agent._bundles.append(bundle)
+            agent._finished(bundle)
+        return scripted.released == [7] and not agent._held
+
+    seen: list[Any] = []
+    await run_until(url, tmp_path, handed_back)
+    assert scripted.reported == []
 
 
 async def test_two_agents_do_not_take_one_outbox(parent, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import hashlib
 import logging
 import sys
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from nodes import executors
+from nodes import executors, failpoints
 from nodes.agent import capture, runner
 from nodes.executors.base import Column, Dataset, Executor, ItemFailed
 from nodes.protocol import INLINE_ROWS
@@ -276,3 +277,15 @@ def test_of_a_long_log_the_end_is_kept(tmp_path):
 def test_a_long_message_is_cut(tmp_path):
     entry = run_one(tmp_path, "x", type="echo", fail="e" * 10_000)
     assert len(entry["errors"][0][1]) == runner.MESSAGE_LIMIT
+
+
+def test_a_full_disk_is_no_fault_of_the_items_and_leaves_nothing_half_written(tmp_path):
+    def full(point: str) -> None:
+        if point == "worker.written":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    bundle = [shard("good"), shard("frame", allocation=2)]
+    with failpoints.armed(full), pytest.raises(runner.NoRoom, match="No space left"):
+        runner.run(bundle, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert runner.run(bundle, str(tmp_path))
