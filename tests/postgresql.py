@@ -12,7 +12,8 @@ import sys
 from tests.servers import postgresql
 
 RACES = [
-    "tests/stateful",
+    "tests/stateful/test_at_once.py",
+    "tests/stateful/test_lifecycle.py",
     *(
         f"tests/integration/test_{name}.py"
         for name in (

@@ -14,10 +14,14 @@ TIMES = float(os.environ.get("STATEFUL", "1"))
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate] + ([Phase.shrink] if "STATEFUL_SHRINK" in os.environ else [])
 
 
-def length(examples: int, steps: int) -> settings:
-    """So many histories of so many steps."""
+EXAMPLES = {"allocator": 60, "lifecycle": 20, "at_once": 10}
+"""Histories of each machine in `make test`."""
+
+
+def length(machine: str, steps: int) -> settings:
+    """Its number of histories, of so many steps."""
     return settings(
-        max_examples=max(int(examples * TIMES), 1),
+        max_examples=max(int(EXAMPLES[machine] * TIMES), 1),
         stateful_step_count=steps,
         phases=PHASES,
         deadline=None,

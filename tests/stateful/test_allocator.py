@@ -157,4 +157,4 @@ class Allocator(RuleBasedStateMachine):
 
 
 def test_whatever_came_before_each_grant_is_the_one_that_the_rules_ask_for():
-    run_state_machine_as_test(Allocator, settings=length(examples=60, steps=40))
+    run_state_machine_as_test(Allocator, settings=length("allocator", steps=40))

@@ -250,6 +250,6 @@ def test_verbs_at_once_keep_the_promises_at_every_commit(monkeypatch, settings, 
     with factory.saver() as saver, Crew(AT_ONCE) as crew, ThreadPoolExecutor(1) as lookout:
         machine = type("AtOnce", (AtOnce,), {"saver": saver, "clock": clock, "crew": crew, "lookout": lookout})
         try:
-            run_state_machine_as_test(machine, settings=length(examples=10, steps=8))
+            run_state_machine_as_test(machine, settings=length("at_once", steps=8))
         finally:
             lookout.submit(connection.close)

@@ -381,5 +381,5 @@ def test_the_verbs_do_what_the_model_does(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(timezone, "now", clock.now)
     with factory.saver() as saver:
         machine = type("Lifecycle", (Lifecycle,), {"saver": saver, "clock": clock})
-        run_state_machine_as_test(machine, settings=length(examples=20, steps=30))
+        run_state_machine_as_test(machine, settings=length("lifecycle", steps=30))
     assert not Receipt.objects.filter(saved_at=None).exists()
