@@ -30,6 +30,8 @@ FIRE_SECONDS = 0.9
 """Schedules are looked at once a second; a busy dispatcher makes many more passes."""
 TAIL_SECONDS = 0.1
 EXPIRE_SECONDS = 0.5
+UNSTICK_SECONDS = 5.0
+"""What hangs although its node beats has had minutes already."""
 AWAY_SECONDS = 5.0
 """A pass so late, or a clock moved by so much, means that the parent was away: no lease may end for that. Half a lease
 does, where that is shorter."""
@@ -45,6 +47,7 @@ class Dispatcher:
         self._gather = GATHER_SECONDS
         self._pause = PASS_SECONDS
         self._expired = 0.0
+        self._unstuck = 0.0
         self._fired = 0.0
         self._patient_until = 0.0
         self._evened = 0.0
@@ -88,6 +91,9 @@ class Dispatcher:
         if time.monotonic() - self._expired > EXPIRE_SECONDS:
             self._expired = time.monotonic()
             lifecycle.expire(timezone.now())
+        if time.monotonic() - self._unstuck > UNSTICK_SECONDS:
+            self._unstuck = time.monotonic()
+            lifecycle.unstick(timezone.now())
         if time.monotonic() - self._fired > FIRE_SECONDS:
             self._fired = time.monotonic()
             schedule.fire(timezone.now())

@@ -99,6 +99,8 @@ class Offer:
     labels: Mapping[str, str] = field(default_factory=dict)
     online: bool = True
     draining: bool = False
+    cooling: str = ""
+    """Why it gets nothing for a while."""
     weight: float = 1.0
     cpu: float | None = None
     memory: float | None = None

@@ -22,6 +22,7 @@ from dispatch.models import Allocation, Run, Shard
 from dispatch.rates import Lanes, Limits
 from dispatch.states import LIVE, RunState, ShardState
 from nodes import failpoints, registry
+from nodes.cooling import cool_until
 from nodes.executors.base import Pace
 from nodes.models import Node, Quota
 from nodes.protocol import Conflict, NotFound
@@ -231,6 +232,7 @@ def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
             labels=node.labels,
             online=registry.is_fresh(node, now),
             draining=node.draining,
+            cooling=_cooling(node, now),
             weight=node.weight,
             cpu=node.cpu,
             memory=node.memory,
@@ -245,6 +247,13 @@ def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
         )
         for node in nodes
     ]
+
+
+def _cooling(node: Node, now: dt.datetime) -> str:
+    until = cool_until(node.losses, node.lost_at, settings.CASCADE.lease_seconds)
+    if until is None or until <= now:
+        return ""
+    return f"cooling down for {(until - now).total_seconds():.0f} s more: it lost its work {node.losses} times in a row"
 
 
 def _demands(

@@ -67,6 +67,8 @@ class Seat:
             return "offline", "offline"
         if offer.draining:
             return "draining", "draining"
+        if offer.cooling:
+            return "cooling", offer.cooling
         if demand.type not in offer.types:
             return "type", f"does not offer {demand.type}"
         if demand.hands == "outside" and not offer.outside:

@@ -182,6 +182,8 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "memory_percent",
         "disk_percent",
         "speeds",
+        "losses",
+        "lost_at",
         "created_at",
         "history",
     )
@@ -211,7 +213,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 )
             },
         ),
-        ("What the parent measured", {"fields": ("speeds", "created_at")}),
+        ("What the parent measured", {"fields": ("speeds", "losses", "lost_at", "created_at")}),
     )
 
     # Looking

@@ -17,6 +17,7 @@ from django.db import IntegrityError
 from django.db.models import Count, Q
 from django.utils import timezone
 
+from nodes.cooling import losses_after
 from nodes.executors.base import shown
 from nodes.fields import (
     SLOTS_LIMIT,
@@ -308,6 +309,15 @@ def record_beat(
         since = at - dt.timedelta(seconds=HISTORY_SECONDS)
         if history and not Heartbeat.objects.filter(node_id=node_id, at__gt=since).exists():
             Heartbeat.objects.create(node_id=node_id, at=at, **load, **counts)
+
+
+def lost(node_ids: Iterable[int], now: dt.datetime) -> None:
+    """These nodes have just lost work that they had: their leases ended, or they came back without it."""
+    lease = settings.CASCADE.lease_seconds
+    with write():
+        for node in Node.objects.select_for_update().filter(pk__in=set(node_ids)).order_by("pk"):
+            losses = losses_after(node.losses, node.lost_at, now, lease)
+            Node.objects.filter(pk=node.pk).update(losses=losses, lost_at=now)
 
 
 def tell_slots(node_id: int, slots: int | None) -> None:

@@ -15,6 +15,9 @@ TIMEOUTS_HELD = 4
 for so many time-outs since the delivery at most."""
 
 
+TIMEOUTS_RUNNING = 3
+
+
 def lent(
     patience: Patience, leases: Iterable[Lease], now: datetime, *, timeouts: float = math.inf, begin: bool = False
 ) -> Iterator[Lend]:
@@ -55,6 +58,12 @@ def silent_together(heard: Sequence[datetime], now: datetime, lease: float) -> b
         return False
     latest, span = max(heard), timedelta(seconds=lease)
     return latest - min(heard) <= span and span <= now - latest < 2 * span
+
+
+def hung_since(now: datetime, timeout: float, lease: float) -> datetime:
+    """What began before this has run for longer than its node's own time-outs let it: alone again after a bundle that
+    hung, and a spare."""
+    return now - timedelta(seconds=TIMEOUTS_RUNNING * timeout + lease)
 
 
 class Overdue(NamedTuple):

@@ -11,7 +11,7 @@ from dispatch.lifecycle.copies import copy, take_back, tell_superseded
 from dispatch.lifecycle.ends import cancel, progress, retry
 from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, grant, offered, release
 from dispatch.lifecycle.growth import append
-from dispatch.lifecycle.leases import disconnected, expire, forgive
+from dispatch.lifecycle.leases import disconnected, expire, forgive, unstick
 from dispatch.lifecycle.recalled import recall
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, saved
@@ -48,4 +48,5 @@ __all__ = [
     "submit_task",
     "take_back",
     "tell_superseded",
+    "unstick",
 ]

@@ -184,7 +184,10 @@ def release_unheld(node_id: int, held: Sequence[int]) -> None:
     delivered = Allocation.objects.select_for_update().filter(node_id=node_id, state__in=LIVE, delivered=True)
     kept = set(held)
     lost = [(each, shard) for each, shard in loading.attempts(delivered) if each.id not in kept]
-    leases.end(lost, AllocationState.EXPIRED, Failure.LOST, "the node came back without it", timezone.now())
+    if lost:
+        now = timezone.now()
+        leases.end(lost, AllocationState.EXPIRED, Failure.LOST, "the node came back without it", now)
+        registry.lost([node_id], now)
 
 
 def package(found: Sequence[Parcel]) -> dict[str, Any]:

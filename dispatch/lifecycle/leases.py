@@ -24,6 +24,7 @@ from nodes.transactions import retried, write
 
 EXPIRED = "the lease expired: no beat from the node"
 STUCK = "not reported within its time-out"
+HUNG = "its node beats, but has not ended it at its time-out"
 UNFETCHED = "not fetched in time"
 BATCH = 5000
 
@@ -92,9 +93,40 @@ def expire(now: datetime) -> int:
         )
         for ids, failure, detail in fates:
             end([of[pk] for pk in ids], AllocationState.EXPIRED, failure, detail, now)
+        registry.lost({of[pk][0].node for pk in overdue.lost} - {None}, now)
     gone = [of[pk][0] for pk in (*overdue.lost, *overdue.stuck)]
     _note(gone, "the lease expired: no beat")
     _note([of[pk][0] for pk in overdue.offers], UNFETCHED)
+    events.changed()
+    events.tell({each.node for each in gone if each.node}, {"type": "node.cancel", "ids": [each.id for each in gone]})
+    return len(attempts)
+
+
+@retried
+def unstick(now: datetime) -> int:
+    """Takes back what a node that beats has run for longer than its own time-outs allow: it will not end it any more.
+    Returns how many.
+    """
+    lease = settings.CASCADE.lease_seconds
+    # Clients of other dialects have leases that end by themselves (``deciding.leases.end``).
+    running = Allocation.objects.filter(
+        state=AllocationState.EXECUTING,
+        node__dialect=Node.Dialect.NATIVE,
+        started_at__lt=now - timedelta(seconds=lease),
+    )
+    hung = [
+        pk
+        for pk, since, timeout in running.values_list("pk", "started_at", "run__timeout")
+        if since is not None and since < leases.hung_since(now, timeout, lease)
+    ]
+    if not hung:
+        return 0
+    with write():
+        still = Allocation.objects.select_for_update(skip_locked=True).filter(pk__in=hung, state__in=LIVE)
+        attempts = loading.attempts(still)
+        end(attempts, AllocationState.EXPIRED, Failure.TIMEOUT, HUNG, now)
+    gone = [held for held, _ in attempts]
+    _note(gone, HUNG)
     events.changed()
     events.tell({each.node for each in gone if each.node}, {"type": "node.cancel", "ids": [each.id for each in gone]})
     return len(attempts)

@@ -136,6 +136,7 @@ def test_an_item_that_takes_its_machine_down_each_time_is_cut_out(clock: factory
                 a.report(done(work))
         clock.forward(LEASE + 1)
         expire()
+        clock.forward(10 * LEASE)  # a node that loses its work again and again cools down
         a.beat()
         assert_partition(run)
     assert [each for each in shards(run) if each[2] != ShardState.SPOOLED] == [(1, 2, ShardState.QUARANTINED)]
@@ -161,10 +162,13 @@ def test_the_end_of_a_run_can_be_a_lease(clock: factory.Clock) -> None:
     a = child(capacity=1)
     run = submit(1)
     for _ in range(9):
+        clock.forward(10 * LEASE)  # as above
+        a.beat()
         assert len(a.works()) == 1
         clock.forward(LEASE + 1)
         assert expire() == 1
-        a.beat()
+    clock.forward(10 * LEASE)
+    a.beat()
     assert a.works() == []
     assert state(run) == "failed"
     assert_partition(run)
@@ -175,6 +179,7 @@ def test_a_beat_that_races_with_the_end_of_its_lease_keeps_it_or_is_told(clock: 
     a = child(capacity=2)
     for _ in range(15):
         run = submit(2)
+        clock.forward(10 * LEASE)
         a.beat()
         ids = [work.allocation for work in a.works()]
         clock.forward(LEASE + 1)
