@@ -1,4 +1,4 @@
-"""``python -m tests.sim``: runs worlds, and says whether every promise was kept in them. See ``tests/sim/__init__.py``."""
+"""``python -m tests.sim``: runs worlds, and says whether every promise was kept in them."""
 
 from __future__ import annotations
 

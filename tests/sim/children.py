@@ -59,7 +59,8 @@ class SimulatedAgent(Agent):
 
     def _workers(self) -> Any:
         if self._pool is None or self._pool.size != self.capacity:
-            self._pool = Pool(self.child, self.capacity, str(self._outbox.folder), self._note_progress)  # type: ignore[assignment]
+            made: Any = Pool(self.child, self.capacity, str(self._outbox.folder), self._note_progress)
+            self._pool = made
         return self._pool
 
 
@@ -90,14 +91,15 @@ class Child:
         self._offset = dice.choice([0.0, 600.0, -600.0, dice.uniform(-1e6, 1e6)])
         self._world = world
         self._config = config
-        self.process: Process | None = None  # type: ignore[assignment]
+        self.process = Process(world, name)
+        self.process.dead = True
         self.gone = False
         """It never comes back."""
         self.agent: SimulatedAgent | None = None
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and not self.process.dead
+        return not self.process.dead
 
     def has_key(self, key: IssuedKey) -> None:
         """This one from the next start on."""

@@ -88,7 +88,7 @@ class Process:
         self.loop = Loop(self)
 
     def monotonic(self) -> float:
-        return (self.line.now - self._born) * self.rate + 1000.0
+        return (self.line.now - self._born) * self.rate
 
     def wall(self) -> float:
         """Seconds since 1970, as this process has it."""
@@ -98,7 +98,7 @@ class Process:
         """The true time of its next step."""
         if self.dead or (at := self.loop.due()) is None:
             return float("inf")
-        return max(self._born + (at - 1000.0) / self.rate, self.frozen_until, self.line.now)
+        return max(self._born + at / self.rate, self.frozen_until, self.line.now)
 
     @property
     def frozen(self) -> bool:
@@ -249,10 +249,10 @@ def install() -> None:
         elif Thread.current is not None:
             Thread.current.wait(seconds)
 
-    time.time, time.monotonic, time.sleep = wall, monotonic, sleep
+    time.time, time.monotonic, time.sleep = wall, monotonic, sleep  # type: ignore[assignment]
     timezone.now = lambda: dt.datetime.fromtimestamp(wall(), dt.UTC)
 
 
 def dice(seed: int, purpose: str) -> random.Random:
-    """Chance for one purpose, the same whatever else was thrown. Seeded by text, so that PYTHONHASHSEED is nothing to it."""
+    """Chance for one purpose, the same whatever else was thrown, in every process: no hash is in it."""
     return random.Random(f"{seed}/{purpose}")

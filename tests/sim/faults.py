@@ -27,7 +27,7 @@ class Undone(Exception):
 
 
 class Faults:
-    """Chances are low everywhere and high at a few points of each world, so that worlds differ in what they are about."""
+    """Chances are low everywhere and high at a few points, other ones in each world, so that worlds differ."""
 
     def __init__(self, world: World) -> None:
         dice = world.dice("faults")

@@ -24,7 +24,7 @@ class Operator:
 
     def plan(self) -> None:
         world, dice = self._world, self._dice
-        for number in range(dice.choice([1, 1, 2, 3])):
+        for number in range(dice.choice([1, 1, 1, 2, 3])):
             world.at(dice.choice([0.0, dice.uniform(0.0, world.calm * 0.6)]), self._submit, number)
         kinds: list[Any] = [self._cancel, self._retry, self._drain, self._capacity, self._limit, self._assign]
         kinds += [self._recall, self._revoke]
@@ -34,9 +34,9 @@ class Operator:
     def _submit(self, number: int) -> None:
         dice, world = self._dice, self._world
         task_type = dice.choice(["sim", "sim", "sim", "sim_finds"])
-        count = dice.choice([1, 2, 3, 5, 8, 12, 20]) if task_type == "sim" else dice.choice([1, 2, 3])
+        count = dice.choice([1, 2, 3, 4, 6, 10]) if task_type == "sim" else dice.choice([1, 2])
         items = [f"r{number}-{index}" for index in range(count)]
-        work = {
+        work: dict[str, Any] = {
             "type": task_type,
             "items": items,
             "params": {"rows": world.rows},
@@ -49,11 +49,14 @@ class Operator:
             "idempotency_key": f"run-{number}",
         }
 
+        heard: list[int] = []
+
         def submit() -> None:
-            world.parent.do(f"submit {number}", lambda: lifecycle.submit(**work).pk)
+            """A program tries again until it is heard; the key makes that one run."""
+            if not heard:
+                world.parent.do(f"submit {number}", lambda: heard.append(lifecycle.submit(**work).pk))
 
         submit()
-        # A program tries again until it is heard; the key makes that one run.
         for seconds in (dice.uniform(0.1, 3.0), 15.0):
             world.after(seconds, submit)
         world.at(world.calm + 1.0, submit)
@@ -127,7 +130,7 @@ class Operator:
             self._world.after(self._dice.uniform(1.0, 40.0), self._world.parent.do, f"key for {child.name}", issue)
 
     def make_good(self) -> None:
-        """What would keep a run from ending for good: at the end of all trouble nobody drains, limits or is locked out."""
+        """Nothing keeps a run from ending any more: nobody drains, and there are no limits."""
 
         def free() -> int:
             for node in Node.objects.all():

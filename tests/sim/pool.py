@@ -30,7 +30,7 @@ class Fates:
     """Chance that an attempt at any other item fails; another one may follow."""
 
 
-class Task(Future):  # type: ignore[type-arg]
+class Task(Future):
     """A bundle that runs."""
 
     def __init__(self, pool: Pool, bundle: list[dict[str, Any]], timeout: float) -> None:

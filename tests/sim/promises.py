@@ -126,7 +126,7 @@ class Promises:
         return bool(self._read("SELECT growing FROM dispatch_run WHERE id = ?", [run]).fetchone()[0])
 
     def _at_work(self, shards: Any, allocations: Any) -> None:
-        """Who works on what: a shard under way has one live allocation, or a second copy beside it, of the same items."""
+        """A shard under way has one live allocation, or a second copy beside it, of the same items; others none."""
         held: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         for row in allocations.values():
             if row[8] in LIVE:

@@ -16,7 +16,7 @@ from nodes.protocol import Conflict
 
 
 class Stored(NamedTuple):
-    """``rows``: (uid, allocation that made it, run, allocation by its lineage); ``ledger``: (run, start, stop, allocation)."""
+    """``rows``: (uid, allocation that made it, run, allocation by lineage); ``ledger``: its keys and allocation."""
 
     rows: list[tuple[str, int, int, int]]
     ledger: list[tuple[int, int, int, int]]

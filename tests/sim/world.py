@@ -30,7 +30,7 @@ from tests.sim.pool import Fates
 from tests.sim.promises import Broken, Promises
 from tests.sim.store import FileStore, MemoryStore
 
-REST_SECONDS = 1800.0
+REST_SECONDS = 900.0
 """After its calm a world comes to rest within so long."""
 STEPS = 400_000
 """More steps than this at one virtual time or another are a world that turns in circles."""
@@ -74,10 +74,10 @@ class World(Timeline):
         self._keep: list[Process] = []
         self._folder = environment.folder / "world"
         dice = self.dice("world")
-        self.calm = dice.choice([10.0, 20.0, 20.0, 40.0, 80.0])
+        self.calm = dice.choice([8.0, 15.0, 25.0, 60.0])
         self.rows = dice.choice([0, 1, 1, 2, 3])
         self.timeout = dice.choice([8.0, 15.0])
-        keys = [f"r{run}-{index}" for run in range(3) for index in range(20)]
+        keys = [f"r{run}-{index}" for run in range(3) for index in range(10)]
         self.fates = Fates(
             seconds=dice.choice([0.05, 0.5, 1.0]),
             poison=frozenset(dice.sample(keys, dice.choice([0, 0, 0, 1, 3]))),
@@ -159,7 +159,7 @@ class World(Timeline):
         dice = self.dice("settings")
         settled = settings.CASCADE
         settled.data_dir = self._folder
-        settled.beat_seconds = dice.choice([5.0, 10.0])
+        settled.beat_seconds = dice.choice([6.0, 12.0])
         settled.lease_seconds = settled.beat_seconds * dice.choice([2.5, 4.0])
         settled.offer_seconds = dice.choice([5.0, 15.0])
         settled.offline_seconds = 45.0
@@ -169,15 +169,15 @@ class World(Timeline):
         from dispatch.results import saver
 
         # Longer than in production: what nobody woke them for costs a world most of its time.
-        dispatcher.PASS_SECONDS = dice.choice([2.0, 5.0])
-        saver.IDLE_SECONDS = dice.choice([2.0, 5.0])
+        dispatcher.PASS_SECONDS = dice.choice([3.0, 6.0])
+        saver.IDLE_SECONDS = dice.choice([3.0, 6.0])
         saver.CHECKPOINT_SECONDS = dice.choice([2.0, 20.0])
         synclog.FLUSH_SECONDS = 30.0
         # Rows beyond this go as segments.
         runner.INLINE_ROWS = dice.choice([2000, 2000, 0])
         self.store = FileStore(self._folder) if self.seed % REAL_STORE == REAL_STORE - 1 else MemoryStore()
         self.parent.start()
-        for number in range(dice.choice([1, 2, 2, 3, 4])):
+        for number in range(dice.choice([1, 2, 2, 3])):
             self._add_child(f"child-{number}", dice)
 
     def _add_child(self, name: str, dice: random.Random) -> None:
