@@ -23,6 +23,7 @@ from typing import Any
 
 from nodes import surroundings
 from nodes.agent import capture, runner
+from nodes.given import PREFIX, is_secret
 
 NICER = 5
 ORDER_SECONDS = 0.01
@@ -185,6 +186,7 @@ def _say_done(say: Callable[[Message], None], number: int, outcome: Any) -> None
 
 
 def _begin(around: dict[str, Any] | None) -> None:
+    _forget_secrets()
     surroundings.settle(surroundings.Surroundings(**around or {}))
     threading.Thread(target=_end_with_agent, daemon=True).start()
     # Ctrl-C at a terminal and a stop by the init system reach the whole group; what becomes of the shards is the
@@ -194,6 +196,14 @@ def _begin(around: dict[str, Any] | None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # Beats and questions of how this node is must not wait behind the work they are about.
     os.nice(NICER)
+
+
+def _forget_secrets() -> None:
+    """A worker needs no key: what executors print is in the shard's log, and programs that they start inherit this."""
+    for name in list(os.environ):
+        own = name.removeprefix(PREFIX).lower()
+        if name.startswith(PREFIX) and (is_secret(own) or own in ("database_url", "redis_url")):
+            del os.environ[name]
 
 
 def _end_with_agent() -> None:

@@ -15,7 +15,7 @@ import requests
 
 from cascade.local import ROOT, Child, LocalTree
 from nodes import signing
-from tests.acceptance.trees import QUICK, until
+from tests.acceptance.trees import QUICK, label, rows, until
 
 DOCUMENT = (ROOT / "docs" / "security.md").read_text()
 RECIPES = dict(re.findall(r"```sh (\w+)\n(.*?)```", DOCUMENT, re.DOTALL))
@@ -34,6 +34,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
         "CASCADE_DJANGO_KEY": DJANGO_KEY,
         "CASCADE_NODE_API_KEY": NODE_KEY,
         "CASCADE_FAILPOINTS": FAILING,
+        "CASCADE_CUSTOM": "env=os:getenv",
     }
     children = [Child("pushing", 2, carrier="push"), Child("pulling", 2, carrier="pull")]
     with LocalTree(tmp_path_factory.mktemp("secrets"), children=children, env=env) as tree:
@@ -196,6 +197,18 @@ def test_no_secret_is_in_any_log_page_answer_or_database(tree):
     # These two have to be kept where they can be used; they are shown to nobody.
     for name, secret in {"a node's API key": NODE_KEY, "a webhook's secret": HOOK, "a token": token}.items():
         assert looked.where(secret) == [], name
+
+
+def test_what_an_executor_finds_in_its_environment_is_no_secret(tree):
+    names = ["CASCADE_SECRET_KEY", "CASCADE_NODE_API_KEY", "CASCADE_DJANGO_KEY", "CASCADE_LOG_LEVEL"]
+    for by in ("pushing", "pulling", None):
+        params = {"callable": "env"}
+        chosen = {"labels": {"by": by}} if by else {"fallback": "required"}
+        if by:
+            label(tree, by)
+        run = tree.submit("custom", names, params=params, **chosen)
+        assert tree.wait(run)["state"] == "completed"
+        assert [(row["item"], row["data"]) for row in rows(tree, run)] == [("CASCADE_LOG_LEVEL", '"DEBUG"')]
 
 
 def test_what_is_looked_for_would_be_found():
