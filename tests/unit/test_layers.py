@@ -61,3 +61,9 @@ def test_the_web_process_starts_without_pandas_and_pyarrow() -> None:
     loaded = loaded_by("import cascade.asgi", {"DJANGO_SETTINGS_MODULE": "cascade.settings"})
     assert not loaded & {"pandas", "pyarrow", "numpy"}
     assert "django" in loaded
+
+
+def test_a_parent_of_one_process_loads_no_driver_of_the_servers_that_several_have() -> None:
+    statement = "import cascade.asgi\nfrom cascade import roles\nroles.leaders()"
+    loaded = loaded_by(statement, {"DJANGO_SETTINGS_MODULE": "cascade.settings"})
+    assert not loaded & {"psycopg", "redis", "channels_redis"}
