@@ -56,7 +56,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _tried(copy: Path, chosen: Sequence[Defence], environ: dict[str, str]) -> Iterator[Outcome]:
-    print(f"{'defence taken out':58} {'test':70} found  seconds")
+    print(f"{'found':6} {'seconds':>7}  defence taken out, and the test")
     for each in chosen:
         file = copy / each.file
         text = file.read_text()
@@ -100,8 +100,9 @@ def _copy(target: Path) -> None:
 
 def _line(outcome: Outcome) -> str:
     mark = "red" if outcome.found else "NOT"
-    test = outcome.defence.tests[0].removeprefix("tests/")
-    return f"{outcome.defence.name:58} {test:70} {mark:6} {outcome.seconds:7.1f}  {outcome.detail}".rstrip()
+    tests = " ".join(test.removeprefix("tests/") for test in outcome.defence.tests)
+    told = f"\n{'':16}{outcome.detail}" if outcome.detail else ""
+    return f"{mark:6} {outcome.seconds:7.1f}  {outcome.defence.name}\n{'':16}{tests}{told}"
 
 
 def _last(ended: subprocess.CompletedProcess[str]) -> str:
