@@ -14,14 +14,14 @@ from tests.acceptance.trees import EVEN, QUICK, account, numbered
 
 ITEMS = numbered(60, "s")
 LARGE = numbered(20, "l")
-PATIENT = {**QUICK, "CASCADE_LEASE_SECONDS": "60", "CASCADE_OFFLINE_SECONDS": "60", "CASCADE_FALLBACK_WORKERS": "0"}
-"""Children that stand still keep what they have, and nobody else takes it."""
+ALONE = {**QUICK, "CASCADE_LEASE_SECONDS": "10", "CASCADE_FALLBACK_WORKERS": "0"}
+"""While the children stand still, nobody else does their work."""
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
     children = [Child("pusher", 2, carrier="push"), Child("puller", 2, carrier="pull")]
-    with LocalTree(tmp_path_factory.mktemp("backup"), children=children, env=PATIENT) as tree:
+    with LocalTree(tmp_path_factory.mktemp("backup"), children=children, env=ALONE) as tree:
         yield tree
 
 
