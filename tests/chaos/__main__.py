@@ -43,6 +43,7 @@ PARTS = {
     "network": Part("tests.chaos.network", 2, "children behind lines that drop, hold, drip and break"),
     "herd": Part("tests.chaos.herd", 3, "a herd of children whose parent is killed and returns"),
     "peer": Part("tests.chaos.celery_peer", 2, "a worker frozen past its lease, here and with Celery"),
+    "hostile": Part("tests.hostile.run", 2, "requests, frames and files that nobody means well with"),
 }
 """In the order in which they run."""
 
