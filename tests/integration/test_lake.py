@@ -25,6 +25,8 @@ from tests.integration.lakes import emptied, place, server, shared, store
 
 __all__ = ["emptied", "place", "server", "shared", "store"]
 
+pytestmark = pytest.mark.timeout(300)
+
 Writer = Callable[..., subprocess.Popen[str]]
 
 
@@ -94,7 +96,7 @@ def test_four_processes_that_save_the_same_shards_save_each_once(emptied: LakeSt
         writers.append(writer(emptied, [mine[at : at + 5] for at in range(0, 50, 5)], 10 + number))
     told = Counter[str]()
     for each in writers:
-        out, err = each.communicate(timeout=110)
+        out, err = each.communicate(timeout=280)
         assert each.returncode == 0, err
         told.update(line.split()[0] for line in out.splitlines())
     assert told.total() == 200
@@ -240,7 +242,7 @@ def test_processes_that_come_first_at_once_make_one_lake(place: Place, writer: W
     stores = [LakeStore(place, memory="200MB") for _ in range(2)]
     first = [writer(each, [[number]], 10 + number) for number, each in enumerate(stores)]
     for each in first:
-        _, err = each.communicate(timeout=110)
+        _, err = each.communicate(timeout=280)
         assert each.returncode == 0, err
     with stores[0] as store:
         once_each(store, {0, 1})

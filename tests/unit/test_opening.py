@@ -74,9 +74,9 @@ def test_a_process_without_a_saver_reads_a_lake_and_no_file(using: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/data/la*ke", "/data/[lake]", "http://host/lake", "s3://", "/da'ta"])
-def test_a_path_that_cannot_be_a_lakes_is_refused(path: str) -> None:
+def test_a_path_that_cannot_be_a_lakes_is_refused(using: Any, path: str) -> None:
     with pytest.raises(ValueError, match="lake_path"):
-        Config(lake_path=path)
+        using(lake_path=path)
 
 
 def test_naming_a_lake_loads_no_duckdb() -> None:
