@@ -94,10 +94,14 @@ class Redis:
 
     def __init__(self, url: str) -> None:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
+        # Its own tries, with growing pauses, would keep a message from going the other way meanwhile.
+        once = Retry(NoBackoff(), 0)
         # No time-out for who waits for news: some versions' own would drop them after 5 s.
-        self._client = redis.Redis.from_url(url, socket_timeout=None, socket_connect_timeout=2.0)
-        self._sending = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=0.5)
+        self._client = redis.Redis.from_url(url, retry=once, socket_timeout=None, socket_connect_timeout=2.0)
+        self._sending = redis.Redis.from_url(url, retry=once, socket_timeout=2.0, socket_connect_timeout=0.5)
         self._away_until = 0.0
 
     def send(self, payloads: Sequence[str]) -> None:
