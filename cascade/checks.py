@@ -115,8 +115,8 @@ def _left_behind(settled: Config) -> Iterator[CheckMessage]:
     if settled.results.exists() and not settled.moved.exists():
         yield Warning(
             f"results are in a lake; the rows in {settled.results} are not seen",
-            hint="Bring them over with `python manage.py move`, or set result_store to file for a parent that is one "
-            "process.",
+            hint="Bring them over before anything else is saved: python manage.py move --to, with the address in "
+            "database_url. Or set result_store to file, for a parent that is one process.",
             id="cascade.W023",
         )
 

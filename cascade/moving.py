@@ -26,6 +26,7 @@ from cascade import reach
 from cascade.config import Config
 from cascade.settings import _postgresql
 from dispatch.results import opening
+from dispatch.results.lake import LakeStore
 from dispatch.results.store import ResultStore
 from nodes import executors, failpoints
 from nodes.protocol import Conflict
@@ -54,7 +55,7 @@ def move(to: Config, tell: Tell) -> Moved:
     """
     here: Config = settings.CASCADE
     if here.database_url:
-        raise Conflict("this parent is on PostgreSQL already; to move from files, leave database_url unset")
+        return _move_rows(here, to, tell)
     if (url := reach.server()) is not None:
         raise Conflict(f"a server runs on {here.data_dir}, at {url}: stop it first")
     source = ResultStore(here.results, memory=here.duckdb_memory)
@@ -76,6 +77,21 @@ def move(to: Config, tell: Tell) -> Moved:
             del connections[TARGET]
     _mark(here, to)
     return Moved(to, records, rows)
+
+
+def _move_rows(here: Config, to: Config, tell: Tell) -> Moved:
+    """Of a parent that is on PostgreSQL already and has kept its rows in a file."""
+    if to.database_url != here.database_url:
+        raise Conflict("this parent is on PostgreSQL already; from one PostgreSQL to another its own tools bring it")
+    if not here.results.exists():
+        raise Conflict(f"this parent is on PostgreSQL already, and there is no {here.results} to bring over")
+    with LakeStore(opening.place(to), memory=to.duckdb_memory) as lake:
+        if lake.tables():
+            raise Conflict(f"{lake.where} has rows already")
+    with ResultStore(here.results, memory=here.duckdb_memory) as source:
+        rows = _copy_rows(source, to, tell)
+    _mark(here, to)
+    return Moved(to, {}, rows)
 
 
 def shown(url: str) -> str:
@@ -150,7 +166,6 @@ def _prepared(fields: Sequence[Any], record: Sequence[Any], target: BaseDatabase
 
 
 def _copy_rows(source: ResultStore, to: Config, tell: Tell) -> dict[str, int]:
-    from dispatch.results.lake import LakeStore
     from dispatch.results.lake_copying import copy
 
     views = {dataset.table: dataset for dataset in (executors.get(name).dataset for name in executors.names())}

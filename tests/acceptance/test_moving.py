@@ -103,3 +103,17 @@ def test_a_move_that_was_cut_off_leaves_the_source_and_can_be_done_again(tmp_pat
         assert [tuple(row.values()) for row in found] == [(f"i{n}", value, n) for n in range(3) for value in (1, 2)]
         assert lake.recorded([(1, 2, 3)]) == {(1, 2, 3): 1}
     assert "echo" in tree.manage("runs", "--set", f"database_url={url}").stdout
+
+
+def test_rows_that_were_in_a_file_beside_postgresql_come_over_too(tmp_path: Path, server: str) -> None:
+    with psycopg.connect(server, autocommit=True) as control:
+        control.execute("CREATE DATABASE rows")
+    url = server.replace("/postgres?", "/rows?")
+    tree = LocalTree(tmp_path, env={"CASCADE_DATABASE_URL": url})  # not started
+    with ResultStore(tmp_path / "results.duckdb") as store:
+        store.append([shard(number) for number in range(3)])
+    told = moved(tree, url)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["rows"] == {"pairs_rows": 6, "ledger": 3}
+    again = moved(tree, url)
+    assert (again.returncode, "has rows already" in again.stderr) == (4, True), again.stderr

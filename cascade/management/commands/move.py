@@ -35,6 +35,7 @@ class Command(Base):
         lines = {"database_url": moving.shown(to.database_url)}
         lines |= {"data_dir": str(to.data_dir)} if to.data_dir != settings.CASCADE.data_dir else {}
         lines |= {"lake_path": to.lake_path} if to.lake_path else {}
+        lines |= {"result_store": "lake"} if settings.CASCADE.result_store != "auto" else {}
         if options["json"]:
             self.tell_json({"settings": lines, "records": moved.records, "rows": moved.rows})
             return
