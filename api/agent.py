@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -41,7 +42,10 @@ Result = TypeVar("Result")
 THREADS = ThreadPoolExecutor(8, thread_name_prefix="verb")
 """Few: on SQLite the verbs take turns anyway, and each thread keeps a database connection."""
 QUEUE_LIMIT = 400
-"""So many verbs may wait for a thread, a second or two; then what can come later is asked to. Beats never are."""
+WAIT_LIMIT = 2.0
+"""So many verbs may wait for a thread, so many seconds; then what can come later is asked to. Beats never are. Clients
+that waited longer would have given up by the time they are served, and a parent that only serves those serves nobody.
+"""
 PIECE = 1024 * 1024
 LOST_SECONDS = 5.0
 """A claim that waits looks by itself so often where other processes grant work: their wake-ups can be lost."""
@@ -61,10 +65,18 @@ KEY_VERBS: dict[str, Callable[[Caller, Any], Body]] = {
 """Over REST only: each is signed by itself, by the key that it is about."""
 
 
+_waited = 0.0
+"""Seconds that the verb which began last had waited for its thread."""
+
+
 async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
     """Runs ``work``, which may use the database, in one of the verbs' threads."""
 
+    asked = time.monotonic()
+
     def run() -> Result:
+        global _waited
+        _waited = time.monotonic() - asked
         try:
             return work(*args)
         except DatabaseError as error:
@@ -78,9 +90,12 @@ async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
 
 def behind() -> float:
     """Seconds that who wants something new should wait before asking, because too many wait already; 0: none."""
-    waits = THREADS._work_queue.qsize()
-    # Spread, so that they do not all come back at one moment, and further the more there are.
-    return random.uniform(1.0, 2.0 + waits / QUEUE_LIMIT) if waits > QUEUE_LIMIT else 0.0
+    queued = THREADS._work_queue.qsize()
+    waited = _waited if queued else 0.0
+    if queued <= QUEUE_LIMIT and waited <= WAIT_LIMIT:
+        return 0.0
+    # Spread, so that they do not all come back at one moment, and further the more there is to do.
+    return random.uniform(1.0, 2.0 + 2.0 * waited + queued / QUEUE_LIMIT)
 
 
 def check_turn() -> None:

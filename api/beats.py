@@ -9,10 +9,11 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
 from dispatch import lifecycle
@@ -30,6 +31,9 @@ LEASE_SHARE = 3.0
 COUNT_SECONDS = 5.0
 TOGETHER = 50
 """Beats in one transaction at most; others wait for it."""
+
+THREAD = ThreadPoolExecutor(1, thread_name_prefix="beats")
+"""Of its own: leases depend on it that beats do not wait behind everything else."""
 
 Body = dict[str, Any]
 Outcome = Body | CascadeError
@@ -69,13 +73,17 @@ pace = Pace()
 def write_together(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
     """All of them in one transaction, each of which may be refused alone."""
     outcomes: list[Outcome] = []
-    with write():
-        for caller, sent in batch:
-            try:
-                with write():
-                    outcomes.append(lifecycle.beat(caller, sent))
-            except CascadeError as error:
-                outcomes.append(error)
+    try:
+        with write():
+            for caller, sent in batch:
+                try:
+                    with write():
+                        outcomes.append(lifecycle.beat(caller, sent))
+                except CascadeError as error:
+                    outcomes.append(error)
+    except DatabaseError:
+        close_old_connections()
+        raise
     return [outcome if isinstance(outcome, CascadeError) else paced(outcome) for outcome in outcomes]
 
 
@@ -104,12 +112,12 @@ class Gathering:
         return outcome
 
     async def _write(self) -> None:
-        from api.agent import in_thread
-
+        loop = asyncio.get_running_loop()
         while self._waiting:
             batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
             try:
-                outcomes = await in_thread(write_together, [(caller, sent) for caller, sent, _ in batch])
+                together = [(caller, sent) for caller, sent, _ in batch]
+                outcomes = await loop.run_in_executor(THREAD, write_together, together)
             except Exception as error:
                 for _, _, answer in batch:
                     if not answer.done():

@@ -83,8 +83,10 @@ class Content(io.RawIOBase):
         self.refusal: Refusal | None = None
         if length is not None and length > limit:
             self.refuse(413, f"is {length} bytes long; {limit} are allowed here")
-        elif length and length > SMALL and shutil.disk_usage(settings.CASCADE.data_dir).free < (
-            settings.CASCADE.disk_reserve + length
+        elif (
+            length
+            and length > SMALL
+            and shutil.disk_usage(settings.CASCADE.data_dir).free < (settings.CASCADE.disk_reserve + length)
         ):
             self.refuse(507, "does not fit on this server's disk at this moment", RETRY_SECONDS)
         elif length and factory.under_way + length > settings.CASCADE.receive_limit:
@@ -316,6 +318,8 @@ class Server(daphne.Server):
 
     ping_interval: float
     ping_timeout: float
+    websocket_handshake_timeout: float
+    websocket_connect_timeout: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -323,6 +327,8 @@ class Server(daphne.Server):
         half = settings.CASCADE.offline_seconds / 2
         self.ping_interval = min(self.ping_interval, max(half, 1.0))
         self.ping_timeout = min(self.ping_timeout, max(half, 3.0))
+        # A busy parent takes a while to look at an upgrade's signature.
+        self.websocket_handshake_timeout = self.websocket_connect_timeout
 
     def run(self) -> None:
         daphne.HTTPFactory = Factory  # Daphne has no other place to say which

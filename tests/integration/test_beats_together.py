@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -89,3 +90,25 @@ def test_a_beat_by_rest_has_the_pace_too(monkeypatch):
     caller = node("n")
     monkeypatch.setattr(beats.pace, "seconds", lambda: 7.5)
     assert agent.perform(caller, "beat", PLAIN)["beat_seconds"] == 7.5
+
+
+def test_what_can_come_later_is_asked_to_when_verbs_wait_too_long_and_beats_are_not(monkeypatch):
+    async def blocked() -> tuple[float, float, Any]:
+        gate = threading.Event()
+        held = [asyncio.create_task(agent.in_thread(gate.wait, 20)) for _ in range(agent.THREADS._max_workers + 5)]
+        try:
+            while not agent.THREADS._work_queue.qsize():
+                await asyncio.sleep(0.01)
+            quick = agent.behind()
+            monkeypatch.setattr(agent, "_waited", agent.WAIT_LIMIT + 1)
+            return quick, agent.behind(), await beats.Gathering().beat(caller, PLAIN)
+        finally:
+            gate.set()
+            await asyncio.gather(*held)
+
+    caller = node("n")
+    quick, late, reply = async_to_sync(blocked)()
+    assert quick == 0.0
+    assert late >= 1.0
+    assert reply["node"] == "n"
+    assert agent.behind() == 0.0
