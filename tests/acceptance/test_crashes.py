@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.trees import until
 from tests.chaos import crashes, disks
-from tests.chaos.trees import PARENT, ChaosTree, Child
+from tests.chaos.trees import PARENT, UNHURRIED, ChaosTree, Child
 
 MOMENTS = (
     ("parent", "spool.synced", "parent"),
@@ -29,7 +29,7 @@ CHILDREN = (Child("pusher", 2, carrier="push"), Child("puller", 2, carrier="pull
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosTree]:
     folder = tmp_path_factory.mktemp("crashes")
     small = disks.small_disk(folder / "spool", 8) if disks.can_mount() else nullcontext()
-    with small, ChaosTree(folder, name="item", children=CHILDREN) as tree:
+    with small, ChaosTree(folder, name="item", children=CHILDREN, env=UNHURRIED) as tree:
         yield tree
 
 

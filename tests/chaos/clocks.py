@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.chaos.report import Report
-from tests.chaos.trees import PARENT, SEGMENT, ChaosTree, Child, until
+from tests.chaos.trees import PARENT, SEGMENT, UNHURRIED, ChaosTree, Child, until
 
 CHILDREN = (Child("pusher", 2, carrier="push"), Child("puller", 2, carrier="pull"))
 JUMPS = (600.0, -600.0, 3600.0, -3600.0, 0.0)
@@ -17,7 +17,10 @@ EXPIRED = "leases that ended because a clock was wrong"
 def run(seconds: float, report: Report) -> None:
     deadline = time.monotonic() + seconds
     chance = report.chance("clocks")
-    with TemporaryDirectory() as folder, ChaosTree(Path(folder), name="clock", children=CHILDREN) as tree:
+    with (
+        TemporaryDirectory() as folder,
+        ChaosTree(Path(folder), name="clock", children=CHILDREN, env=UNHURRIED) as tree,
+    ):
         for number in range(1000):
             if number > 1 and time.monotonic() > deadline:
                 break

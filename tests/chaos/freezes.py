@@ -15,7 +15,8 @@ from tests.chaos.report import Report
 from tests.chaos.trees import PARENT, SEGMENT, ChaosTree, Child, until
 
 CHILDREN = (Child("pusher", 2, carrier="push"), Child("puller", 2, carrier="pull"))
-LEASE = 3.0
+LEASE = 6.0
+SETTINGS = {"CASCADE_LEASE_SECONDS": str(LEASE), "CASCADE_OFFER_SECONDS": str(LEASE)}
 KINDS = ("agent", "machine of a child", "worker", "parent", "all children at once")
 EXPIRED = "leases that ended while a child stood still, their work given to another"
 MASS = "leases that ended because the parent stood still"
@@ -24,7 +25,10 @@ MASS = "leases that ended because the parent stood still"
 def run(seconds: float, report: Report) -> None:
     deadline = time.monotonic() + seconds
     chance = report.chance("freezes")
-    with TemporaryDirectory() as folder, ChaosTree(Path(folder), name="freeze", children=CHILDREN) as tree:
+    with (
+        TemporaryDirectory() as folder,
+        ChaosTree(Path(folder), name="freeze", children=CHILDREN, env=SETTINGS) as tree,
+    ):
         for number in range(1000):
             if number >= len(KINDS) and time.monotonic() > deadline:
                 break
@@ -37,8 +41,8 @@ def run(seconds: float, report: Report) -> None:
 
 def freeze(tree: ChaosTree, kind: str, child: str, report: Report) -> None:
     """One of ``KINDS`` stands still past the lease with work in hand, and goes on; the work ends whatever happens."""
-    tree.items(16, shard_size=1, seconds=0.6, timeout=2 * LEASE)
-    tree.items(8, shard_size=1, pad=SEGMENT, seconds=0.6, timeout=2 * LEASE)
+    tree.items(16, shard_size=1, seconds=0.6, timeout=LEASE)
+    tree.items(8, shard_size=1, pad=SEGMENT, seconds=0.6, timeout=LEASE)
     until(lambda: tree.executing(child) > 1, 30, f"work at {child}")
     before = tree.expired()
     if kind == "parent":

