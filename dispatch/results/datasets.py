@@ -42,6 +42,8 @@ BATCH_LIMIT = 256 * 1024 * 1024
 """Unpacked, of one record batch, which is in memory as a whole; our own writers make far smaller ones."""
 SCHEMA_BYTES = 1024 * 1024
 """A schema message above this is no dataset's: its fields would cost far more memory than its bytes."""
+JSON_ROWS = 256
+"""Cells that are Python objects at once."""
 BATCH_BYTES = 4096
 """Charged for each record batch beside its values, so that millions of tiny ones meet the same limit."""
 
@@ -112,9 +114,28 @@ def decode(source: bytes | Path, dataset: Dataset, *, max_rows: int = MAX_ROWS, 
 
 
 def count(source: bytes | Path, dataset: Dataset, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> int:
-    """How many rows ``decode`` would give; raises what that would. One record batch is unpacked at a time."""
+    """How many rows ``decode`` would give; raises what that would, and FieldError for a cell of JSON that is none.
+
+    One record batch is unpacked at a time.
+    """
+    rows = 0
     with _opened(source) as content:
-        return sum(batch.num_rows for batch in _batches(content, dataset, max_rows, max_bytes))
+        for batch in _batches(content, dataset, max_rows, max_bytes):
+            for column, cells in zip(dataset.columns, batch.columns, strict=True):
+                if column.type == "json":
+                    _check_json(column.name, cells)
+            rows += batch.num_rows
+    return rows
+
+
+def _check_json(name: str, cells: pa.Array) -> None:
+    for at in range(0, len(cells), JSON_ROWS):
+        for text in cells.slice(at, JSON_ROWS).to_pylist():
+            try:
+                if text is not None:
+                    _rows.check_json(text)
+            except ValueError:
+                raise FieldError(f"segment.{name}", f"{shown(text)} is not JSON") from None
 
 
 def batches(source: Path, dataset: Dataset) -> Iterator[pa.RecordBatch]:

@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import numbers
 import operator
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ _LISTS = (list, tuple)
 _EPOCH = dt.datetime(1970, 1, 1)
 _FIRST = (dt.datetime.min - _EPOCH) // dt.timedelta(microseconds=1)
 _LAST = (dt.datetime.max - _EPOCH) // dt.timedelta(microseconds=1)
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 64 * 1024 * 1024
@@ -238,12 +241,27 @@ def _timestamp(value: Any) -> dt.datetime | None:
     return value if value.tzinfo is None else value.astimezone(dt.UTC).replace(tzinfo=None)
 
 
-def _json(value: Any) -> str:
+def check_json(text: str) -> None:
+    """Raises ValueError for what DuckDB would not read: one such cell would be an error to whoever asks for a view."""
     try:
-        if isinstance(value, str):
-            json.loads(value, parse_constant=_number)  # refuses NaN and Infinity, which are not JSON
-            return _text(value)
-        return json.dumps(value, allow_nan=False)
+        value = json.loads(text, parse_constant=_number)  # refuses NaN and Infinity, which are not JSON
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # a half of a pair is no character; a whole pair is
+    except TypeError:
+        raise ValueError("NaN and Infinity are not JSON") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, str):
+        check_json(value)
+        return _text(value)
+    try:
+        text = json.dumps(value, allow_nan=False)
+        if _SURROGATE.search(text):
+            text = json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
+        return text
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

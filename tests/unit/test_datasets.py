@@ -99,6 +99,8 @@ def test_nan_is_null_and_an_aware_time_is_utc() -> None:
         ("at", "0001-01-01T00:00:00+23:00"),
         ("more", "{"),
         ("more", "NaN"),
+        ("more", '"\\ud800"'),
+        ("more", '{"\\uDC00": 1}'),
         ("more", "[" * 5000),
         ("more", {"a": float("nan")}),
     ],
@@ -427,6 +429,22 @@ def test_text_that_is_no_utf8_and_offsets_that_point_outside_are_refused() -> No
     assert content.count(offsets) == 1
     with pytest.raises(Unprocessable):
         datasets.decode(content.replace(offsets, struct.pack("<iii", 0, 16, 2**30)), PLAIN)
+
+
+@pytest.mark.parametrize("text", ["{not json", "NaN", '"\\ud800"', "[" * 5000, ""])
+def test_one_cell_of_a_segment_that_is_no_json_is_refused(text: str) -> None:
+    """It would be an error to everybody who asks for a view."""
+    more = ['{"a": "\\ud83d\\ude00"}', None, text]
+    table = pa.table({name: pa.nulls(3) for name in KINDS.names}).cast(datasets.schema(KINDS))
+    table = table.set_column(KINDS.names.index("more"), "more", pa.array(more))
+    with pytest.raises(FieldError, match=r"segment\.more"):
+        datasets.count(ipc(table), KINDS)
+    assert datasets.count(ipc(table.slice(0, 2)), KINDS) == 2
+
+
+def test_half_a_character_in_what_an_executor_gives_as_json_is_replaced() -> None:
+    (row,) = executor_rows.inline(KINDS, [(None, None, None, None, None, {"a": "\ud800", "b": "😀"})], 10) or []
+    assert json.loads(row[-1]) == {"a": "?", "b": "😀"}
 
 
 @given(st.integers(0, 10**9), st.binary(min_size=1, max_size=8))
