@@ -26,7 +26,8 @@ os.environ["CASCADE_CONFIG"] = ""
 os.environ["CASCADE_ALLOWED_NETWORKS"] = "127.0.0.0/8,::1/128"  # servers of the tests' own
 if _database := os.environ.get("TEST_DATABASE_URL"):
     os.environ["CASCADE_DATABASE_URL"] = _database
-    os.environ["CASCADE_RESULT_STORE"] = "file"  # each test has a folder of its own; a lake would stay where it was made
+    # Each test has a folder of its own; a lake would stay where it was made.
+    os.environ["CASCADE_RESULT_STORE"] = "file"
 os.environ["DJANGO_SETTINGS_MODULE"] = "cascade.settings"
 # Now, not in pytest_configure: conftest files below this one import models.
 django.setup()

@@ -93,7 +93,7 @@ def expire(now: datetime) -> int:
         )
         for ids, failure, detail in fates:
             end([of[pk] for pk in ids], AllocationState.EXPIRED, failure, detail, now)
-        registry.lost({of[pk][0].node for pk in overdue.lost} - {None}, now)
+        registry.lost({node for pk in overdue.lost if (node := of[pk][0].node) is not None}, now)
     gone = [of[pk][0] for pk in (*overdue.lost, *overdue.stuck)]
     _note(gone, "the lease expired: no beat")
     _note([of[pk][0] for pk in overdue.offers], UNFETCHED)

@@ -73,7 +73,8 @@ class Node:
     def works(self) -> bool:
         """Whether the key in the file is taken by the parent."""
         url, body = f"{self.tree.url}/api/v1/agent/release", b'{"allocations": []}'
-        headers = signing.sign("POST", url, body, **self.pair)
+        pair = self.pair
+        headers = signing.sign("POST", url, body, access_key=pair["access_key"], secret_key=pair["secret_key"])
         return bool(self.tree._session.post(url, data=body, headers=headers, timeout=30).status_code == 200)
 
 
@@ -169,7 +170,8 @@ YEARS = 10 * 365 * 86_400
 
 
 def rest(node: Node, parent: str, clock: ParentClock) -> Rest:
-    return Rest(AgentConfig(parent=parent, **node.pair), clock)
+    pair = node.pair
+    return Rest(AgentConfig(parent=parent, access_key=pair["access_key"], secret_key=pair["secret_key"]), clock)
 
 
 def ask(line: Rest) -> Any:
@@ -198,7 +200,7 @@ def test_somebody_in_between_who_tells_ever_other_times_gets_few_requests_and_is
     class Liar(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            heard.append(int(re.search(r"created=(\d+)", self.headers["Signature-Input"])[1]))
+            heard.append(int(re.findall(r"created=(\d+)", self.headers["Signature-Input"])[0]))
             body = json.dumps({"detail": "no", "time": str(2_000_000_000 + 1_000_000 * len(heard))}).encode()
             self.send_response(401)
             self.send_header("Content-Length", str(len(body)))

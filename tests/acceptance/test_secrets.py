@@ -231,8 +231,10 @@ def test_objects_that_hold_secrets_do_not_show_them(tmp_path: Path):
         AgentConfig(parent="http://p", access_key=access_key, secret_key=secret_key),
         IssuedKey(access_key, secret_key, None),  # type: ignore[arg-type]
         IssuedRegistration(secret_key, None),  # type: ignore[arg-type]
-        Config(django_key=secret_key, node_api_key=secret_key, database_url=f"postgresql://u:{secret_key}@h/n"),
-        Config(redis_url=f"redis://:{secret_key}@h/0", data_dir=tmp_path),
+        Config.model_validate(
+            {"django_key": secret_key, "node_api_key": secret_key, "database_url": f"postgresql://u:{secret_key}@h/n"}
+        ),
+        Config.model_validate({"redis_url": f"redis://:{secret_key}@h/0", "data_dir": tmp_path}),
     ]
     for each in made:
         assert secret_key not in repr(each) + str(each)

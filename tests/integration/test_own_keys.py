@@ -240,7 +240,7 @@ def test_a_request_whose_key_is_revoked_while_it_is_under_way_is_a_401(key, fold
     url = f"http://testserver/api/v1/agent/{path}"
     pair = {"access_key": key.access_key, "secret_key": key.secret_key}
     signed = {name.replace("-", "_"): value for name, value in signing.sign(method, url, body, **pair).items()}
-    headers = {f"HTTP_{name.upper()}": value for name, value in signed.items()}
+    headers: dict[str, Any] = {f"HTTP_{name.upper()}": value for name, value in signed.items()}
     answer = Client().generic(method, url, body, content_type="application/json", **headers)
     assert (answer.status_code, "revoked" in answer.json()["detail"]) == (401, True)
     assert [records()] == seen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -20,7 +22,7 @@ def _no_guesses_yet() -> None:
     guesses.passwords_from.forget()
 
 
-def sign_in(client: Client, password: str, name: str = "anna", **more: str):
+def sign_in(client: Client, password: str, name: str = "anna", **more: Any):
     return client.post(reverse("admin:login"), {"username": name, "password": password, "next": "/"}, **more)
 
 
