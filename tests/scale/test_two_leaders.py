@@ -15,8 +15,8 @@ import pytest
 from cascade.local import ROOT
 from tests.servers import postgresql
 
-GRANTS = 400
-PATIENCE = 100.0
+GRANTS = 300
+PATIENCE = 200.0
 RATE, BURST = 40, 5
 """Items a second, and at once after a pause."""
 LIVE = "a.state IN ('pending', 'executing')"
@@ -46,6 +46,7 @@ def url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.timeout(300)
 def test_at_no_commit_is_more_granted_than_may_be(url: str, tmp_path: Path) -> None:
     own = {
         "CASCADE_DATABASE_URL": url,
@@ -72,6 +73,7 @@ def test_at_no_commit_is_more_granted_than_may_be(url: str, tmp_path: Path) -> N
             for what, query in OVER.items():
                 assert reader.execute(query).fetchall() == [], what
             ((granted,),) = reader.execute("SELECT count(*) FROM dispatch_allocation").fetchall()
+            time.sleep(0.005)  # far shorter than what was granted is held, and the others need the processor, too
             assert time.monotonic() < deadline, f"{granted} grants in {PATIENCE} s"
             assert all(process.poll() is None for process in [*both, fleet])
     ends.touch()
