@@ -75,6 +75,7 @@ class Child:
         self.held: dict[int, list[Any]] = {}
         self.beat_seconds = BEAT_SECONDS
         self.hello = True
+        self._offered: list[int] = []
         self._socket: Any = None
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
@@ -228,6 +229,8 @@ class Child:
             if allocation not in self.held:
                 self.seen.claimed += 1
                 self.held[allocation] = [allocation, *rest]
+                if message.get("type") == "offer":
+                    self._offered.append(allocation)
         if self.held:
             self._due.set()
 
@@ -239,6 +242,10 @@ class Child:
             self._due.clear()
             while not self._greeted:
                 await asyncio.sleep(0.05)
+            if offered := list(self._offered):
+                for allocation in (await self._call("accept", {"allocations": offered}))["gone"]:
+                    self.held.pop(allocation, None)  # an offer that came too late is no lease
+                del self._offered[: len(offered)]
             await asyncio.sleep(random.uniform(0, 1.0))  # as if it had run something
             batch = list(self.held.values())[:20]
             if not batch:
