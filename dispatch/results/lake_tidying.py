@@ -76,12 +76,18 @@ def merge(write: Write, place: Place, table: str) -> None:
 
 
 def _fence(write: Write) -> dt.datetime:
-    """A commit of nothing, after which no append that began earlier can succeed; when it was, by the server's clock."""
+    """A commit after which no append that began earlier can succeed; when it was, by the server's clock.
+
+    It changes the ledger, as every append does: PostgreSQL then refuses the older one for the row with the ledger's
+    statistics, also when the number of this state has been forgotten and could be given once more.
+    """
     told: list[dt.datetime] = []
 
     def act(connection: duckdb.DuckDBPyConnection) -> None:
-        connection.execute("DELETE FROM _fence")
-        connection.execute("INSERT INTO _fence VALUES (now()::TIMESTAMP)")
+        connection.execute("INSERT INTO ledger VALUES (0, -1, -1, 0, 'fence', 0, NULL)")
+
+    def lift(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("DELETE FROM ledger WHERE start = -1")
 
     def ask(connection: duckdb.DuckDBPyConnection) -> None:
         found = connection.execute("SELECT max(snapshot_time)::VARCHAR FROM ducklake_snapshots('writing')").fetchall()
@@ -89,6 +95,7 @@ def _fence(write: Write) -> dt.datetime:
 
     write(act)
     write(ask)
+    write(lift)
     return told[-1]
 
 
