@@ -16,7 +16,7 @@ from nodes.protocol import CascadeError, TooLarge, Unprocessable
 from tests.hostile import bombs
 from tests.hostile.bombs import BOMBS, ECHO, MB, honest, mutations
 
-MUTATIONS = 600
+MUTATIONS = 300
 OURS = 40 * MB
 """What looking at a bomb may cost the process that asks: nothing, but memory is counted in pages and arenas."""
 
