@@ -14,7 +14,7 @@ TIMES = float(os.environ.get("STATEFUL", "1"))
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate] + ([Phase.shrink] if "STATEFUL_SHRINK" in os.environ else [])
 
 
-EXAMPLES = {"allocator": 60, "lifecycle": 20, "at_once": 10}
+EXAMPLES = {"allocator": 80, "lifecycle": 20, "at_once": 10}
 """Histories of each machine in `make test`."""
 
 

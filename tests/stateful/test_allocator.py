@@ -19,7 +19,7 @@ ITEMS = ("m", "m", "m", "x", "y")
 NUMBERS = st.integers(0, 11)
 """Which of those that there are, counted round."""
 LABELS = st.sampled_from(({}, {}, {"zone": "eu"}))
-CAPACITIES = st.integers(1, 3)
+CAPACITIES = st.integers(1, 4)
 
 
 @st.composite
@@ -28,7 +28,7 @@ def quotas(draw: st.DrawFn) -> dict[tuple[str, str], tuple[int, int | None]]:
     rules = {}
     for key in draw(st.lists(keys, max_size=3, unique=True)):
         slots = draw(st.integers(0, 2))
-        rules[key] = (slots, draw(st.none() | st.integers(slots, slots + 1)))
+        rules[key] = (slots, draw(st.sampled_from((None, slots, slots + 1))))
     return rules
 
 
@@ -106,6 +106,7 @@ class Allocator(RuleBasedStateMachine):
             "cut": 0,
         }
         self.world.held.update({(number, index): WAITING for index in range(len(items))})
+        self.a_pass_is_made()
 
     @rule(which=NUMBERS)
     def a_run_is_cancelled(self, which):

@@ -681,6 +681,14 @@ def test_an_item_that_came_back_and_may_run_nowhere_yet_does_not_hold_up_the_oth
     assert plan.aside == []
 
 
+def test_an_item_that_no_quota_has_room_for_takes_a_free_slot_in_the_same_pass() -> None:
+    rules = {("echo", ""): QuotaRule(1), ("echo", "x"): QuotaRule(0, 0)}
+    nodes = [node("a", 1, quotas=rules), node("b", 1)]
+    plan = allocate([singles(2, marked=[(0, "x")])], nodes)
+    assert sorted(where(plan, nodes)) == ["a:1", "b:x"]
+    assert plan.aside == []
+
+
 def test_an_item_without_room_anywhere_stays_uncut_when_nothing_else_fits_either() -> None:
     nodes = [node("a", 1, quotas={("echo", "x"): QuotaRule(1, 1)}, in_use={("echo", "x"): 1})]
     plan = allocate([singles(2, marked=[(0, "x")])], nodes)
