@@ -96,6 +96,7 @@ def attack(
     config = SchemathesisConfig.from_dict(
         {
             "seed": seed,
+            "cache": {"enabled": False},
             "base-url": victim.tree.url,
             "continue-on-failure": True,
             "request-timeout": 20,
