@@ -46,7 +46,7 @@ def without_room(tree: ChaosTree, spool: Path) -> None:
     full = fill(spool)
     tree.items(ITEMS, shard_size=2, pad=SEGMENT)
     refused(tree, 507)
-    assert not list(spool.glob("*.part")), "half-written"
+    until(lambda: not list(spool.glob("*.part")), 10, "a spool without anything half-written")  # one more may be tried
     assert tree.acknowledged() == known, "acknowledged without being kept"
     full.unlink()
     tree.settle()
