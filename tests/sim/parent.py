@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import channels.layers
 
 from api import agent as rest
-from api import limits, revoked, sockets
+from api import beats, limits, revoked, sockets
 from dispatch import configuration, ending, events, queue, synclog
 from dispatch.dispatcher import Dispatcher
 from dispatch.lifecycle import kept
+from dispatch.results import room
 from dispatch.results import saver as saver_
 from nodes.keys import Caller
 from nodes.protocol import Unauthenticated
@@ -239,6 +240,8 @@ def forget() -> None:
     configuration.forget()
     revoked.watch = revoked.Watch()
     limits.keys = limits.KeyLimits()
+    beats.pace, beats.gathering = beats.Pace(), beats.Gathering()
+    room._waiting, room._looked = 0, -room.LOOK_SECONDS
     ending._asked.clear()
     ending._begun.clear()
     queue._wakes = queue.Wakes()

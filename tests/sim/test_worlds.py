@@ -1,0 +1,29 @@
+"""Simulated worlds keep every promise, and are the same whenever and wherever they are run."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.runs import run
+
+WORLDS, PART = 50, 50
+"""`make sim` runs ten times as many."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(0, WORLDS, PART))
+def test_every_promise_is_kept_in_simulated_worlds(first: int) -> None:
+    summary = run(range(first, first + PART))
+    print(summary.text())
+    assert not summary.broken, summary.text()
+    assert summary.seeds == PART
+    # Worlds in which nothing happens would keep any promise.
+    assert summary.rows > PART
+    assert summary.crashes > PART / 4
+
+
+@pytest.mark.timeout(300)
+def test_a_seed_is_the_same_world_in_any_process() -> None:
+    first, second = (run(range(3, 13), env={"PYTHONHASHSEED": each}) for each in ("1", "2"))
+    assert first.digest == second.digest
+    assert first.messages == second.messages > 0
