@@ -9,6 +9,8 @@ py := $(venv)/bin/python
 run_files := requirements.txt requirements-sample.txt
 dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
+# Files of tests side by side in so many processes, the long ones, which come first, first: most of them wait.
+side_by_side := -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint format sim chaos mutations bench clean run-packages dev-packages
@@ -26,8 +28,8 @@ serve: run-packages ## a parent on port 8000, for real use
 	@$(py) manage.py runserver $(ARGS)
 
 test: dev-packages ## all tests, and those where verbs race on PostgreSQL, too
-	@$(py) -m pytest $(ARGS)
-	@test -n "$(ARGS)" || $(py) -m tests.postgresql
+	@$(py) -m pytest $(or $(ARGS),$(side_by_side))
+	@test -n "$(ARGS)" || $(py) -m tests.postgresql $(side_by_side)
 
 # Django's own commands get a folder and settings that are nobody's.
 lint: export CASCADE_DATA_DIR := $(venv)/lint

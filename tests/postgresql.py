@@ -1,6 +1,6 @@
 """``python -m tests.postgresql [pytest's arguments]``: the tests of what a database must keep apart, on PostgreSQL.
 
-All of tests/integration and tests/stateful may be named; without arguments it is those where verbs race.
+All of tests/integration and tests/stateful may be named; where none is, it is those where verbs race.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ RACES = [
 
 
 def main() -> int:
+    given = sys.argv[1:]
+    named = [] if any(each.startswith("tests/") for each in given) else RACES
     with postgresql() as url:
-        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(sys.argv[1:] or RACES)]
+        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *given, *named]
         return subprocess.call(argv, env={**os.environ, "TEST_DATABASE_URL": url})
 
 
