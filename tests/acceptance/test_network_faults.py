@@ -142,8 +142,10 @@ def test_a_line_that_is_slow_and_breaks_within_answers_costs_no_row(tree, proxy,
     items, large = numbered(20), numbered(4, "l")
     proxy.faults.drip, proxy.faults.delay = 60_000.0, 0.01
     runs = [submitted(tree, name, items), submitted(tree, name, large, rows=3000)]
-    for after in (700, 1500, 2600):
+    for number, after in enumerate((300, 700, 1500), start=1):
         proxy.faults.cut_after = after  # in the middle of whatever comes there
+        until(lambda number=number: proxy.breaks >= number, what="a break")
+        proxy.faults.cut_after = 0
         saved = tree.progress(runs[0])["saved"]
         tree.wait(runs[0], until=lambda progress, saved=saved: progress["saved"] > saved or not progress["pending"])
     proxy.heal()

@@ -90,6 +90,8 @@ class Proxy:
         self.faults = Faults()
         self.upgrades = 0
         """WebSocket upgrades let through so far."""
+        self.breaks = 0
+        """Connections reset by ``cut_after`` so far."""
         self.lost: list[bytes] = []
         """Answers to reports that were not passed on; see ``lose_receipts``."""
         self.passed: list[bytes] = []
@@ -237,7 +239,9 @@ class Proxy:
                 self.lost.append(seen)
                 return True
             self.passed.append(seen)
-        return 0 < self.faults.cut_after <= link.down
+        breaks = 0 < self.faults.cut_after <= link.down
+        self.breaks += breaks
+        return breaks
 
     async def _pass_on(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
         while piece:
