@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -136,6 +137,10 @@ def test_a_line_that_carries_one_way_only_costs_time_and_no_row(tree, proxy, car
     assert tree.terminate(name) == 0
 
 
+def _broken(proxy: Proxy, times: int) -> bool:
+    return proxy.breaks >= times
+
+
 @pytest.mark.parametrize("carrier", CARRIERS)
 def test_a_line_that_is_slow_and_breaks_within_answers_costs_no_row(tree, proxy, carrier):
     name = child(tree, proxy.url, f"slow-{carrier}", carrier, f"slow-{carrier}")
@@ -144,7 +149,7 @@ def test_a_line_that_is_slow_and_breaks_within_answers_costs_no_row(tree, proxy,
     runs = [submitted(tree, name, items), submitted(tree, name, large, rows=3000)]
     for number, after in enumerate((300, 700, 1500), start=1):
         proxy.faults.cut_after = after  # in the middle of whatever comes there
-        until(lambda number=number: proxy.breaks >= number, what="a break")
+        until(partial(_broken, proxy, number), what="a break")
         proxy.faults.cut_after = 0
         saved = tree.progress(runs[0])["saved"]
         tree.wait(runs[0], until=lambda progress, saved=saved: progress["saved"] > saved or not progress["pending"])

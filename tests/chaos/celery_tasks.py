@@ -28,7 +28,7 @@ app.conf.update(
 )
 
 
-@app.task(name="echo")  # type: ignore[untyped-decorator]
+@app.task(name="echo")
 def echo(item: str) -> None:
     """Waits as long as one item takes, and appends the item's row."""
     time.sleep(GIVEN["seconds"])

@@ -154,7 +154,7 @@ class Child:
             while True:
                 if writer is None:
                     reader, writer = await asyncio.open_connection(*self.address)
-                body = {"boot": self.boot, "slots": 2, "held": sorted(self.held), "wait": 30.0}
+                body: dict[str, object] = {"boot": self.boot, "slots": 2, "held": sorted(self.held), "wait": 30.0}
                 self._take(await self._exchange(reader, writer, "claim", body, 45))
         finally:
             if writer is not None:
@@ -209,7 +209,13 @@ class Child:
     async def _beating(self) -> None:
         while True:
             held = sorted(self.held)
-            body = {"boot": self.boot, "held": held, "running": held[:2], "version": "0.0-herd", "executors": ["echo"]}
+            body: dict[str, object] = {
+                "boot": self.boot,
+                "held": held,
+                "running": held[:2],
+                "version": "0.0-herd",
+                "executors": ["echo"],
+            }
             body |= {"carrier": "push" if self.push else "pull", "hello": self.hello}
             body |= {"cpu": 5.0, "memory": 20.0, "disk": 30.0}
             began = time.monotonic()

@@ -29,13 +29,18 @@ LONGEST_FAULT = 7.0
 END_SECONDS = 120.0
 
 
+def _cut_then(proxy: Proxy, faults: Faults) -> None:
+    proxy.cut()
+    proxy.faults = faults
+
+
 def _faults(chance: Random) -> dict[str, Callable[[Proxy], object]]:
     """What may happen to one child's line next."""
     return {
         "connections dropped as they come": lambda proxy: setattr(proxy, "faults", Faults(drop=0.6)),
         "no connections taken": lambda proxy: setattr(proxy, "faults", Faults(open=False)),
-        "connections taken, nothing said": lambda proxy: (proxy.cut(), setattr(proxy, "faults", Faults(mute=True))),
-        "sockets refused": lambda proxy: (proxy.cut(), setattr(proxy, "faults", Faults(sockets=False))),
+        "connections taken, nothing said": lambda proxy: _cut_then(proxy, Faults(mute=True)),
+        "sockets refused": lambda proxy: _cut_then(proxy, Faults(sockets=False)),
         "delay": lambda proxy: setattr(proxy, "faults", Faults(delay=chance.uniform(0.05, 1.5))),
         "slow drip": lambda proxy: setattr(proxy, "faults", Faults(drip=chance.uniform(500, 20_000))),
         "cut after some bytes": lambda proxy: setattr(proxy, "faults", Faults(cut_after=chance.randrange(100, 5_000))),

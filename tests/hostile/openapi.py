@@ -55,12 +55,14 @@ class Signed(AuthBase):
     """A child's signature over the request as it goes out."""
 
     def __init__(self, access_key: str, secret_key: str) -> None:
-        self.key = {"access_key": access_key, "secret_key": secret_key}
+        self.access_key, self.secret_key = access_key, secret_key
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        body = request.body or b""
+        body: Any = request.body or b""
         content = body.encode() if isinstance(body, str) else bytes(body)
-        request.headers.update(signing.sign(request.method or "", request.url or "", content, **self.key))
+        method, url = request.method or "", request.url or ""
+        signed = signing.sign(method, url, content, access_key=self.access_key, secret_key=self.secret_key)
+        request.headers.update(signed)
         return request
 
 
