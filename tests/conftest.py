@@ -40,6 +40,12 @@ hypothesis_settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "cascade")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Keys, compressed bytes and long texts are made anew in each process, which all must have the same names."""
+    long = (isinstance(val, str) and len(val) > 30) or (isinstance(val, bytes) and len(val) > 16)
+    return argname if long else None
+
+
 @pytest.fixture(autouse=True)
 def _quick_passwords(settings: Any) -> None:
     """Password hashes are slow on purpose; tests that sign in would spend their time there."""

@@ -215,9 +215,8 @@ def test_two_hundred_slow_ones_do_not_keep_a_child_waiting(tree):
                     line.sendall(b"a")
             assert agent.beat()["node"] == agent.name, number
     finally:
-        # All of them are ended before long.
-        assert all(everything(line).startswith(b"HTTP/1.1 408 ") or True for line in lines)
         for line in lines:
+            everything(line)  # to its end: all of them are ended before long
             line.close()
 
 

@@ -142,7 +142,9 @@ BAD: list[tuple[Reader, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("reader", "body", "field"), BAD, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(
+    ("reader", "body", "field"), BAD, ids=lambda value: getattr(value, "__name__", repr(value)[:60])
+)
 def test_a_bad_value_is_refused_with_its_field(reader: Reader, body: Any, field: str) -> None:
     with pytest.raises(FieldError) as raised:
         reader(body)
