@@ -53,5 +53,5 @@ def test_uploads_stop_at_the_limit_while_the_saver_stands_still_and_go_on_afterw
     assert tree.wait(run, timeout=90)["state"] == "completed"
     assert account(tree, run, items, rows_each=ROWS) == EVEN
     # Nobody gave up: what was asked to wait was reported by whom it was given to.
-    assert {each["state"] for each in allocations(tree, run)} == {"completed"}
+    assert {each["state"] for each in allocations(tree, run)} <= {"completed", "superseded"}
     assert until(lambda: not kept(tree, "push") and not kept(tree, "pull"))

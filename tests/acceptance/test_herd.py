@@ -10,6 +10,8 @@ import pytest
 from cascade.local import LocalTree
 from tests.chaos.herd import ENV, Herd
 
+pytestmark = pytest.mark.long
+
 CHILDREN = 60
 
 

@@ -13,8 +13,9 @@ from tests.hostile.victim import Victim, victim
 CHROMIUM = Path("/usr/bin/chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of a file of tests: while it is there its event loop runs in this thread, where others could not run theirs."""
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not here: these tests need the Chromium that Debian packages")
     with sync_playwright() as playwright:

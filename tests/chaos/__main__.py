@@ -38,6 +38,7 @@ PARTS = {
     "clocks": Part("tests.chaos.clocks", 1, "clocks set wrong"),
     "inputs": Part("tests.chaos.inputs", 2, "every operation of the API, with values that do not fit"),
     "machines": Part("tests.chaos.machines", 2, "histories of verbs against a model, and at once on PostgreSQL"),
+    "long": Part("tests.chaos.long", 2, "tests that take too long for `make test`"),
     "simulated": Part("tests.chaos.simulated", 3, "worlds under a virtual clock"),
     "scale": Part("tests.chaos.scale", 3, "several processes on PostgreSQL and Redis, each killed or restarted"),
     "network": Part("tests.chaos.network", 2, "children behind lines that drop, hold, drip and break"),

@@ -11,6 +11,8 @@ from tests.acceptance.trees import EVEN, account, numbered, until
 from tests.scale.trees import ScaleTree
 from tests.servers import postgresql_server
 
+pytestmark = pytest.mark.long
+
 EMBEDDED = {"CASCADE_DISPATCHER": "embedded", "CASCADE_FALLBACK_WORKERS": "2", "CASCADE_FALLBACK_SECONDS": "0"}
 
 

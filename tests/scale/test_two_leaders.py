@@ -15,6 +15,8 @@ import pytest
 from cascade.local import ROOT
 from tests.servers import postgresql
 
+pytestmark = pytest.mark.long
+
 GRANTS = 300
 PATIENCE = 200.0
 RATE, BURST = 40, 5

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import greenlet
 
 EPOCH = dt.datetime(2030, 1, 1, tzinfo=dt.UTC).timestamp()
+MOMENT = 1e-6
+"""No thread is woken sooner. Seconds."""
 RESOLUTION = 1e-6
 """Seconds; timers so close together are due together, so that rounding cannot make time stand still."""
 
@@ -178,7 +180,8 @@ class Thread:
         """Called by what runs in this thread: others go on until ``wake()``, or so many seconds from now."""
         self._waiting = True
         if seconds is not None:
-            self._timer = self.process.loop.call_later(max(seconds, 0.0), self._woken)
+            # At least a moment: a rest that is lost in rounding would be waited for without end.
+            self._timer = self.process.loop.call_later(max(seconds, MOMENT), self._woken)
         parent = self._greenlet.parent
         assert parent is not None
         parent.switch()

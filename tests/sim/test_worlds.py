@@ -6,8 +6,7 @@ import pytest
 
 from tests.sim.runs import run
 
-WORLDS, PART = 50, 50
-"""`make sim` runs ten times as many."""
+WORLDS, PART = 500, 50
 
 
 @pytest.mark.timeout(600)

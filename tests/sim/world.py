@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import os
 import random
 import shutil
 from collections import Counter, deque
@@ -72,7 +73,7 @@ class World(Timeline):
         self.reached: Counter[str] = Counter()
         self.processes: list[Process] = []
         self._keep: list[Process] = []
-        self._folder = environment.folder / "world"
+        self._folder = environment.folder / f"world-{os.getpid()}"  # worlds of other processes are beside it
         dice = self.dice("world")
         self.calm = dice.choice([8.0, 15.0, 25.0, 60.0])
         self.rows = dice.choice([0, 1, 1, 2, 3])
@@ -274,8 +275,15 @@ class World(Timeline):
         self.note(self._broken)
 
     def _at_rest(self) -> bool:
+        # Whose key was revoked keeps what it has, for nobody takes it.
+        keyed = self._read(
+            "SELECT DISTINCT name FROM nodes_node JOIN nodes_accesskey ON node_id = nodes_node.id "
+            "WHERE revoked_at IS NULL"
+        )
+        heard = {name for (name,) in keyed.fetchall()}
         return not self._unfinished() and all(
-            child.agent is None or not len(child.agent._outbox) for child in self.children.values()
+            child.agent is None or not len(child.agent._outbox) or name not in heard
+            for name, child in self.children.items()
         )
 
     def _unfinished(self) -> str:
