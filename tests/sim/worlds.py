@@ -6,14 +6,15 @@ import gc
 import hashlib
 import multiprocessing
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from tests.sim import clock
 from tests.sim.summary import Summary
 from tests.sim.world import World
-
-CHUNK = 10
-"""Worlds between two collections of garbage."""
 
 
 def replay(seed: int, tell: Callable[[str], None] | None = None) -> Summary:
@@ -41,38 +42,33 @@ def run(seeds: Sequence[int], *, jobs: int = 1, keep_going: bool = False) -> Sum
     """All of ``seeds``, or up to the first that breaks a promise."""
     began = clock.real_monotonic()
     total, digests = Summary(), hashlib.sha256()
-    chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
-    if jobs > 1:
-        # Forked: Django is set up, its database is in memory, and each has its own copy.
-        with multiprocessing.get_context("fork").Pool(jobs) as pool:
-            for made in pool.imap(_chunk, chunks):
-                _add(total, digests, made)
-                if total.broken and not keep_going:
-                    break
-    else:
-        for chunk in chunks:
-            _add(total, digests, _chunk(chunk, keep_going))
-            if total.broken and not keep_going:
-                break
+    begun: deque[tuple[Connection, BaseProcess]] = deque()
+    left = iter(seeds)
+    while True:
+        begun.extend(_begin(seed) for seed in islice(left, jobs - len(begun)))
+        if not begun or (total.broken and not keep_going):
+            break
+        receiver, process = begun.popleft()
+        made: Summary = receiver.recv()
+        process.join()
+        total.add(made)
+        digests.update(made.digest.encode())
+    for _, process in begun:
+        process.kill()
     total.digest = digests.hexdigest()
     total.took = clock.real_monotonic() - began
     return total
 
 
-def _chunk(seeds: Sequence[int], keep_going: bool = True) -> list[Summary]:
-    made = []
-    for seed in seeds:
-        made.append(replay(seed))
-        if made[-1].broken and not keep_going:
-            break
-    gc.collect()
-    return made
-
-
-def _add(total: Summary, digests: hashlib._Hash, made: Sequence[Summary]) -> None:
-    for each in made:
-        total.add(each)
-        digests.update(each.digest.encode())
+def _begin(seed: int) -> tuple[Connection, BaseProcess]:
+    """A world in a fork of this process: Django is set up, its database is in memory, and what one world leaves in some
+    module reaches no other one. From this thread, as SQLite's connections are bound to theirs."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(replay(seed)))
+    process.start()
+    sender.close()
+    return receiver, process
 
 
 def _quiet() -> None:
