@@ -85,8 +85,6 @@ class Dispatcher:
         """One pass."""
         if self._was_away(time.time(), time.monotonic()):
             logger.info("leases run anew: this parent was away, or its clock was moved")
-            # What ended meanwhile could not be reported either.
-            self._unstuck = time.monotonic() + settings.CASCADE.lease_seconds
             if lifecycle.forgive(timezone.now()):
                 # Nor is anything late that could not be told.
                 self._patient_until = time.monotonic() + settings.CASCADE.lease_seconds

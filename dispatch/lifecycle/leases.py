@@ -202,4 +202,6 @@ def forgive(now: datetime) -> int:
         others = live.exclude(node__dialect__in=Node.PATIENT)
         held = others.filter(delivered=True).update(deadline=now + timedelta(seconds=settled.lease_seconds))
         others.filter(delivered=False).update(deadline=now + timedelta(seconds=settled.offer_seconds))
+        # What ended meanwhile could not be reported, and by a clock that was moved nothing hangs.
+        others.filter(state=AllocationState.EXECUTING).update(started_at=now)
     return held

@@ -93,3 +93,16 @@ def test_work_that_hangs_under_a_node_that_beats_goes_to_others_and_its_late_rep
     assert a.beat(held=[work.allocation])["cancel"] == [work.allocation]
     assert a.statuses(done(work)) == [409]
     assert_partition(run)
+
+
+def test_work_that_ran_while_the_parent_was_away_does_not_hang(clock: factory.Clock) -> None:
+    a = child("a", 1)
+    submit(1, timeout=20.0)
+    (work,) = a.works()
+    clock.forward(3600)
+    lifecycle.forgive(timezone.now())
+    clock.forward(LEASE - 1)
+    a.beat(held=[work.allocation])
+    clock.forward(LEASE - 1)
+    assert lifecycle.unstick(timezone.now()) == 0
+    assert a.statuses(done(work)) == [200]
