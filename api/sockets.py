@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 UNAUTHENTICATED, REPLACED = 4401, 4409
 
+RENEW_SECONDS = 30.0
+"""The channel layer forgets who is in a group: a day after it came, by the wall clock, or when a message to it is old.
+A socket that was forgotten would beat and never be offered anything again."""
+
 
 class AgentSocket(AsyncWebsocketConsumer):
     """One child. Frames up are {"type": verb, "id", "body"}; down are replies, offers, cancels."""
@@ -112,7 +116,12 @@ class AgentSocket(AsyncWebsocketConsumer):
         """Brings what was granted to this node, each allocation once on this socket."""
         assert self.caller is not None
         while True:
-            await self._work.wait()
+            try:
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await self._work.wait()
+            except TimeoutError:
+                await self._join()
+                continue
             self._work.clear()
             try:
                 offer = await in_thread(self._next_offer)
@@ -129,6 +138,13 @@ class AgentSocket(AsyncWebsocketConsumer):
                 if len(offer["work"]) == lifecycle.OFFER_LIMIT:
                     self._work.set()  # there may be more than one offer holds
                 await self._say({"type": "offer", **offer})
+
+    async def _join(self) -> None:
+        """Once more into the group of those that are woken for this node."""
+        try:
+            await self.channel_layer.group_add(self._group, self.channel_name)
+        except Exception:
+            logger.warning("a socket's wake-ups could not be renewed; the next try is soon", exc_info=True)
 
     def _next_offer(self) -> dict[str, Any]:
         assert self.caller is not None

@@ -46,6 +46,12 @@ class Loop(asyncio.BaseEventLoop):
         if not self._process.dead and error is not None:
             self._process.line.note(f"{self._process.name}: {type(error).__name__}: {str(error)[:100]}")
 
+    def run_in_executor(self, _executor: Any, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        """In a thread of this kind: a real one would have a time of its own."""
+        ended = self.create_future()
+        Thread(lambda: work(*args), ended).start()
+        return ended
+
     def is_running(self) -> bool:
         return running is self._process
 

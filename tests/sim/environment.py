@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from tests.sim import clock
 
@@ -50,6 +51,14 @@ def set_up() -> None:
 def _remove(folder: Path, owner: int) -> None:
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process. Not as others end: the interpreter would take apart what dead worlds have left behind, threads
+    that stand in the middle of something among it."""
+    sys.stdout.flush()
+    _remove(folder, os.getpid())
+    os._exit(status)
 
 
 def database() -> sqlite3.Connection:

@@ -76,7 +76,7 @@ class Parent:
     def __init__(self, world: World) -> None:
         dice = world.dice("parent")
         self._world = world
-        self._open: set[Answer] = set()
+        self._open: dict[Answer, None] = {}
         self.offset = dice.choice([0.0, 3600.0, -86_400.0])
         self.process: Process = Process(world, "parent")
         self.process.dead = True
@@ -171,7 +171,7 @@ class Parent:
         if not self.alive:
             answer(None)
             return
-        self._open.add(answer)
+        self._open[answer] = None
         self.process.call(self._serve, child, method, path, content, answer)
 
     def _serve(self, child: str, method: str, path: str, content: bytes, answer: Answer) -> None:
@@ -189,7 +189,7 @@ class Parent:
                 sent = response.status_code, response.content, response.get("Retry-After")  # type: ignore[attr-defined]
             except Exception as error:
                 sent = 500, json.dumps({"detail": str(error)}).encode(), None
-            self._open.discard(answer)
+            self._open.pop(answer, None)
             problem = f": {sent[1][:200]!r}" if sent[0] == 500 else ""
             self._world.note(f"{child} {path[:12]} -> {sent[0]}{problem}")
             answer(sent)

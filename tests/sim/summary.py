@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -39,7 +39,7 @@ class Summary:
         self.broken += other.broken
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "faults": dict(self.faults), "reached": dict(self.reached)}
 
     @classmethod
     def read(cls, plain: dict[str, Any]) -> Summary:
