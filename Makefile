@@ -10,7 +10,7 @@ run_files := requirements.txt requirements-sample.txt
 dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 # Files of tests side by side in so many processes, the long ones, which come first, first: most of them wait.
-side_by_side := -n 4 --dist loadfile --no-loadscope-reorder -m "not long"
+side_by_side := -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint format sim chaos mutations bench clean run-packages dev-packages
