@@ -123,16 +123,26 @@ def test_workers_without_work_for_a_while_end_and_new_ones_come_with_the_next(tm
 
 
 def test_the_fork_server_outlives_a_signal_that_is_meant_for_the_agent(pool):
-    (server,) = [each for each in psutil.Process().children() if "forkserver" in " ".join(each.cmdline())]
+    (server,) = fork_servers()
     server.terminate()
     assert result(pool.start([shard("a")], 10))[0]["ranges"] == [[0, 1, 1]]
     assert alive([server])
 
 
+def fork_servers() -> list[psutil.Process]:
+    """Of this process. One that has ended and that nobody has asked about has no command line any more."""
+    found = []
+    for each in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "forkserver" in " ".join(each.cmdline()):
+                found.append(each)
+    return found
+
+
 def test_a_fork_server_that_is_killed_costs_no_bundle(pool):
     running = pool.start([shard("a", seconds=0.5)], 10)
     until(workers)
-    (server,) = [each for each in psutil.Process().children() if "forkserver" in " ".join(each.cmdline())]
+    (server,) = fork_servers()
     server.kill()
     later = [pool.start([shard("b", allocation=number)], 10) for number in range(4)]
     assert [result(future)[0]["ranges"] for future in [running, *later]] == [[[0, 1, 1]]] * 5
