@@ -37,7 +37,9 @@ def deliver(node: Node, ids: Sequence[int], now: datetime, *, known: bool = Fals
     if not ids:
         return 0
     patience = loading.patience_of(node)
-    granted = Allocation.objects.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
+    # Locked, so that what is told of them still holds when it is written (PostgreSQL).
+    locked = Allocation.objects.select_for_update(of=("self",))
+    granted = locked.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
     fresh = [Lease(pk) for pk in ids] if known and not node.patient else loading.leases(granted, patience)
     write_down(leases.lent(patience, fresh, now, begin=True), now)
     # Clients of the patient dialects say themselves when they begin (``begin``).
@@ -65,7 +67,7 @@ def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: b
     if held is not None and not held:
         return set()
     patience = loading.patience_of(node)
-    live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE)
+    live = Allocation.objects.select_for_update(of=("self",)).filter(node_id=node.pk, state__in=LIVE)
     mine = live.filter(delivered=True) if held is None else live.filter(pk__in=list(held))
     timeouts = math.inf if forgiving else leases.TIMEOUTS_HELD
     found = loading.leases(mine, patience)
