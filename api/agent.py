@@ -43,9 +43,15 @@ THREADS = ThreadPoolExecutor(8, thread_name_prefix="verb")
 """Few: on SQLite the verbs take turns anyway, and each thread keeps a database connection."""
 QUEUE_LIMIT = 400
 WAIT_LIMIT = 2.0
-"""So many verbs may wait for a thread, so many seconds; then what can come later is asked to. Beats never are. Clients
+"""So many verbs may wait for a thread, so many seconds; then who comes anew is asked to come later."""
+HELD_QUEUE_LIMIT = 2_000
+HELD_WAIT_LIMIT = 10.0
+"""The same for what is said of work that a child has: put off, it would only be done twice. Beats never are. Clients
 that waited longer would have given up by the time they are served, and a parent that only serves those serves nobody.
 """
+TURNS_A_SECOND = 50.0
+LAST_TURN_SECONDS = 60.0
+LET_IN_A_SECOND = 20.0
 PIECE = 1024 * 1024
 LOST_SECONDS = 5.0
 """A claim that waits looks by itself so often where other processes grant work: their wake-ups can be lost."""
@@ -88,19 +94,44 @@ async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
     return await asyncio.get_running_loop().run_in_executor(THREADS, run)
 
 
-def behind() -> float:
-    """Seconds that who wants something new should wait before asking, because too many wait already; 0: none."""
+def behind(most_queued: int = HELD_QUEUE_LIMIT, longest: float = HELD_WAIT_LIMIT) -> float:
+    """Seconds that a verb should come later, because too many wait already, or for too long; 0: none."""
     queued = THREADS._work_queue.qsize()
     waited = _waited if queued else 0.0
-    if queued <= QUEUE_LIMIT and waited <= WAIT_LIMIT:
+    if queued <= most_queued and waited <= longest:
         return 0.0
     # Spread, so that they do not all come back at one moment, and further the more there is to do.
     return random.uniform(1.0, 2.0 + 2.0 * waited + queued / QUEUE_LIMIT)
 
 
-def check_turn() -> None:
-    """Raises TooMany where what was asked for should come later."""
-    if wait := behind():
+class Turns:
+    """Who comes anew, by an upgrade or a claim, to a parent that is behind is told when: so many in a second.
+
+    Told to come back soon, a herd of thousands would do nothing else than ask, and refusing them costs as much as
+    serving a few. However much there is to do, some are let in: those that are in already may never have enough.
+    """
+
+    def __init__(self) -> None:
+        self._last = self._let_in = 0.0
+
+    def next(self) -> float:
+        """Seconds until the caller's turn; 0: now."""
+        if not (least := behind(QUEUE_LIMIT, WAIT_LIMIT)):
+            return 0.0
+        now = time.monotonic()
+        if now - self._let_in >= 1.0 / LET_IN_A_SECOND:
+            self._let_in = now
+            return 0.0
+        self._last = min(max(self._last, now + least) + 1.0 / TURNS_A_SECOND, now + LAST_TURN_SECONDS)
+        return self._last - now
+
+
+turns = Turns()
+
+
+def check_turn(*, anew: bool = False) -> None:
+    """Raises TooMany where what was asked for should come later; ``anew``: by who brings nothing."""
+    if wait := turns.next() if anew else behind():
         raise TooMany("this parent has more to do than it can at this moment", retry_after=wait)
 
 
@@ -188,11 +219,15 @@ def _authenticate(request: HttpRequest, body_sha256: bytes | None) -> Caller:
     return caller
 
 
-def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
+def _authenticate_and_read(request: HttpRequest) -> tuple[Caller, Any]:
     content = _body(request)
     caller = _authenticate(request, hashlib.sha256(content).digest())
     limits.keys.charge(caller.access_key, requests=0, size=len(content))
-    body = read_json(content)
+    return caller, read_json(content)
+
+
+def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
+    caller, body = _authenticate_and_read(request)
     return caller, body, perform(caller, verb, body)
 
 
@@ -203,8 +238,9 @@ async def verb(request: HttpRequest, verb: str) -> HttpResponse:
         return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
     if request.method != "POST":
         return _only("POST")
-    if verb != "beat":
-        check_turn()
+    if verb == "beat":
+        return JsonResponse(await beats.gathering.beat(*await in_thread(_authenticate_and_read, request)))
+    check_turn()
     _, _, reply = await in_thread(_authenticate_and_perform, request, verb)
     return JsonResponse(reply, status=_status(reply))
 
@@ -220,7 +256,7 @@ async def claim(request: HttpRequest) -> HttpResponse:
     """Answers at once when there is work, else when there is some, at the latest after ``wait`` seconds."""
     if request.method != "POST":
         return _only("POST")
-    check_turn()
+    check_turn(anew=True)
     caller, body, reply = await in_thread(_authenticate_and_perform, request, "claim")
     loop = asyncio.get_running_loop()
     until = loop.time() + min(messages.read_claim(body).wait, settings.CASCADE.long_poll_seconds)

@@ -22,7 +22,6 @@ from nodes.keys import Caller
 from nodes.messages import Beat
 from nodes.models import Node
 from nodes.protocol import CascadeError
-from nodes.transactions import write
 
 BEATS_A_SECOND = 100.0
 """What this parent likes to hear of all its children together; with more of them each beats less often."""
@@ -72,15 +71,8 @@ pace = Pace()
 
 def write_together(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
     """All of them in one transaction, each of which may be refused alone."""
-    outcomes: list[Outcome] = []
     try:
-        with write():
-            for caller, sent in batch:
-                try:
-                    with write():
-                        outcomes.append(lifecycle.beat(caller, sent))
-                except CascadeError as error:
-                    outcomes.append(error)
+        outcomes = lifecycle.beat_all(batch)
     except DatabaseError:
         close_old_connections()
         raise
@@ -88,7 +80,7 @@ def write_together(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
 
 
 class Gathering:
-    """Beats of sockets on their way to a thread: while one batch is written, the next comes together."""
+    """Beats on their way to a thread: while one batch is written, the next comes together."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Caller, Beat, asyncio.Future[Outcome]]] = []

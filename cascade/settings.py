@@ -156,7 +156,7 @@ DATABASES = {"default": _postgresql(CASCADE.database_url) if CASCADE.database_ur
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Within a process; what other processes are to hear goes over dispatch.bus.
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+CHANNEL_LAYERS = {"default": {"BACKEND": "cascade.layer.Layer"}}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},

@@ -21,6 +21,11 @@ GATHER_SECONDS = 0.001
 """After a wake-up, what arrives within so long is served by the same pass."""
 UNHURRIED_SECONDS = 0.02
 """The same while every node has work queued beyond its slots: nobody waits, and larger batches cost less."""
+LONG_PASS = 0.05
+GRANT_SECONDS = 0.005
+"""A pass that took longer, and longer for each of its grants, than this is followed by a pause twice as long: thousands
+of nodes that come back one by one would otherwise have the parent do nothing but passes.
+"""
 RATE_SECONDS = 0.02
 """Work that only waits for a rate limit's next token causes no more passes than this."""
 PRUNE_SECONDS = 600.0
@@ -97,8 +102,9 @@ class Dispatcher:
         if time.monotonic() - self._fired > FIRE_SECONDS:
             self._fired = time.monotonic()
             schedule.fire(timezone.now())
+        began = time.monotonic()
         passed = queue.allocate_now()
-        self._gather = UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS
+        self._gather = _gather(passed, time.monotonic() - began)
         self._pause = min(PASS_SECONDS, max(passed.wake, RATE_SECONDS)) if passed.wake is not None else PASS_SECONDS
         if passed.nodes:
             self._evened = time.monotonic()
@@ -131,3 +137,10 @@ class Dispatcher:
         passed = monotonic - looked[1]
         away = max(min(AWAY_SECONDS, settings.CASCADE.lease_seconds / 2), 2 * PASS_SECONDS)
         return passed > away or abs(clock - looked[0] - passed) > away
+
+
+def _gather(passed: queue.Passed, took: float) -> float:
+    """Seconds in which what comes is left to the next pass, after one that ``took`` so long."""
+    if took > LONG_PASS and took > GRANT_SECONDS * passed.grants:
+        return 2 * took
+    return UNHURRIED_SECONDS if passed.ahead else GATHER_SECONDS

@@ -34,12 +34,13 @@ RETURNED_LIMIT = 1000
 
 @dataclass(frozen=True)
 class Passed:
-    """What a pass did: the nodes that got work, and whether it was all look-ahead, for nodes that are busy.
+    """What a pass did: the nodes that got work, in how many grants, and whether all of it was queued ahead.
 
     ``wake`` is in how many seconds a rate limit lets something through that waits for that alone.
     """
 
     nodes: frozenset[int] = frozenset()
+    grants: int = 0
     ahead: bool = False
     wake: float | None = None
 
@@ -85,6 +86,7 @@ def allocate_now() -> Passed:
     failpoints.reach("dispatcher.granted")
     return Passed(
         frozenset(made.node for made in plan.grants),
+        len(plan.grants),
         all(made.phase is Phase.LOOKAHEAD for made in plan.grants) if plan.grants else False,
         _wakes.after(now, plan.wake),
     )

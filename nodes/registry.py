@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -33,7 +34,7 @@ from nodes.fields import (
 from nodes.keys import IssuedKey, new_key
 from nodes.models import Heartbeat, Node, Nonce, Quota
 from nodes.protocol import Conflict, FieldError, NotFound
-from nodes.transactions import write
+from nodes.transactions import moment, set_rows, write
 
 HISTORY_SECONDS = 15
 """A node beats more often than its history is worth."""
@@ -267,8 +268,20 @@ def resume(node_id: int) -> Node:
 # Beats, and what is kept of the past
 
 
-def record_beat(
-    node_id: int,
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A sign of life of a node, ``at`` by the parent's clock, read from what it said; see ``read_sign``."""
+
+    at: dt.datetime
+    load: dict[str, float | None]
+    """cpu, memory and disk, percent."""
+    counts: dict[str, int]
+    """held and running."""
+    known: dict[str, Any]
+    """Other columns of the node, where it said something of them."""
+
+
+def read_sign(
     *,
     at: dt.datetime,
     boot: str = "",
@@ -281,12 +294,11 @@ def record_beat(
     executors: Sequence[str] | None = None,
     carrier: str | None = None,
     leaving: bool = False,
-    history: bool = True,
-) -> None:
-    """What a node says of itself, ``at`` by the parent's clock. cpu, memory and disk are percent, put within 0 to 100.
+) -> Sign:
+    """What a node says of itself. cpu, memory and disk are percent, put within 0 to 100.
 
     Empty or None for version, executors, carrier and boot leaves what is known. ``leaving`` is the last word of a node
-    that stops on purpose: it is offline at once. A row of ``history`` is added every 15 s.
+    that stops on purpose: it is offline at once. Raises FieldError.
     """
     load = {name: read_percent(name, value) for name, value in {"cpu": cpu, "memory": memory, "disk": disk}.items()}
     counts = {name: read_whole(name, value, 0, SLOTS_LIMIT) for name, value in (("held", held), ("running", running))}
@@ -303,12 +315,43 @@ def record_beat(
         # Dated back to where a silent node counts as offline; no second mark for the same thing.
         settled = settings.CASCADE
         at -= dt.timedelta(seconds=max(settled.offline_seconds, settled.patient_seconds) + 1)
+    return Sign(at, load, counts, known)
+
+
+def record_beat(node_id: int, *, history: bool = True, **said: Any) -> None:
+    """A sign of life as ``read_sign`` takes it. Raises FieldError, NotFound.
+
+    A row of ``history`` is added every 15 s.
+    """
+    sign = read_sign(**said)
     with write():
-        if not Node.objects.filter(pk=node_id).update(last_beat_at=at, **load, **known):
+        if not Node.objects.filter(pk=node_id).update(last_beat_at=sign.at, **sign.load, **sign.known):
             raise NotFound(f"there is no node {node_id}")
-        since = at - dt.timedelta(seconds=HISTORY_SECONDS)
-        if history and not Heartbeat.objects.filter(node_id=node_id, at__gt=since).exists():
-            Heartbeat.objects.create(node_id=node_id, at=at, **load, **counts)
+        if history:
+            _remember({node_id: sign})
+
+
+def record_beats(signs: Sequence[tuple[Node, Sign]]) -> None:
+    """Signs of life of nodes that were just read in the caller's transaction, in a few statements for all."""
+    with write():
+        rows = [(moment(sign.at), *sign.load.values(), node.pk) for node, sign in signs]
+        set_rows(Node, ("last_beat_at", "cpu", "memory", "disk"), rows)
+        for node, sign in signs:
+            news = {name: value for name, value in sign.known.items() if getattr(node, name) != value}
+            if news:
+                Node.objects.filter(pk=node.pk).update(**news)
+        _remember({node.pk: sign for node, sign in signs})
+
+
+def _remember(signs: Mapping[int, Sign]) -> None:
+    if not signs:
+        return
+    since = min(sign.at for sign in signs.values()) - dt.timedelta(seconds=HISTORY_SECONDS)
+    recent = Heartbeat.objects.filter(node_id__in=signs, at__gt=since).values_list("node_id", flat=True)
+    due = signs.keys() - set(recent)
+    Heartbeat.objects.bulk_create(
+        Heartbeat(node_id=pk, at=signs[pk].at, **signs[pk].load, **signs[pk].counts) for pk in sorted(due)
+    )
 
 
 def lost(node_ids: Iterable[int], now: dt.datetime) -> None:

@@ -130,6 +130,14 @@ def update_rows(
         )
 
 
+def set_rows(model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """As ``update_rows``, for columns that hold whatever the row's state is."""
+    quote = connection.ops.quote_name
+    names = ", ".join(f"{quote(column)} = %s" for column in columns)
+    with connection.cursor() as cursor:
+        cursor.executemany(f"UPDATE {quote(model._meta.db_table)} SET {names} WHERE id = %s", list(rows))
+
+
 def moment(at: datetime) -> Any:
     """``at`` as the database driver takes it."""
     return connection.ops.adapt_datetimefield_value(at)

@@ -6,7 +6,7 @@ and wakes whoever waits after the commit.
 """
 
 from dispatch.lifecycle.answered import once
-from dispatch.lifecycle.beats import beat, seen
+from dispatch.lifecycle.beats import beat, beat_all, seen
 from dispatch.lifecycle.copies import copy, take_back, tell_superseded
 from dispatch.lifecycle.ends import cancel, progress, retry
 from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, grant, offered, release
@@ -23,6 +23,7 @@ __all__ = [
     "accept",
     "append",
     "beat",
+    "beat_all",
     "begin",
     "cancel",
     "claim",

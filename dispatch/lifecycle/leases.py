@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -27,6 +27,8 @@ STUCK = "not reported within its time-out"
 HUNG = "its node beats, but has not ended it at its time-out"
 UNFETCHED = "not fetched in time"
 BATCH = 5000
+LENT_TOGETHER = 5000
+"""In one statement; databases allow so many values and no more."""
 
 
 def deliver(node: Node, ids: Sequence[int], now: datetime, *, known: bool = False) -> int:
@@ -44,18 +46,29 @@ def deliver(node: Node, ids: Sequence[int], now: datetime, *, known: bool = Fals
     write_down(leases.lent(patience, fresh, now, begin=True), now)
     # Clients of the patient dialects say themselves when they begin (``begin``).
     if not node.patient:
-        start(node.pk, node.capacity, ids, now)
+        start(node, ids, now)
     return len(fresh)
 
 
-def start(node_id: int, capacity: int, ids: Sequence[int], now: datetime) -> None:
+def start(node: Node, ids: Sequence[int], now: datetime) -> None:
     """Marks delivered allocations as executing, never more than the node has slots."""
-    if not ids:
+    start_all([(node, ids)], now)
+
+
+def start_all(running: Iterable[tuple[Node, Sequence[int]]], now: datetime) -> None:
+    """As ``start`` for each node."""
+    named = [(node, ids) for node, ids in running if ids]
+    if not named:
         return
-    running = Allocation.objects.filter(node_id=node_id, state=AllocationState.EXECUTING)
-    executing = set(running.values_list("pk", flat=True))
-    if begins := leases.to_begin(ids, executing, capacity - len(executing)):
-        write_down([Begin(node_id, begins)], now)
+    executing: dict[int, set[int]] = defaultdict(set)
+    found = Allocation.objects.filter(node_id__in={node.pk for node, _ in named}, state=AllocationState.EXECUTING)
+    for node_id, pk in found.values_list("node_id", "pk"):
+        executing[node_id].add(pk)
+    for node, ids in named:
+        known = executing[node.pk]
+        if begins := leases.to_begin(ids, known, node.capacity - len(known)):
+            write_down([Begin(node.pk, begins)], now)
+            known.update(begins)
 
 
 def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> set[int]:
@@ -73,6 +86,28 @@ def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: b
     found = loading.leases(mine, patience)
     write_down(leases.lent(patience, found, now, timeouts=timeouts), now)
     return {lease.id for lease in found}
+
+
+def renew_all(held: Iterable[tuple[Node, Sequence[int]]], now: datetime) -> set[tuple[int, int]]:
+    """As ``renew`` for what each node names. Returns (node, allocation) of those that are live."""
+    beating: dict[int, set[int]] = defaultdict(set)
+    live: set[tuple[int, int]] = set()
+    patience: Patience | None = None
+    for node, ids in held:
+        if node.patient:
+            live.update((node.pk, pk) for pk in renew(node, ids, now))
+        elif ids:
+            patience = loading.patience_of(node)
+            beating[node.pk].update(ids)
+    if patience is None:
+        return live
+    # By node: what a message names may be long, what a node has is not.
+    theirs = Allocation.objects.select_for_update(of=("self",)).filter(node_id__in=beating, state__in=LIVE)
+    mine = [(node, pk) for node, pk in theirs.values_list("node_id", "pk") if pk in beating[node]]
+    for at in range(0, len(mine), LENT_TOGETHER):
+        lent = [Lease(pk) for _, pk in mine[at : at + LENT_TOGETHER]]
+        write_down(leases.lent(patience, lent, now), now)
+    return live.union(mine)
 
 
 @retried

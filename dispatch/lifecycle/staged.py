@@ -71,7 +71,7 @@ def begin(caller: Caller, allocation_id: int) -> None:
         _check_live(found)
         if not found.delivered:
             accept(caller, [found.pk])
-        start(node.pk, node.capacity, [found.pk], now)
+        start(node, [found.pk], now)
     events.changed(allocate=False)
 
 

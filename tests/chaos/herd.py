@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 
 from cascade.local import ROOT, LocalTree
 from nodes import signing
-from nodes.agent.carriers import jitter
+from nodes.agent.carriers import LIVELY_SECONDS, jitter
 from tests.chaos.report import Items, Report
 
 CHILDREN = 2_000
@@ -35,6 +36,8 @@ PROCESSES = 2
 PUSHING = 0.7
 """Of the children, this share holds a socket; the others poll."""
 BEAT_SECONDS = 5.0
+RUN_SECONDS = (10.0, 50.0)
+"""What a child has takes so long: thousands of children are not used for less."""
 ENV = {"CASCADE_FALLBACK_WORKERS": "0", "CASCADE_LEASE_SECONDS": "60", "CASCADE_SECOND_COPIES": "false"}
 FILES = 8_192
 
@@ -82,24 +85,32 @@ class Child:
         self._line: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._turn = asyncio.Lock()
         self._due = asyncio.Event()
+        self._came = asyncio.Event()
+        self._greeted = asyncio.Event()
+        """It was heard once; before, there is nothing to ask for."""
+        self._opened = asyncio.Event()
 
     async def run(self) -> None:
-        attempt = 0
         await asyncio.sleep(random.uniform(0, self.beat_seconds))  # they were not all started at one moment
+        carrier = self._pushing if self.push else self._claiming
+        jobs = (self._beating, self._accepting, self._reporting, carrier)
+        await _first([asyncio.create_task(self._again(job)) for job in jobs])
+
+    async def _again(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Runs ``job``, again after each trouble, as patiently as the shipped agent."""
+        attempt = 0
         while True:
+            began = time.monotonic()
             try:
-                await (self._pushing() if self.push else self._pulling())
+                await job()
             except Answered as answer:
                 self.seen.troubles[str(answer)] += 1
                 wait = answer.wait
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 self.seen.troubles[type(error).__name__] += 1
                 wait = None
-            attempt = 0 if self._greeted else attempt + 1
-            self._greeted = False
+            attempt = 0 if time.monotonic() - began > LIVELY_SECONDS else attempt + 1
             await asyncio.sleep(jitter(attempt) if wait is None else wait * random.uniform(1, 1.5))
-
-    _greeted = False
 
     # Carriers
 
@@ -110,7 +121,7 @@ class Child:
         address = f"{self.url}/ws/agent"
         headers = self._signed("GET", address)
         try:
-            self._socket = await connect(
+            socket = await connect(
                 address.replace("http", "ws", 1), additional_headers=headers, compression=None, open_timeout=10,
                 ping_interval=10, ping_timeout=20, proxy=None,
             )  # fmt: skip
@@ -120,17 +131,21 @@ class Child:
             raise Answered(f"upgrade {error.response.status_code}", float(after) if after else None) from None
         except (InvalidHandshake, InvalidMessage) as error:
             raise Answered(type(error).__name__) from None
-        jobs = [asyncio.create_task(job) for job in (self._listen(), self._beating(), self._reporting())]
+        self._socket = socket
+        self._opened.set()
         try:
-            await _first(jobs)
+            await self._listen(socket)
         except ConnectionClosed:
             raise Answered("socket closed") from None
         finally:
-            self._socket, socket = None, self._socket
+            self._socket = None
             socket.transport.abort()
+            for waiting in self._replies.values():
+                if not waiting.done():
+                    waiting.set_exception(Answered("socket closed"))
 
-    async def _listen(self) -> None:
-        async for text in self._socket:
+    async def _listen(self, socket: Any) -> None:
+        async for text in socket:
             frame = json.loads(text)
             if frame["type"] == "reply":
                 if (waiting := self._replies.pop(frame["re"], None)) is not None and not waiting.done():
@@ -139,16 +154,8 @@ class Child:
                 self._take(frame)
         raise Answered("socket closed")
 
-    async def _pulling(self) -> None:
-        jobs = [asyncio.create_task(job) for job in (self._claiming(), self._beating(), self._reporting())]
-        try:
-            await _first(jobs)
-        finally:
-            self._hang_up()
-
     async def _claiming(self) -> None:
-        while not self._greeted:
-            await asyncio.sleep(0.05)
+        await self._greeted.wait()
         reader = writer = None
         try:
             while True:
@@ -163,13 +170,19 @@ class Child:
     # Verbs
 
     async def _call(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-        if self.push:
+        """On the socket while there is one, else by REST."""
+        from websockets.exceptions import ConnectionClosed
+
+        if self._socket is not None:
             self._number += 1
             waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
             self._replies[self._number] = waiting
-            await self._socket.send(json.dumps({"type": verb, "id": self._number, "body": body}))
-            async with asyncio.timeout(30):
-                frame = await waiting
+            try:
+                await self._socket.send(json.dumps({"type": verb, "id": self._number, "body": body}))
+                async with asyncio.timeout(30):
+                    frame = await waiting
+            except ConnectionClosed:
+                raise Answered("socket closed") from None
             self.seen.statuses[frame["status"]] += 1
             if frame["status"] != 200:
                 raise Answered(f"{verb} {frame['status']}", frame.get("retry_after"))
@@ -182,6 +195,17 @@ class Child:
             except BaseException:
                 self._hang_up()
                 raise
+
+    async def _patiently(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        """As the shipped agent: who is asked to come later keeps its carrier and comes later."""
+        while True:
+            try:
+                return await self._call(verb, body)
+            except Answered as answer:
+                if answer.wait is None:
+                    raise
+                self.seen.troubles[str(answer)] += 1
+                await asyncio.sleep(answer.wait * random.uniform(1, 1.5))
 
     async def _exchange(self, reader: Any, writer: Any, verb: str, body: dict[str, Any], patience: float) -> Any:
         content = json.dumps(body).encode()
@@ -223,12 +247,17 @@ class Child:
             now = time.monotonic()
             self.seen.beats.append((now, now - began))
             self.seen.back.setdefault(self.key["access_key"], now)
-            self.hello, self._greeted = False, True
+            self.hello = False
+            self._greeted.set()
             self.beat_seconds = float(reply["beat_seconds"])
             for allocation in reply["cancel"]:
                 # What was reported and accepted is no loss: its receipt was lost on the way.
                 self.held.pop(allocation, None)
-            await asyncio.sleep(self.beat_seconds)
+            # A new socket is told at once what is held and running.
+            self._opened.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.beat_seconds):
+                    await self._opened.wait()
 
     def _take(self, message: dict[str, Any]) -> None:
         for allocation, *rest in message.get("work") or []:
@@ -239,24 +268,27 @@ class Child:
                     self._offered.append(allocation)
         if self.held:
             self._due.set()
+        if self._offered:
+            self._came.set()
+
+    async def _accepting(self) -> None:
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            if offered := [pk for pk in self._offered if pk in self.held]:
+                for allocation in (await self._patiently("accept", {"allocations": offered}))["gone"]:
+                    self.held.pop(allocation, None)  # an offer that came too late is no lease
+            self._offered = [pk for pk in self._offered if pk not in offered]
 
     async def _reporting(self) -> None:
-        if self.held:
-            self._due.set()
         while True:
             await self._due.wait()
+            await asyncio.sleep(random.uniform(*RUN_SECONDS))  # as if it had run something
             self._due.clear()
-            while not self._greeted:
-                await asyncio.sleep(0.05)
-            if offered := list(self._offered):
-                for allocation in (await self._call("accept", {"allocations": offered}))["gone"]:
-                    self.held.pop(allocation, None)  # an offer that came too late is no lease
-                del self._offered[: len(offered)]
-            await asyncio.sleep(random.uniform(0, 1.0))  # as if it had run something
             batch = list(self.held.values())[:20]
             if not batch:
                 continue
-            reply = await self._call("report", {"reports": [_done(parcel) for parcel in batch]})
+            reply = await self._patiently("report", {"reports": [_done(parcel) for parcel in batch]})
             for result in reply["results"]:
                 if result["status"] == 200:
                     self.seen.acknowledged.append(result["allocation"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_a_beat_by_rest_has_the_pace_too(monkeypatch):
 
 
 def test_what_can_come_later_is_asked_to_when_verbs_wait_too_long_and_beats_are_not(monkeypatch):
-    async def blocked() -> tuple[float, float, Any]:
+    async def blocked() -> tuple[float, float, list[float], Any]:
         gate = threading.Event()
         held = [asyncio.create_task(agent.in_thread(gate.wait, 20)) for _ in range(agent.THREADS._max_workers + 5)]
         try:
@@ -101,14 +102,22 @@ def test_what_can_come_later_is_asked_to_when_verbs_wait_too_long_and_beats_are_
                 await asyncio.sleep(0.01)
             quick = agent.behind()
             monkeypatch.setattr(agent, "_waited", agent.WAIT_LIMIT + 1)
-            return quick, agent.behind(), await beats.Gathering().beat(caller, PLAIN)
+            turns = agent.Turns()
+            anew = [turns.next() for _ in range(4)]
+            assert agent.behind() == 0.0
+            monkeypatch.setattr(agent, "_waited", agent.HELD_WAIT_LIMIT + 1)
+            return quick, agent.behind(), anew, await beats.Gathering().beat(caller, PLAIN)
         finally:
             gate.set()
             await asyncio.gather(*held)
 
     caller = node("n")
-    quick, late, reply = async_to_sync(blocked)()
+    quick, late, anew, reply = async_to_sync(blocked)()
     assert quick == 0.0
     assert late >= 1.0
+    # Some are let in; the others are told to come one after the other, not all at one moment.
+    assert anew[0] == 0.0
+    assert anew[1] >= 1.0
+    assert all(before < after for before, after in itertools.pairwise(anew[1:]))
     assert reply["node"] == "n"
     assert agent.behind() == 0.0
