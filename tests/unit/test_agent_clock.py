@@ -78,6 +78,33 @@ def test_it_follows_when_this_machines_clock_is_set_right_meanwhile(clock, machi
     assert clock.now() == NOW + 605
 
 
+def test_it_follows_however_often_clocks_are_set_as_long_as_each_time_is_accepted(clock):
+    for number in range(1, 10 * clocks.TRIALS):
+        assert clock.learn(refusal(NOW + 1000 * number))
+        clock.accepted(clock.offset)
+    assert clock.now() == NOW + 1000 * number
+
+
+def test_an_answer_that_took_long_says_nothing_of_what_was_learnt_since(clock):
+    """A claim waits for work at the parent, which has accepted it long ago."""
+    claim = clock.offset
+    for off in (600, 0, -600):
+        assert clock.learn(refusal(NOW + off), clock.offset)
+        clock.accepted(clock.offset)
+        clock.accepted(claim)
+        assert clock.now() == NOW + off
+
+
+def test_nor_does_the_answer_to_what_was_signed_with_a_time_tried_before(clock, machine):
+    clock.learn(refusal(NOW + 600))
+    claim = clock.offset
+    machine["steady"] += 1
+    clock.learn(refusal(NOW - 600), claim)
+    clock.accepted(clock.offset)
+    clock.accepted(claim)
+    assert clock.now() == NOW - 600
+
+
 # Somebody in between, who tells another time
 
 
@@ -103,6 +130,25 @@ def test_only_so_many_times_are_tried_in_a_minute(clock, machine):
     assert believed == [True] * clocks.TRIALS + [False] * (9 - clocks.TRIALS)
     machine["steady"] += clocks.TRIAL_SECONDS + 1
     assert clock.learn(refusal(NOW + 777_000))
+
+
+def test_times_that_were_accepted_do_not_add_to_those_that_may_be_tried(clock):
+    lies = [refusal(NOW + YEAR + 1000 * number) for number in range(clocks.TRIALS + 1)]
+    assert all(clock.learn(lie) for lie in lies[:-2])
+    clock.refused(clock.offset)
+    assert clock.learn(refusal(NOW + 600))
+    clock.accepted(clock.offset)
+    assert [clock.learn(lie) for lie in lies[-2:]] == [True, False]
+
+
+def test_a_time_that_another_has_replaced_holds_once_it_was_accepted(clock):
+    clock.learn(refusal(NOW + 600))
+    used = clock.offset
+    clock.learn(refusal(NOW + YEAR), used)
+    lie = clock.offset
+    clock.accepted(used)
+    clock.refused(lie)
+    assert clock.now() == NOW + 600
 
 
 @pytest.mark.parametrize(
