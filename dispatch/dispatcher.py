@@ -93,6 +93,9 @@ class Dispatcher:
             if lifecycle.forgive(timezone.now()):
                 # Nor is anything late that could not be told.
                 self._patient_until = time.monotonic() + settings.CASCADE.lease_seconds
+                # A beat that has read the time before and is written now gives leases a wrong end: none ends until
+                # the next beat has corrected it. What runs anew would not end so soon either.
+                self._expired = time.monotonic() + settings.CASCADE.lease_seconds / 2
         if time.monotonic() - self._expired > EXPIRE_SECONDS:
             self._expired = time.monotonic()
             lifecycle.expire(timezone.now())

@@ -13,9 +13,11 @@ from django.utils import timezone
 
 from dispatch import lifecycle
 from dispatch.dispatcher import Dispatcher
+from dispatch.lifecycle.leases import renew
 from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
 from nodes import registry
+from nodes.models import Node
 from nodes.transactions import write
 from tests.integration import factory
 from tests.integration.factory import (
@@ -320,4 +322,35 @@ def test_a_jump_of_the_parents_clock_expires_nothing(
     assert a.executing() == 2
     clock.forward(LEASE + 1)
     assert expire() == 2
+    assert_partition(run)
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_nor_does_one_by_which_a_beat_was_just_being_written(
+    clock: factory.Clock, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """It has read the time before the jump, and waited for its turn while leases were made to run anew."""
+    a = child(capacity=2)
+    run = submit(2)
+    dispatcher = Dispatcher()
+    dispatcher.once()
+    ids = [work.allocation for work in a.claim()]
+    wall, steady, passed, moved = time.time, time.monotonic, 0.0, 0.0
+    monkeypatch.setattr(time, "time", lambda: wall() + moved + passed)
+    monkeypatch.setattr(time, "monotonic", lambda: steady() + passed)
+    for moved in (jump, 0.0):
+        before = timezone.now()
+        clock.forward(moved or -jump)
+        dispatcher.once()
+        renew(Node.objects.get(pk=a.id), ids, before)
+        passed += 1
+        clock.forward(1)
+        dispatcher.once()
+        assert a.beat(held=ids)["cancel"] == []
+    # Whoever is silent from now on is gone when its lease has ended.
+    for _ in range(int(LEASE) + 1):
+        passed += 1
+        clock.forward(1)
+        dispatcher.once()
+    assert a.executing() == 0
     assert_partition(run)
