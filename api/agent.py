@@ -66,7 +66,7 @@ VERBS: dict[str, Callable[[Caller, Any], Body]] = {
 
 KEY_VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "rotate": lambda caller, body: {"access_key": keys.rotate_own(caller, messages.read_rotate(body)).access_key},
-    "retire": lambda caller, body: {"revoked": keys.retire(caller)},
+    "retire": lambda caller, body: _retire(caller, body),
 }
 """Over REST only: each is signed by itself, by the key that it is about."""
 
@@ -146,6 +146,12 @@ def _report(caller: Caller, body: Any) -> Body:
     if any(entry.inline for entry in entries):
         room.check()
     return lifecycle.report(caller, entries)
+
+
+def _retire(caller: Caller, body: Any) -> Body:
+    """Nothing is read of the body; but what is no object is no such request."""
+    messages.read_object(body)
+    return {"revoked": keys.retire(caller)}
 
 
 def read_json(content: bytes) -> Any:

@@ -313,3 +313,9 @@ def test_the_same_rotation_sent_twice_at_once_makes_one_key():
 
     assert len(set(at_once(*[rotate] * 4))) == 1
     assert AccessKey.objects.count() == 2
+
+
+@pytest.mark.parametrize("verb", sorted({*agent_routes.VERBS, *agent_routes.KEY_VERBS}))
+def test_a_body_that_is_no_object_is_refused_by_every_verb(key, verb):
+    with pytest.raises(FieldError, match="body"):
+        agent_routes.perform(caller(key), verb, [None, None])
