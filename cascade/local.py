@@ -35,6 +35,8 @@ START_SECONDS = 60.0
 """A process that has not come up by then will not; machines that run tests are slow and busy."""
 STOP_SECONDS = 25.0
 """Grace between SIGTERM and SIGKILL; an agent takes up to 20 for what it still runs."""
+SOONEST_LOOK, LATEST_LOOK = 0.03, 0.15
+"""Bounds of the time between two looks at something that is waited for."""
 
 # Told the group of every process started here, it ends those that are left when this process is gone,
 # however it went: a closed terminal or a kill -9 runs no clean-up of ours.
@@ -335,15 +337,17 @@ class LocalTree:
         run_id: int,
         *,
         timeout: float = 60,
-        every: float = 0.05,
+        every: float = 0.0,
         until: Callable[[dict[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
-        """The run's progress once it has ended, or once ``until(progress)`` holds; asked ``every`` so many seconds.
+        """The run's progress once it has ended, or once ``until(progress)`` holds; asked ``every`` so many seconds, or
+        where that is 0 ever more rarely.
 
         Raises LocalTreeError when ``timeout`` seconds pass first.
         """
         reached = until or (lambda progress: progress["state"] != "running")
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
         while True:
             progress = self.progress(run_id)
             if reached(progress):
@@ -351,7 +355,7 @@ class LocalTree:
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {name}\n{self.tail(name, 15)}" for name in self._processes)
                 raise LocalTreeError(f"run {run_id} has not got there in {timeout:g} s: {progress}\n{logs}")
-            time.sleep(every)
+            time.sleep(every or next_look(began))
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """The parent's nodes by name."""
@@ -388,7 +392,8 @@ class LocalTree:
             return False
 
     def _await(self, name: str, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        began = time.monotonic()
+        deadline = began + START_SECONDS
         while not condition():
             popen = self._popen(name)
             if popen.poll() is not None:
@@ -396,7 +401,7 @@ class LocalTree:
             elif time.monotonic() > deadline:
                 problem = f"did not {what} in {START_SECONDS:g} s"
             else:
-                time.sleep(0.05)
+                time.sleep(next_look(began))
                 continue
             raise LocalTreeError(f"{name} {problem}. The end of {self.log(name)}:\n{self.tail(name)}")
 
@@ -491,6 +496,12 @@ class LocalTree:
         assert self._guard.stdin is not None
         self._guard.stdin.write(f"{sign}{group}\n")
         self._guard.stdin.flush()
+
+
+def next_look(began: float) -> float:
+    """Seconds until somebody who waits since ``began`` looks again: a tenth of what it has taken. Looking more often
+    tells it hardly sooner, and takes the parent more time than the work that is waited for."""
+    return min(max((time.monotonic() - began) / 10, SOONEST_LOOK), LATEST_LOOK)
 
 
 def free_port() -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cascade.local import PARENT, Child, LocalTree
+from tests.acceptance.commands import managed
 from tests.acceptance.trees import EVEN, QUICK, account, numbered
 
 ITEMS = numbered(60, "s")
@@ -70,28 +71,28 @@ def test_a_backup_of_a_parent_that_does_not_run_is_the_parent(tree, tmp_path):
 
 def test_what_is_in_the_way_or_not_whole_is_refused_and_nothing_is_left(tree, tmp_path):
     file = tmp_path / "parent.backup"
-    tree.manage("backup", str(file))
-    refused = tree.manage("backup", str(file), check=False)
-    assert (refused.returncode, "is there already" in refused.stderr) == (4, True)
-    refused = tree.manage("restore", str(file), check=False)
-    assert (refused.returncode, "a server runs on" in refused.stderr) == (4, True)
+    made, again, over = managed(tree, [["backup", str(file)], ["backup", str(file)], ["restore", str(file)]])
+    assert made.returncode == 0, made.stderr
+    assert (again.returncode, "is there already" in again.stderr) == (4, True)
+    assert (over.returncode, "a server runs on" in over.stderr) == (4, True)
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
-    refused = tree.manage("restore", str(file), "--data-dir", str(full), check=False)
-    assert (refused.returncode, "it has notes.txt" in refused.stderr) == (4, True)
 
-    whole, into = file.read_bytes(), tmp_path / "into"
+    whole = file.read_bytes()
     torn, flipped, other = tmp_path / "torn", tmp_path / "flipped", tmp_path / "other"
     torn.write_bytes(whole[: len(whole) // 2])
     plain = bytearray(gzip.decompress(whole))
     plain[len(plain) // 2] ^= 1
     flipped.write_bytes(gzip.compress(bytes(plain), 1))
     other.write_bytes(b"not a backup")
-    for bad in (torn, flipped, other):
-        refused = tree.manage("restore", str(bad), "--data-dir", str(into), check=False)
-        assert refused.returncode == 2, (bad, refused.stderr)
-        assert "Traceback" not in refused.stderr
+    bad = {source: source.with_name(f"into-{source.name}") for source in (torn, flipped, other)}
+    tried = [["restore", str(source), "--data-dir", str(into)] for source, into in [(file, full), *bad.items()]]
+    refused, *ended = managed(tree, tried)
+    assert (refused.returncode, "it has notes.txt" in refused.stderr) == (4, True)
+    for (source, into), done in zip(bad.items(), ended, strict=True):
+        assert done.returncode == 2, (source, done.stderr)
+        assert "Traceback" not in done.stderr
         assert list(into.iterdir()) == []
     shutil.rmtree(into)
     tree.manage("restore", str(file), "--data-dir", str(into))

@@ -9,12 +9,12 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
 from cascade.local import ROOT, Child, LocalTree, free_port
+from tests.acceptance.commands import managed
 from tests.acceptance.trees import EVEN, QUICK, account, until
 
 
@@ -77,9 +77,7 @@ WRONG = [
 
 
 def test_wrong_input_is_refused_in_one_line_with_its_own_status(tree):
-    with ThreadPoolExecutor(2) as threads:
-        ended = list(threads.map(lambda wrong: tree.manage(*wrong[0], check=False), WRONG))
-    for (arguments, status, says), done in zip(WRONG, ended, strict=True):
+    for (arguments, status, says), done in zip(WRONG, managed(tree, [wrong[0] for wrong in WRONG]), strict=True):
         assert says in done.stderr, (arguments, done.stderr)
         assert done.returncode == status, arguments
         assert "Traceback" not in done.stderr
@@ -98,15 +96,18 @@ def test_a_node_added_at_the_terminal_works_drains_rotates_and_goes(tree):
     tree.spawn("fresh", argv, {"CASCADE_ACCESS_KEY": access, "CASCADE_SECRET_KEY": secret})
     until(lambda: tree.nodes()["fresh"]["state"] == "online")
 
-    assert "fresh is draining: it holds 0 live allocations" in tree.manage("node", "drain", "fresh").stdout
-    listed = {each["name"]: each for each in json.loads(tree.manage("node", "list", "--json").stdout)}
+    told = managed(tree, [["node", "drain", "fresh"], ["node", "list", "--json"], ["node", "resume", "fresh"]])
+    assert [each.returncode for each in told] == [0, 0, 0]
+    assert "fresh is draining: it holds 0 live allocations" in told[0].stdout
+    listed = {each["name"]: each for each in json.loads(told[1].stdout)}
     assert listed["fresh"]["state"] == "draining"
     assert listed["fresh"]["keys"] == [access]
     assert listed["worker"]["state"] == "online"
-    tree.manage("node", "resume", "fresh")
 
-    rotated = json.loads(tree.manage("node", "rotate", "fresh", "--json").stdout)
-    assert "Revoked" in tree.manage("node", "revoke", "fresh", "--key", access).stdout
+    told = managed(tree, [["node", "rotate", "fresh", "--json"], ["node", "revoke", "fresh", "--key", access]])
+    assert [each.returncode for each in told] == [0, 0]
+    rotated = json.loads(told[0].stdout)
+    assert "Revoked" in told[1].stdout
     until(lambda: "401: " in tree.tail("fresh"))
     assert tree.terminate("fresh") == 0
     tree.spawn(
@@ -123,7 +124,9 @@ def test_a_node_added_at_the_terminal_works_drains_rotates_and_goes(tree):
 def test_status_shows_nodes_and_runs_to_people_and_to_programs(tree):
     run = tree.submit("echo", ["s"], name="shown")
     tree.wait(run)
-    text, told = tree.manage("status").stdout, json.loads(tree.manage("status", "--json").stdout)
+    shown, for_programs = managed(tree, [["status"], ["status", "--json"]])
+    assert shown.returncode == for_programs.returncode == 0
+    text, told = shown.stdout, json.loads(for_programs.stdout)
     assert re.search(r"worker\s.*online.*push.*0/2.*echo=1", text)
     assert re.search(rf"{run} shown.*echo.*completed.*1/1 saved", text)
     (worker,) = [node for node in told["nodes"] if node["name"] == "worker"]
@@ -163,15 +166,21 @@ def test_ctrl_c_while_waiting_says_that_the_run_goes_on(tree):
 def test_rows_are_read_and_exported_while_the_server_runs(tree, tmp_path):
     run = tree.submit("echo", ["x", "y"])
     tree.wait(run)
-    done = tree.manage("run", "results", str(run), "--format", "jsonl", "--order", "item")
-    assert [json.loads(line)["item"] for line in done.stdout.splitlines()] == ["x", "y"]
     file = tmp_path / "rows.csv"
-    done = tree.manage("export", "--run", str(run), "--out", str(file), "--where", "item=y", "--columns", "item")
+    read, exported, wrong, missing = managed(
+        tree,
+        [
+            ["run", "results", str(run), "--format", "jsonl", "--order", "item"],
+            ["export", "--run", str(run), "--out", str(file), "--where", "item=y", "--columns", "item"],
+            ["run", "results", str(run), "--where", "colour=red"],
+            ["export", "nothing"],
+        ],
+    )
+    assert read.returncode == exported.returncode == 0
+    assert [json.loads(line)["item"] for line in read.stdout.splitlines()] == ["x", "y"]
     assert file.read_text().split() == ['"item"', '"y"']
-    assert str(file) in done.stderr
-    wrong = tree.manage("run", "results", str(run), "--where", "colour=red", check=False)
+    assert str(file) in exported.stderr
     assert (wrong.returncode, "colour" in wrong.stderr) == (2, True)
-    missing = tree.manage("export", "nothing", check=False)
     assert (missing.returncode, "nothing" in missing.stderr) == (3, True)
 
 

@@ -15,6 +15,7 @@ import requests
 
 from cascade.local import ROOT, Child, LocalTree
 from nodes import signing
+from tests.acceptance.commands import managed
 from tests.acceptance.trees import QUICK, label, rows, until
 
 DOCUMENT = (ROOT / "docs" / "security.md").read_text()
@@ -174,8 +175,8 @@ def test_no_secret_is_in_any_log_page_answer_or_database(tree):
         looked.add(path, tree._session.get(f"{tree.url}/api/v1/{path}", timeout=30).content)
     for path in ("/api/schema", "/api/docs", "/healthz"):
         looked.add(path, tree._session.get(tree.url + path, timeout=60).content)
-    for command in (["node", "list"], ["node", "list", "--json"], ["config", "--show"], ["status"], ["check"]):
-        done = tree.manage(*command, check=False)
+    commands = (["node", "list"], ["node", "list", "--json"], ["config", "--show"], ["status"], ["check"])
+    for command, done in zip(commands, managed(tree, commands), strict=True):
         looked.add(" ".join(command), done.stdout + done.stderr)
     for log in (tree.data_dir / "logs").iterdir():
         looked.add(f"log {log.name}", log.read_bytes())

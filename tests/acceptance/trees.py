@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from cascade.local import LocalTree
+from cascade.local import LocalTree, next_look
 
 QUICK = {
     "CASCADE_BEAT_SECONDS": "0.3",
@@ -26,10 +26,10 @@ SOON = 30.0
 
 def until(condition: Callable[[], Any], seconds: float = SOON, what: str = "it") -> Any:
     """What ``condition`` gives once that is true."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} has not come about in {seconds:g} s"
-        time.sleep(0.02)
+        assert time.monotonic() < began + seconds, f"{what} has not come about in {seconds:g} s"
+        time.sleep(next_look(began))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from cascade.local import LocalTree
+from cascade.local import LocalTree, next_look
 from nodes import executors, signing
 from nodes.executors.rows import encode, to_table
 
@@ -32,10 +32,10 @@ def parent(folder: Path, **env: str) -> Iterator[LocalTree]:
 
 def until(condition: Callable[[], Any], seconds: float = SOON) -> Any:
     """What ``condition`` gives once that is true."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it has not come about"
-        time.sleep(0.02)
+        assert time.monotonic() < began + seconds, "it has not come about"
+        time.sleep(next_look(began))
     return found
 
 

@@ -14,7 +14,7 @@ from dispatch.states import AllocationState
 from nodes import keys
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
-from tests.integration.factory import assert_partition, at_once, child, dispatch, done, submit
+from tests.integration.factory import NO_ROW, assert_partition, at_once, child, dispatch, done, submit
 
 pytestmark = pytest.mark.django_db
 
@@ -66,7 +66,7 @@ def test_what_was_taken_back_or_is_another_childs_is_gone() -> None:
     dispatch()
     mine, other = a.offered(), b.offered()
     assert (len(mine), len(other)) == (2, 2)
-    assert a.accept(*old, *other, *mine, 999) == [*old, *other, 999]
+    assert a.accept(*old, *other, *mine, NO_ROW) == [*old, *other, NO_ROW]
     assert set(Allocation.objects.filter(delivered=True).values_list("pk", flat=True)) == set(mine)
     assert b.accept(*other) == []
 

@@ -16,6 +16,7 @@ from cascade.local import LocalTree
 from nodes import signing
 from tests.integration import agents
 from tests.integration.agents import UPLOAD_LIMIT, Agent, done, echo_segment, until
+from tests.integration.factory import NO_ROW
 
 VERBS = ["accept", "beat", "claim", "release", "report"]
 
@@ -104,7 +105,7 @@ def test_a_beat_brings_back_what_is_not_live_here(agent):
     other = Agent(agent.tree)
     _, (mine,) = agent.work("a")
     _, (theirs,) = other.work("b")
-    assert agent.beat(held=[mine[0], theirs[0], 10**12])["cancel"] == [theirs[0], 10**12]
+    assert agent.beat(held=[mine[0], theirs[0], NO_ROW])["cancel"] == [theirs[0], NO_ROW]
     assert other.beat(held=[theirs[0]])["cancel"] == []
 
 
@@ -214,7 +215,7 @@ def test_accepting_starts_the_lease_and_names_what_is_gone(agent):
     _, (parcel, gone) = agent.work("a", "b")
     agent.ask("release", {"allocations": [gone[0]]})
     before = agent.allocation(parcel[0])["deadline"]
-    assert agent.ask("accept", {"allocations": [parcel[0], gone[0], 10**12]}) == {"gone": [gone[0], 10**12]}
+    assert agent.ask("accept", {"allocations": [parcel[0], gone[0], NO_ROW]}) == {"gone": [gone[0], NO_ROW]}
     # It was delivered by the claim already, so nothing begins anew.
     assert agent.allocation(parcel[0])["deadline"] == before
 
@@ -309,7 +310,7 @@ def test_a_report_that_contradicts_the_record_is_refused_and_a_right_one_still_a
 
 def test_one_bad_entry_does_not_cost_the_others(agent):
     run, (good, bad) = agent.work("a", "b")
-    reply = agent.ask("report", {"reports": [done(good), done(bad, ranges=[], rows=[]), {"allocation": 10**12}]})
+    reply = agent.ask("report", {"reports": [done(good), done(bad, ranges=[], rows=[]), {"allocation": NO_ROW}]})
     assert statuses(reply) == [200, 422, 404]
     until(lambda: len(agent.rows(run)) == 1)
 

@@ -19,6 +19,7 @@ from nodes import executors, signing
 from nodes.protocol import FRAME_BYTES_LIMIT
 from tests.integration import agents
 from tests.integration.agents import SOON, Agent, done, until
+from tests.integration.factory import NO_ROW
 
 
 @pytest.fixture(scope="module")
@@ -197,15 +198,15 @@ def test_a_wrong_value_names_its_field_in_the_reply(socket, agent, verb, body, f
 
 def test_replies_are_to_their_messages_in_any_number(socket):
     for number in range(20):
-        socket.say({"type": "accept", "id": f"m{number}", "body": {"allocations": [10**12 + number]}})
+        socket.say({"type": "accept", "id": f"m{number}", "body": {"allocations": [NO_ROW + number]}})
     replies = [socket.next(lambda frame: frame["type"] == "reply") for _ in range(20)]
     assert {reply["re"]: reply["body"]["gone"] for reply in replies} == {
-        f"m{number}": [10**12 + number] for number in range(20)
+        f"m{number}": [NO_ROW + number] for number in range(20)
     }
 
 
 def test_a_frame_of_the_largest_size_passes(socket):
-    ids = list(range(10**12, 10**12 + 19_000))
+    ids = list(range(NO_ROW, NO_ROW + 19_000))
     padding = "x" * (FRAME_BYTES_LIMIT - 19_000 * 14 - 200)
     reply = socket.ask("accept", {"allocations": ids, "padding": padding})
     assert reply["body"]["gone"] == ids

@@ -14,6 +14,7 @@ from dispatch.states import AllocationState, ShardState
 from nodes import registry, signing
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
+from tests.integration.factory import NO_ROW
 from tests.integration.native import Api
 from tests.integration.records import cut, tried
 
@@ -203,16 +204,16 @@ def test_quotas_of_all_nodes_are_listed_and_filtered(
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "nodes/99"),
-        ("PATCH", "nodes/99"),
-        ("DELETE", "nodes/99"),
-        ("POST", "nodes/99/drain"),
-        ("POST", "nodes/99/resume"),
-        ("GET", "nodes/99/quotas"),
-        ("PUT", "nodes/99/quotas"),
-        ("GET", "nodes/99/keys"),
-        ("POST", "nodes/99/keys"),
-        ("POST", "nodes/99/rotate"),
+        ("GET", f"nodes/{NO_ROW}"),
+        ("PATCH", f"nodes/{NO_ROW}"),
+        ("DELETE", f"nodes/{NO_ROW}"),
+        ("POST", f"nodes/{NO_ROW}/drain"),
+        ("POST", f"nodes/{NO_ROW}/resume"),
+        ("GET", f"nodes/{NO_ROW}/quotas"),
+        ("PUT", f"nodes/{NO_ROW}/quotas"),
+        ("GET", f"nodes/{NO_ROW}/keys"),
+        ("POST", f"nodes/{NO_ROW}/keys"),
+        ("POST", f"nodes/{NO_ROW}/rotate"),
     ],
 )
 def test_an_unknown_node_is_a_404(api: Api, method: str, path: str) -> None:

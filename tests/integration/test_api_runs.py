@@ -15,6 +15,7 @@ from dispatch.lifecycle import submit
 from dispatch.models import Run, Task
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes.models import Node
+from tests.integration.factory import NO_ROW
 from tests.integration.native import Api
 from tests.integration.records import cut, tried
 
@@ -85,7 +86,7 @@ BAD: list[tuple[Any, str]] = [
     ({**ECHO, "params": {"rows": "many"}}, "params.rows"),
     ({**ECHO, "name": "a\u202eb"}, "name"),
     ({**ECHO, "name": "x" * 201}, "name"),
-    ({**ECHO, "task": 12345}, "task"),
+    ({**ECHO, "task": NO_ROW}, "task"),
     ({**ECHO, "split": "year"}, "split"),
     ([1, 2], "body"),
     ("text", "body"),
@@ -191,7 +192,7 @@ def test_the_list_is_filtered_and_ordered_as_asked(api: Api) -> None:
     assert ids("created_before=2021-01-01T00:00:00Z") == [second.pk]
     assert ids("ordering=id") == [first.pk, second.pk]
     assert ids("ordering=-name") == [second.pk, first.pk]
-    assert ids("task=1") == []
+    assert ids(f"task={NO_ROW}") == []
 
 
 @pytest.mark.parametrize(
@@ -253,13 +254,13 @@ def test_retry_opens_what_failed_and_conflicts_where_nothing_did(api: Api) -> No
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "runs/99"),
-        ("GET", "runs/99/progress"),
-        ("POST", "runs/99/cancel"),
-        ("POST", "runs/99/retry"),
-        ("GET", "runs/99/items"),
-        ("GET", "runs/99/nodes"),
-        ("GET", "runs/99/results"),
+        ("GET", f"runs/{NO_ROW}"),
+        ("GET", f"runs/{NO_ROW}/progress"),
+        ("POST", f"runs/{NO_ROW}/cancel"),
+        ("POST", f"runs/{NO_ROW}/retry"),
+        ("GET", f"runs/{NO_ROW}/items"),
+        ("GET", f"runs/{NO_ROW}/nodes"),
+        ("GET", f"runs/{NO_ROW}/results"),
         ("GET", "runs/abc"),
         ("GET", "runs/99999999999999999999"),
         ("GET", "no/such/thing"),

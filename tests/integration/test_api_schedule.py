@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from dispatch import lifecycle, schedule
 from dispatch.models import Delivery, Run, Task
+from tests.integration.factory import NO_ROW
 from tests.integration.native import Api
 
 pytestmark = pytest.mark.django_db
@@ -138,7 +139,7 @@ def test_deliveries_are_listed_filtered_and_sent_again(api: Api) -> None:
     assert (other["state"], other["next_at"] is not None) == ("waiting", True)
     again = api.post(f"deliveries/{first.pk}/retry")
     assert (again.status, again.body["state"], again.body["attempts"], again.body["error"]) == (200, "waiting", 0, "")
-    assert api.post("deliveries/999999/retry").status == 404
+    assert api.post(f"deliveries/{NO_ROW}/retry").status == 404
     assert api.get("deliveries?state=lost").status == 400
 
 

@@ -14,7 +14,7 @@ from dispatch.models import Allocation
 from dispatch.states import AllocationState
 from nodes import keys, registry
 from nodes.protocol import Unauthenticated
-from tests.integration.factory import assert_partition, at_once, child, dispatch, done, submit
+from tests.integration.factory import NO_ROW, assert_partition, at_once, child, dispatch, done, submit
 
 pytestmark = pytest.mark.django_db
 
@@ -80,8 +80,8 @@ def test_a_claim_hears_what_it_must_drop_and_that_it_drains() -> None:
     b = child("b", 1)
     submit(1)
     (foreign,) = b.works()
-    asked = [held.allocation, foreign.allocation, 12345]
-    assert a.claimed(held=asked)["cancel"] == [foreign.allocation, 12345]
+    asked = [held.allocation, foreign.allocation, NO_ROW]
+    assert a.claimed(held=asked)["cancel"] == [foreign.allocation, NO_ROW]
     lifecycle.cancel(run.pk)
     registry.drain(a.id)
     reply = a.claimed(held=asked)

@@ -13,7 +13,7 @@ from dispatch.lifecycle import staged
 from dispatch.models import Receipt, Run, StagedRow
 from dispatch.results import saver as savers
 from dispatch.states import AllocationState
-from tests.integration.factory import assert_partition, fresh, save, saver
+from tests.integration.factory import NO_ROW, assert_partition, fresh, save, saver
 from tests.integration.feeds import Child, allocation, article, begun
 from tests.integration.native import Api
 
@@ -286,7 +286,7 @@ def test_the_allocation_of_another_child_is_a_404_and_stays_as_it_is() -> None:
     assert saved(run) == []
 
 
-@pytest.mark.parametrize("id", ["0", "999999", "abc", "-1", "9" * 30, 999999])
+@pytest.mark.parametrize("id", ["0", str(NO_ROW), "abc", "-1", "9" * 30, NO_ROW])
 def test_an_allocation_that_nobody_has_is_a_404(id: Any) -> None:
     child = Child()
     begun("a")

@@ -13,7 +13,7 @@ from django.utils import timezone
 from dispatch import lifecycle, queue, schedule, synclog
 from dispatch.models import Allocation, Run, Switch, SyncLog
 from dispatch.results.saver import Saver
-from tests.integration.factory import Clock, save, saver
+from tests.integration.factory import NO_ROW, Clock, save, saver
 from tests.integration.feeds import Child, Speaker, article, begun, feed, message_task
 from tests.integration.native import Api
 
@@ -100,7 +100,7 @@ def test_all_active_tasks_are_dispatched_or_the_one_that_is_named(operator: Spea
 
 
 def test_a_task_that_cannot_be_dispatched_says_why(operator: Speaker) -> None:
-    assert operator.post("dispatch-task?task_id=12345").status == 404
+    assert operator.post(f"dispatch-task?task_id={NO_ROW}").status == 404
     assert operator.post("dispatch-task?task_id=x").status == 404
     asleep, empty = message_task("asleep", "b", active=False), message_task("empty")
     assert operator.post(f"dispatch-task?task_id={asleep.pk}").status == 409
@@ -193,7 +193,7 @@ def test_allocations_are_filtered_and_paged(operator: Speaker) -> None:
     assert [each["id"] for each in page["list"]] == [every["list"][2]["id"]]
     assert (page["total"], page["page"]) == (4, {"limit": 1, "offset": 2})
     assert operator.get("allocations?task_id=nobody").good()["total"] == 0
-    assert operator.get("allocations?node_id=999999").good()["total"] == 0
+    assert operator.get(f"allocations?node_id={NO_ROW}").good()["total"] == 0
     assert operator.get("allocations?limit=x").status == 400
 
 

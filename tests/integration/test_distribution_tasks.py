@@ -16,7 +16,7 @@ from dispatch.states import AllocationState, RunState
 from nodes import executors
 from nodes.models import Node
 from tests.integration.devices import Caller, device_key, operator
-from tests.integration.factory import at_once, dispatch, save, saver
+from tests.integration.factory import NO_ROW, at_once, dispatch, save, saver
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folder")]
 
@@ -382,7 +382,7 @@ def test_a_device_that_beats_keeps_its_task_until_its_time_is_up(by, clock):
 def test_a_stranger_and_an_unknown_task_are_404(by):
     task = by.create()
     by.say(task, "completed", answered=404)
-    by.say(task + 1000, "completed", answered=404)
+    by.say(NO_ROW, "completed", answered=404)
     by.pull()
     other = device_key("two")
     other.register("w2")
@@ -460,7 +460,7 @@ def test_a_task_has_its_assignments(by):
     assert found["created_at"].endswith("Z")
     (assignment,) = found["assignments"]
     assert (assignment["device_id"], assignment["status"]) == ("w1", "assigned")
-    by.get("tasks/999999", 404)
+    by.get(f"tasks/{NO_ROW}", 404)
 
 
 def test_runs_of_other_types_are_no_tasks_here(by):
@@ -494,7 +494,7 @@ def test_a_device_that_is_not_available_is_a_400(by):
     Node.objects.filter(name="w1").update(draining=True)
     assert operator().put(f"tasks/{task}/assign", {"device_id": "w1"}, 400)["detail"]
     operator().put(f"tasks/{task}/assign", {"device_id": "w9"}, 404)
-    operator().put("tasks/999/assign", {"device_id": "w1"}, 404)
+    operator().put(f"tasks/{NO_ROW}/assign", {"device_id": "w1"}, 404)
     operator().post("tasks/assign", {"device_id": "w1"}, 400)
     operator().post("tasks/assign", {"task_id": task}, 400)
 

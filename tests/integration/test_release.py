@@ -10,7 +10,7 @@ from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
 from nodes import keys, registry
 from nodes.protocol import Unauthenticated
-from tests.integration.factory import assert_partition, at_once, child, dispatch, done, shards, state, submit
+from tests.integration.factory import NO_ROW, assert_partition, at_once, child, dispatch, done, shards, state, submit
 
 pytestmark = pytest.mark.django_db
 
@@ -63,7 +63,7 @@ def test_only_ones_own_live_work_can_be_handed_back() -> None:
     mine = a.works()
     other = b.claim()
     a.report(done(mine[0]))
-    asked = [mine[0].allocation, mine[1].allocation, other[0].allocation, 999]
+    asked = [mine[0].allocation, mine[1].allocation, other[0].allocation, NO_ROW]
     assert a.release(*asked) == [mine[1].allocation]
     assert a.release(*asked) == []
     assert (a.live(), b.live()) == (0, 2)

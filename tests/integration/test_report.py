@@ -19,6 +19,7 @@ from nodes.models import Node
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
 from tests.integration.factory import (
+    NO_ROW,
     Child,
     Work,
     assert_partition,
@@ -218,8 +219,8 @@ def test_another_childs_allocation_and_one_that_never_was_are_not_found() -> Non
     run = submit(2)
     a.works()
     (other,) = b.claim()
-    unknown = Work(424242, run.pk, 0, 1, 1, ["i0"])
-    results = unchanged(lambda: a.report(done(other), done(unknown), failure(other._replace(allocation=424243))))
+    unknown = Work(NO_ROW, run.pk, 0, 1, 1, ["i0"])
+    results = unchanged(lambda: a.report(done(other), done(unknown), failure(other._replace(allocation=NO_ROW + 1))))
     assert [result["status"] for result in results] == [404, 404, 404]
     assert b.statuses(done(other)) == [200]
     assert unchanged(lambda: a.report(done(other)))[0]["status"] == 404

@@ -17,7 +17,7 @@ from django.utils import timezone
 from dispatch.models import Allocation, Run
 from dispatch.states import RunState
 from nodes.agent import direct
-from tests.integration.factory import child, dispatch, done, failure, partly, save, saver, submit
+from tests.integration.factory import NO_ROW, child, dispatch, done, failure, partly, save, saver, submit
 
 pytestmark = pytest.mark.django_db
 
@@ -104,13 +104,13 @@ def test_a_wrong_value_ends_with_2_and_is_named(arguments, says, folder):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("run", "show", "99"),
-        ("run", "cancel", "99"),
-        ("run", "retry", "99"),
-        ("run", "results", "99"),
-        ("explain", "99"),
-        ("explain", "--allocation", "99"),
-        ("export", "--run", "99"),
+        ("run", "show", str(NO_ROW)),
+        ("run", "cancel", str(NO_ROW)),
+        ("run", "retry", str(NO_ROW)),
+        ("run", "results", str(NO_ROW)),
+        ("explain", str(NO_ROW)),
+        ("explain", "--allocation", str(NO_ROW)),
+        ("export", "--run", str(NO_ROW)),
         ("export", "nothing"),
         ("node", "drain", "nobody"),
         ("signin", "nobody"),

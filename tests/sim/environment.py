@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
 import shutil
@@ -17,6 +18,9 @@ from tests.sim import clock
 folder = Path()
 """Of this process, in memory where there is a file system there."""
 _pristine: sqlite3.Connection | None = None
+USED = ("duckdb", "nodes.agent.pool", "pandas", "pyarrow.dataset")
+"""What production loads when it first needs it. Each world is a fork: it would load them again, which takes as long as
+everything else of it."""
 
 
 def set_up() -> None:
@@ -46,6 +50,8 @@ def set_up() -> None:
     _pristine = sqlite3.connect(":memory:")
     database().backup(_pristine)
     _adapt()
+    for name in USED:
+        importlib.import_module(name)
 
 
 def _remove(folder: Path, owner: int) -> None:

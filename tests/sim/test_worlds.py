@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.sim.runs import run
 
-WORLDS, PART = 150, 50
-"""`make sim` runs 500; here they share the time with all other tests."""
+WORLDS, PART = 500, 100
+JOBS = os.cpu_count() or 1
+"""Processes of a part: pytest-xdist gives all parts to one of its own."""
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("first", range(0, WORLDS, PART))
 def test_every_promise_is_kept_in_simulated_worlds(first: int) -> None:
-    summary = run(range(first, first + PART))
+    summary = run(range(first, first + PART), jobs=JOBS)
     print(summary.text())
     assert not summary.broken, summary.text()
     assert summary.seeds == PART
