@@ -147,16 +147,24 @@ def test_bodies_that_do_not_fit_beside_each_other_are_asked_to_come_later(tree):
     agent = Agent(tree)
     lines = (f"Content-Length: {RECEIVE_LIMIT - 1000}", "Expect: 100-continue", "Authorization: AK-SK nobody:nothing")
     body = json.dumps({"boot": "one", "held": [], "running": [], "pad": "a" * 900_000}).encode()
-    with closing(connected(tree, head(tree, *lines))) as line:
-        assert b"100 Continue" in line.recv(65_536)
-        line.sendall(b"a" * (RECEIVE_LIMIT - 800_000))
-        answers: list[requests.Response] = []
-        while not answers or answers[-1].status_code != 429:  # until the parent has read as much
-            line.sendall(b"a" * 20_000)
-            answers.append(agent.send("POST", "beat", body))
-        assert {answer.status_code for answer in answers} <= {200, 429}
-        assert int(answers[-1].headers["Retry-After"]) > 0
-        assert agent.say("beat", {"boot": "one", "held": [], "running": []}).status_code == 200
+
+    def crowded() -> list[requests.Response]:
+        with closing(connected(tree, head(tree, *lines))) as line:
+            assert b"100 Continue" in line.recv(65_536)
+            line.sendall(b"a" * (RECEIVE_LIMIT - 800_000))
+            answers: list[requests.Response] = []
+            while not answers or answers[-1].status_code != 429:  # until the parent has read as much
+                line.sendall(b"a" * 20_000)
+                answers.append(agent.send("POST", "beat", body))
+            assert agent.say("beat", {"boot": "one", "held": [], "running": []}).status_code == 200
+        return answers
+
+    answers: list[requests.Response] = []
+    while not answers:
+        with suppress(OSError):  # a machine so busy that the body's time was over first
+            answers = crowded()
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    assert int(answers[-1].headers["Retry-After"]) > 0
     until(lambda: agent.send("POST", "beat", body).status_code == 200)
 
 
