@@ -19,7 +19,7 @@ from dispatch.models import Receipt
 from nodes.protocol import StorageFull, TooMany
 
 LOOK_SECONDS = 0.5
-"""What waits is added up so often at most; in between it can grow by what comes in that time."""
+"""What waits is added up so often at most; what was let in since then is counted on top."""
 RETRY_SECONDS = 3.0
 NEARLY = 0.75
 
@@ -29,13 +29,16 @@ _looked = -LOOK_SECONDS
 
 
 def check(size: int = 0) -> None:
-    """Raises StorageFull, or TooMany, where ``size`` more bytes of results cannot be taken now."""
+    """Raises StorageFull, or TooMany, where ``size`` more bytes of results cannot be taken now; else they count."""
+    global _waiting
     settled = settings.CASCADE
     free = min(shutil.disk_usage(folder).free for folder in {settled.data_dir, _there(settled.spool)})
     if free < settled.disk_reserve + size:
         raise StorageFull(f"the parent's disk has {free} bytes left; {settled.disk_reserve} stay free (disk_reserve)")
-    if (waits := waiting()) + size > settled.spool_limit:
-        raise _too_many(waits)
+    with _lock:
+        if (waits := _added_up()) + size > settled.spool_limit:
+            raise _too_many(waits)
+        _waiting += size
 
 
 def check_work() -> None:
@@ -63,12 +66,16 @@ def _there(folder: Path) -> Path:
 
 def waiting() -> int:
     """Bytes of results that were taken and are not saved yet: segments in the spool, and rows in receipts."""
-    global _waiting, _looked
     with _lock:
-        if time.monotonic() - _looked >= LOOK_SECONDS:
-            _waiting = _in_spool(settings.CASCADE.spool) + _in_receipts()
-            _looked = time.monotonic()
-        return _waiting
+        return _added_up()
+
+
+def _added_up() -> int:
+    global _waiting, _looked
+    if time.monotonic() - _looked >= LOOK_SECONDS:
+        _waiting = _in_spool(settings.CASCADE.spool) + _in_receipts()
+        _looked = time.monotonic()
+    return _waiting
 
 
 def forget() -> None:

@@ -38,6 +38,13 @@ def test_an_empty_spool_has_room_for_as_much_as_the_limit(folder):
     assert error.value.retry_after > 0
 
 
+def test_what_was_let_in_counts_before_it_is_there(folder):
+    room.check(LIMIT - 10)
+    with pytest.raises(TooMany):
+        room.check(11)
+    room.check(10)
+
+
 def test_segments_count_until_they_are_removed(folder):
     file = spool(folder, LIMIT - 1000)
     room.check(1000)
