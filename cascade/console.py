@@ -69,6 +69,9 @@ def status_of(error: BaseException) -> int:
 class Command(BaseCommand):
     """The base of this project's commands: whatever goes wrong becomes one line and an exit status."""
 
+    # Django's own look at models, admin and addresses, and load all that these name: that is for `check`.
+    requires_system_checks: Sequence[str] = ("cascade",)
+
     def execute(self, *args: Any, **options: Any) -> str | None:
         if settings.CASCADE.database_url:
             # What a command changes, the servers hear of at once.

@@ -45,9 +45,9 @@ ALLOWED_HOSTS = CASCADE.hosts
 CSRF_TRUSTED_ORIGINS = CASCADE.csrf_trusted_origins
 
 INSTALLED_APPS = [
-    # First, so that its runserver is the one; Daphne's must come before Django's.
+    # First, so that its runserver is the one. It is Daphne's with more; as an app Daphne would load its server, which
+    # takes as long as all of Django, into every command.
     "cascade",
-    "daphne",
     "nodes",
     "dispatch",
     "api",
@@ -67,7 +67,7 @@ INSTALLED_APPS = [
 # What serves a child: its own dialect and nothing else. Pages, API and models would cost it 40 MB.
 SERVES_CHILD = CASCADE.role == "child" and sys.argv[1:2] == ["runserver"]
 if SERVES_CHILD:
-    INSTALLED_APPS = ["cascade", "daphne"]
+    INSTALLED_APPS = ["cascade"]
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
