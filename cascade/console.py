@@ -70,7 +70,7 @@ class Command(BaseCommand):
     """The base of this project's commands: whatever goes wrong becomes one line and an exit status."""
 
     # Django's own look at models, admin and addresses, and load all that these name: that is for `check`.
-    requires_system_checks: Sequence[str] = ("cascade",)
+    requires_system_checks: Any = ("cascade",)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         if settings.CASCADE.database_url:
