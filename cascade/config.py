@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
-    role: Literal["parent", "child", "standalone"] = Field("parent", description="What `runserver` starts as.")
+    max_depth: int = Field(8, ge=1, le=64, description="Levels that the tree may have, this one included.")
+    role: Literal["parent", "child", "relay", "standalone"] = Field("parent", description="What `runserver` starts as.")
     data_dir: Path = Field(BASE_DIR / "data", description="Databases, spool and secret key live here.")
     debug: bool = Field(False, description="Django's debug pages; never on a reachable address.")
     django_key: str = Field("", repr=False, description="Django's secret key; empty: made once and kept in data_dir.")
@@ -282,6 +284,11 @@ class Config(BaseModel):
         return self.port or (8900 if self.role == "child" else 8000)
 
     @property
+    def called(self) -> str:
+        """What people call this server."""
+        return self.node_name or platform.node() or self.role
+
+    @property
     def hosts(self) -> list[str]:
         """``allowed_hosts``, settled: a child has no pages and no cookies, and is driven by whatever name it has."""
         return ["*"] if self.role == "child" and "allowed_hosts" not in self.model_fields_set else self.allowed_hosts
@@ -334,7 +341,7 @@ class Loaded:
 _arguments: list[tuple[str, Any, str]] = []
 _file: str | None = None
 FLAGS = {
-    "role": "what this process is: parent, child or standalone",
+    "role": "what this process is: parent, child, relay or standalone",
     "host": "address to listen on",
     "port": "port to listen on",
     "data_dir": "folder for databases, spool and secret key; of a child: for finished work, too",

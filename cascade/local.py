@@ -91,7 +91,8 @@ class LocalTree:
 
     ``env`` holds settings for all processes, such as ``{"CASCADE_LEASE_SECONDS": "2"}``; settings of the calling
     process and its ``cascade.toml`` do not reach them. A folder used before is taken up again with its nodes.
-    Names of processes: ``"parent"`` and the children's.
+    Names of processes: ``"parent"`` and the children's. ``above`` makes the parent a relay: its own parent's address
+    and its keys there, as ``manage.py node add --json`` tells them.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class LocalTree:
         env: Mapping[str, str] | None = None,
         port: int = 0,
         python: str = sys.executable,
+        above: tuple[str, Mapping[str, str]] | None = None,
     ) -> None:
+        self.above = above
         self.data_dir = Path(data_dir).resolve()
         self.children = {child.name: child for child in children}
         if len(self.children) != len(children) or PARENT in self.children:
@@ -155,8 +158,13 @@ class LocalTree:
         for attempt in range(5):
             self.port = self.port or free_port()
             argv = [self.python, "manage.py", "runserver", "--noreload", f"127.0.0.1:{self.port}"]
+            keys: dict[str, str] = {}
+            if self.above is not None:
+                url, key = self.above
+                argv += ["--role", "relay", "--parent", url]
+                keys = {f"CASCADE_{name.upper()}": key[name] for name in ("access_key", "secret_key")}
             try:
-                self.spawn(PARENT, argv)
+                self.spawn(PARENT, argv, keys)
                 self._await(PARENT, self._healthy, "answer GET /healthz")
                 break
             except LocalTreeError as error:

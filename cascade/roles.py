@@ -23,11 +23,14 @@ from django.db import DatabaseError
 
 from cascade import __version__
 from dispatch.leading import Loop
+from nodes.agent.config import AgentConfig
 from nodes.protocol import CascadeError
 
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 5.0
+_agent: AgentConfig | None = None
+"""Of a relay: how it reaches its parent."""
 _joined = False
 """Whether this process has the loops that every one of several has."""
 
@@ -43,6 +46,11 @@ def loops(options: Namespace) -> list[Loop]:
         from nodes.agent.hosted import HostedAgent
 
         return [HostedAgent(load(options, served=True), __version__)]
+    if settled.role == "relay":
+        from nodes.agent.config import load
+
+        global _agent
+        _agent = load(options, served=True, role="relay")
     from dispatch import events
     from nodes import keys
 
@@ -96,6 +104,11 @@ def leaders(*, patient: bool = False) -> list[Loop]:
 
         worker = OwnWorker(settings.CASCADE.fallback_workers)
         started.append(Later(worker) if patient else worker)
+    if settings.CASCADE.role == "relay":
+        from dispatch.relay.upward import Upward
+
+        assert _agent is not None
+        started.append(Upward(_agent, __version__))
     return started
 
 

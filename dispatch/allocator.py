@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ from dispatch.plans import (
     Refusal,
     Terms,
 )
-from dispatch.ranges import size_for
+from dispatch.ranges import MOST_ITEMS, size_for
 from dispatch.rates import LATEST
 from dispatch.seats import Found, Paced, Queue, Seat, Tap
 
@@ -52,6 +53,8 @@ __all__ = [
 ASIDE_LIMIT = 500
 """Pieces that one pass sets aside; each becomes a row, and a run of a million may consist of nothing else."""
 DEFAULT_TERMS = Terms()
+RELAY_SECONDS = 1.0
+"""How long a relay's shard should run at least: it brings together below what would else be as many messages here."""
 
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
@@ -70,7 +73,12 @@ class _Pass:
         self.paced = {key: Paced(lanes, self.taps.get(key[1])) for key, lanes in terms.lanes.items()}
         self.sequence = max((seat.last_grant for seat in self.seats), default=0)
         self.gates = {demand.run: self._gate(demand) for demand in demands} if self._embedded() else {}
+        self.eligible: dict[int, int] = {}
+        """Run -> slots of the nodes that may have it."""
         self.slots = {demand.run: self._slots(demand) for demand in demands}
+        self.ceilings = dict(terms.ceilings)
+        self.alike = Counter(demand.priority for demand in demands)
+        """How many runs want work at each priority."""
         self.by_quota: Candidates = {}
         self.grants: list[Grant] = []
         self.aside: dict[tuple[int, int], Piece] = {}
@@ -105,16 +113,21 @@ class _Pass:
     def _slots(self, demand: Demand) -> tuple[int, float]:
         """Slots of nodes whose speed for this is unknown, and the items a second of all the others."""
         unknown, rate = 0, 0.0
+        capacity = 0
         for seat in self.seats:
             if self._refusal(demand, seat) is None:
                 seconds = seat.pace(demand)
+                capacity += seat.offer.capacity
                 if seconds:
                     rate += seat.offer.capacity / seconds
                 else:
                     unknown += seat.offer.capacity
+        self.eligible[demand.run] = capacity
         return unknown, rate
 
     def _room(self, queue: Queue, item: str, seat: Seat, phase: Phase) -> bool:
+        if queue.demand.ceilings and self._under_ceiling(queue.demand, seat, phase) < 1:
+            return False
         if phase is Phase.LOOKAHEAD:
             unknown, rate = self.slots[queue.demand.run]
             left = queue.left / rate if rate and not unknown else 0.0
@@ -127,6 +140,15 @@ class _Pass:
         if seat.offer.embedded:
             return self._refusal(queue.demand, seat, item) is None
         return seat.refusal(queue.demand, item) is None
+
+    def _under_ceiling(self, demand: Demand, seat: Seat, phase: Phase) -> float:
+        """Slots that are left for a run whose slots were granted by a node above.
+
+        Queued ahead it must not come to run beside what it has: only behind itself, on a node that it fills.
+        """
+        if phase is Phase.LOOKAHEAD:
+            return math.inf if demand.held.get(seat.offer.node, 0) >= seat.offer.capacity else 0
+        return min(self.ceilings[name] for name in demand.ceilings)
 
     # The decision
 
@@ -240,6 +262,40 @@ class _Pass:
             target_seconds=self.terms.target_seconds,
         )
 
+    def _width(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> int:
+        """Slots that the next shard takes: several of a relay, which cuts it again for its own nodes."""
+        demand, offer = queue.demand, seat.offer
+        if not offer.relay or head.item:
+            return 1
+        room: float = seat.free
+        if phase is Phase.LOOKAHEAD:
+            room = offer.capacity
+        room = min(room, seat.room(demand.type, head.item, quota=phase is Phase.QUOTA))
+        if demand.ceilings and phase is not Phase.LOOKAHEAD:
+            room = min(room, self._under_ceiling(demand, seat, phase))
+        # Not more than its part: of what is left, and of the slots beside runs that are served alike.
+        room = min(room, math.ceil(offer.capacity / self.alike[demand.priority]))
+        items = head.stop - head.start
+        shards = math.ceil(items / max(self._size(queue, seat), 1)) if head.shard is None else items
+        if head.shard is None:
+            shards = math.ceil(shards * offer.capacity / max(self.eligible[demand.run], offer.capacity))
+        return max(int(min(room, shards)), 1)
+
+    def _length(self, queue: Queue, seat: Seat, slots: int) -> int:
+        """Items of the next shard for ``slots`` of a seat. A relay's lasts as long as an automatically sized one, also
+        where the run's own size, which holds below, is smaller."""
+        size = self._size(queue, seat)
+        demand = queue.demand
+        if not seat.offer.relay or queue.returned:
+            return size
+        if demand.shard_size and (seconds := seat.pace(demand)):
+            shares, rate = self.slots[demand.run]
+            long = size_for(
+                queue.left, shares + rate * seconds, fixed=0, seconds_per_item=seconds, target_seconds=RELAY_SECONDS
+            )
+            size = max(size, long // demand.shard_size * demand.shard_size)
+        return min(size * slots, max(MOST_ITEMS, size))
+
     def _key(self, queue: Queue, seat: Seat, phase: Phase) -> Key:
         """The smallest one is chosen."""
         demand = queue.demand
@@ -258,22 +314,26 @@ class _Pass:
 
     def _grant(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> None:
         demand = queue.demand
-        piece = self._cut(queue, head, seat)
-        reason = self._reason(queue, head, phase, seat)
+        slots = self._width(queue, head, phase, seat)
+        piece = self._cut(queue, head, seat, slots)
+        reason = self._reason(queue, head, phase, seat, slots)
         self.sequence += 1
-        seat.take(demand.type, head.item, self.sequence)
+        seat.take(demand.type, head.item, self.sequence, slots)
+        if phase is not Phase.LOOKAHEAD:
+            for name in demand.ceilings:
+                self.ceilings[name] -= slots
         self.aside.pop((demand.run, head.start), None)
         queue.take(piece)
-        queue.served += 1
+        queue.served += slots
         if piece.rate:
             self._tap(queue, piece.rate).spend(piece.stop - piece.start)
-        self.grants.append(Grant(demand.run, demand.type, seat.offer.node, piece, phase, reason))
+        self.grants.append(Grant(demand.run, demand.type, seat.offer.node, piece, phase, reason, slots))
 
-    def _cut(self, queue: Queue, head: Piece, seat: Seat) -> Piece:
+    def _cut(self, queue: Queue, head: Piece, seat: Seat, slots: int) -> Piece:
         """So much of ``head`` as this node gets now, and its rate lets through."""
         stop = head.stop
         if head.shard is None and not head.item:
-            stop = min(head.start + self._size(queue, seat), head.stop)
+            stop = min(head.start + self._length(queue, seat, slots), head.stop)
         if head.rate:
             stop = min(stop, head.start + self._tap(queue, head.rate).tokens)
         if stop == head.stop:
@@ -283,7 +343,7 @@ class _Pass:
         # A shard cut before is cut again: waiting for tokens for all of it, it might wait for ever.
         return replace(head, stop=stop, rest=head.rest or head.stop)
 
-    def _reason(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> str:
+    def _reason(self, queue: Queue, head: Piece, phase: Phase, seat: Seat, slots: int) -> str:
         demand, offer = queue.demand, seat.offer
         if phase is Phase.QUOTA:
             reason = str(seat.below_quota(demand.type, head.item))
@@ -292,6 +352,8 @@ class _Pass:
         else:
             ahead = seat.used - offer.capacity + 1
             reason = f"look-ahead: {ahead} queued beyond capacity {offer.capacity}, shards are short"
+        if slots > 1:
+            reason += f"; {slots} slots for the nodes below it"
         if demand.affinity and (labels := seat.preferred(demand.affinity)):
             reason += f"; preferred: {', '.join(f'{label}={demand.affinity[label]}' for label in labels)}"
         if head.rate:
@@ -317,6 +379,8 @@ class _Pass:
 
     def _left(self, queue: Queue, head: Piece | None, seat: Seat) -> tuple[str, str]:
         """Why a node that may have ``head`` did not get it."""
+        if queue.demand.ceilings and self._under_ceiling(queue.demand, seat, Phase.FREE) < 1:
+            return "granted", "all slots that the node above granted for it are in use"
         if not seat.free:
             return "slots", f"no free slot: {seat.used} in use, capacity {seat.offer.capacity}"
         if head is not None and head.rate and (short := self._short(queue, head)):

@@ -95,6 +95,8 @@ def _lates(runs: Sequence[int], offers: Sequence[Offer], now: dt.datetime) -> li
     lates: list[Late] = []
     looked_at: set[int] = set()
     live = Allocation.objects.filter(run__in=runs, state__in=LIVE, node__isnull=False).order_by("pk")
+    # A relay evens out among its own nodes, and what is reported in parts cannot have a copy.
+    live = live.exclude(node__role=Node.Role.RELAY)
     columns = ("pk", "run_id", "shard_id", "node_id", "start", "stop", "granted_at", "started_at", "progress")
     agents = live.filter(node__dialect=Node.Dialect.NATIVE).exclude(node__carrier=Node.Carrier.HTTP)
     divisible = set(agents.values_list("pk", flat=True)) - set(_asked)

@@ -60,7 +60,9 @@ advisor = Signal("advisor")
 """Set when a trial may have ended."""
 webhooks = Signal("webhooks")
 """Set when there may be a webhook to call."""
-SIGNALS = {signal.name: signal for signal in (dispatcher, saver, reducer, advisor, webhooks)}
+relay = Signal("relay")
+"""Set when there may be something to pass on to the parent above."""
+SIGNALS = {signal.name: signal for signal in (dispatcher, saver, reducer, advisor, webhooks, relay)}
 CHANGED, PLANNED = "changed", "planned"
 """What else is noted abroad: something for the pages; a run that the parent plans."""
 
@@ -92,6 +94,7 @@ def changed(*, allocate: bool = True) -> None:
 def reported() -> None:
     """Rows wait in the spool, or items have failed."""
     saver.set()
+    relay.set()
     advise()
 
 

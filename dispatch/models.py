@@ -181,6 +181,28 @@ class Run(Work):
         return self.saved + self.failed + self.quarantined + self.cancelled
 
 
+class Origin(models.Model):
+    """The allocation of a parent above that a relay's run is for. ``start`` is the number above of the run's item 0."""
+
+    run = models.OneToOneField(Run, primary_key=True, on_delete=models.CASCADE, related_name="origin")
+    parent = models.CharField(max_length=36, help_text="Id of the node above.")
+    allocation = models.PositiveBigIntegerField()
+    above = models.PositiveBigIntegerField(help_text="Number of the run there.")
+    start = models.PositiveIntegerField()
+    slots = models.PositiveIntegerField(default=1, help_text="What runs here for it takes no more.")
+    memory = models.JSONField(default=dict, help_text="What its items remember, by item key.")
+    numbered = models.PositiveIntegerField(default=0, help_text="Parts that were put together.")
+    sent_at = models.DateTimeField(null=True)
+    closed_at = models.DateTimeField(null=True, help_text="When the parent had all of it, or did not want it any more.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["parent", "allocation"], name="taken_once")]
+        indexes = [models.Index(fields=["run"], name="origin_open", condition=models.Q(closed_at=None))]
+
+    def __str__(self) -> str:
+        return f"allocation {self.allocation} of {self.parent}"
+
+
 class ItemsPart(models.Model):
     """Items [start, stop) of a run that were added after its submission; like the others, they never change."""
 
@@ -274,6 +296,10 @@ class Receipt(models.Model):
     rows = models.PositiveBigIntegerField(default=0)
     saved_at = models.DateTimeField(null=True)
     purged_at = models.DateTimeField(null=True)
+    origin = models.ForeignKey(
+        Origin, null=True, on_delete=models.SET_NULL, related_name="receipts", help_text="It is passed on for this."
+    )
+    part = models.PositiveIntegerField(null=True, help_text="In which part of the report above.")
 
     class Meta:
         indexes = [
@@ -311,6 +337,8 @@ class Allocation(models.Model):
     finished_at = models.DateTimeField(null=True)
     seconds = models.FloatField(null=True, help_text="Running time, by the child.")
     progress = models.PositiveIntegerField(default=0, help_text="Items done, by the last beat.")
+    slots = models.PositiveIntegerField(default=1, help_text="Of its node; a relay cuts it again for its own nodes.")
+    parts = models.PositiveIntegerField(default=0, help_text="Parts of it that were accepted.")
     rows = models.PositiveIntegerField(default=0)
     receipt = models.ForeignKey(Receipt, null=True, on_delete=models.SET_NULL, related_name="allocations")
     error = models.TextField(blank=True)

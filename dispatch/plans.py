@@ -67,6 +67,10 @@ class Demand:
     line to the parent; "" all."""
     rate: str = ""
     stretches: Sequence[tuple[int, int, str]] | None = None
+    ceilings: Sequence[str] = ()
+    """Names of ``Terms.ceilings`` that hold for it: a run that a node above gave has slots there, and no more here."""
+    held: Mapping[int, int] = field(default_factory=dict)
+    """Node -> slots it has there; only of a run with ceilings."""
 
     @property
     def rated(self) -> bool:
@@ -115,6 +119,10 @@ class Offer:
     """It is a client with code of its own."""
     line: bool = True
     """It has a line to the parent, and is not only called by it."""
+    relay: bool = False
+    """It has nodes of its own: one shard may take several of its slots, and is cut again there."""
+    branches: Sequence[Mapping[str, str]] = ()
+    """Of a relay: which labels its nodes have together, one entry for each kind of node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,8 @@ class Terms:
     lanes: Mapping[tuple[int, str], Lanes] = field(default_factory=dict)
     seed: int = 0
     most: int | None = None
+    ceilings: Mapping[str, int] = field(default_factory=dict)
+    """Slots that are left under each ceiling."""
 
 
 class Phase(StrEnum):
@@ -167,6 +177,7 @@ class Grant:
     piece: Piece
     phase: Phase
     reason: str
+    slots: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from django.conf import settings
-from django.db.models import Count, F, Q, QuerySet, Window
+from django.db.models import F, Q, QuerySet, Sum, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
@@ -20,6 +20,7 @@ from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard
 from dispatch.rates import Lanes, Limits
+from dispatch.relay import granted
 from dispatch.states import LIVE, RunState, ShardState
 from nodes import failpoints, registry
 from nodes.cooling import cool_until
@@ -178,6 +179,8 @@ def _plan(
         rated.forget(runs)
     paces = {run.pk: pace for run in runs if (pace := rated.pace_of(run))}
     demands = _demands(runs, now, offered, limits, paces, explain=explain)
+    above = granted.load(demands, offered)
+    demands = [granted.bounded(demand, above) for demand in demands] if above.runs else demands
     terms = Terms(
         target_seconds=settled.target_seconds,
         lookahead=Lookahead() if most else Lookahead(settled.lookahead_seconds, settled.lookahead_limit),
@@ -186,6 +189,7 @@ def _plan(
         lanes=_lanes(runs, demands, paces, now) if paces else {},
         seed=max((offer.last_grant for offer in offered), default=0),
         most=most,
+        ceilings=above.left,
     )
     return allocate(demands, offered, terms, explain=explain), terms
 
@@ -219,9 +223,12 @@ def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
     quotas: dict[int, dict[tuple[str, str], QuotaRule]] = defaultdict(dict)
     for quota in Quota.objects.filter(node__in=nodes):
         quotas[quota.node_id][quota.task_type, quota.item] = QuotaRule(quota.slots, quota.limit)
+    for node in nodes:
+        if node.role == Node.Role.RELAY:
+            _as_told(node, quotas[node.pk])
     in_use: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
     live = Allocation.objects.filter(state__in=LIVE, node__isnull=False).order_by()
-    for node, task_type, item, count in live.values_list("node_id", "type", "item").annotate(Count("pk")):
+    for node, task_type, item, count in live.values_list("node_id", "type", "item").annotate(Sum("slots")):
         in_use[node][task_type, item] = count
     return [
         Offer(
@@ -246,9 +253,20 @@ def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
             embedded=node.embedded,
             outside=node.dialect in Node.PATIENT,
             line=node.carrier != Node.Carrier.HTTP,
+            relay=node.role == Node.Role.RELAY,
+            branches=node.facts.get("branches") or () if node.role == Node.Role.RELAY else (),
         )
         for node in nodes
     ]
+
+
+def _as_told(relay: Node, quotas: dict[tuple[str, str], QuotaRule]) -> None:
+    """The rules of a relay with what its own nodes can do: of a type that only some of them run, so many slots."""
+    told, slots = relay.facts.get("types") or {}, registry.slots(relay)
+    for name, most in told.items():
+        if most < slots:
+            rule = quotas.get((name, ""), QuotaRule(0))
+            quotas[name, ""] = replace(rule, limit=most if rule.limit is None else min(rule.limit, most))
 
 
 def _cooling(node: Node, now: dt.datetime) -> str:
@@ -306,9 +324,9 @@ def _served(offers: Sequence[Offer]) -> dict[int, tuple[int, int]]:
     live = Allocation.objects.filter(state__in=LIVE).order_by().values_list("run_id")
     embedded = [offer.node for offer in offers if offer.embedded]
     if not embedded:
-        return {run: (slots, slots) for run, slots in live.annotate(Count("pk"))}
-    elsewhere = Count("pk", filter=~Q(node_id__in=embedded))
-    return {run: (slots, others) for run, slots, others in live.annotate(slots=Count("pk"), elsewhere=elsewhere)}
+        return {run: (slots, slots) for run, slots in live.annotate(Sum("slots"))}
+    elsewhere = Sum("slots", filter=~Q(node_id__in=embedded), default=0)
+    return {run: (slots, others) for run, slots, others in live.annotate(held=Sum("slots"), elsewhere=elsewhere)}
 
 
 def _rated(demand: Demand, run: Run, limits: Limits, pace: Pace | None) -> Demand:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from dispatch.plans import Demand, Lookahead, Offer, Piece, pace_key
@@ -37,11 +38,24 @@ class Seat:
         """Slots that nothing runs in."""
         return max(self.offer.capacity - self.used, 0)
 
-    def take(self, task_type: str, item: str, sequence: int) -> None:
-        self.in_use[task_type, item] = self.in_use.get((task_type, item), 0) + 1
-        self.by_type[task_type] = self.by_type.get(task_type, 0) + 1
-        self.used += 1
+    def take(self, task_type: str, item: str, sequence: int, slots: int = 1) -> None:
+        self.in_use[task_type, item] = self.in_use.get((task_type, item), 0) + slots
+        self.by_type[task_type] = self.by_type.get(task_type, 0) + slots
+        self.used += slots
         self.last_grant = sequence
+
+    def room(self, task_type: str, item: str, *, quota: bool) -> float:
+        """Slots that its rules leave for this, beside its capacity; with ``quota``, those of the quota only."""
+        most = math.inf
+        for key, used in (
+            ((task_type, ""), self.by_type.get(task_type, 0)),
+            ((task_type, item), self.in_use.get((task_type, item), 0)),
+        ):
+            if rule := self.offer.quotas.get(key):
+                most = min(most, math.inf if rule.limit is None else rule.limit - used)
+                if quota and used < rule.slots:
+                    most = min(most, rule.slots - used)
+        return most
 
     def below_quota(self, task_type: str, item: str) -> str | None:
         """The quota that still has room for this, in words; an item's own comes before its type's."""
@@ -75,10 +89,18 @@ class Seat:
             return "hands", "only a client with code of its own can run these items: they have no address"
         if demand.hands == "line" and not offer.line:
             return "hands", "is only called by the parent, and this run's items need a line to it"
-        for label, value in demand.labels.items():
-            if offer.labels.get(label) != value:
-                return "label", f"label {label} is {offer.labels.get(label)!r}, not {value!r}"
+        if found := self._unlabelled(demand.labels):
+            return found
         return self.loaded or (self._limited(demand.type, item) if offer.quotas else None)
+
+    def _unlabelled(self, wanted: Mapping[str, str]) -> Found:
+        branches = self.offer.branches
+        if branches and not any({**self.offer.labels, **branch}.items() >= wanted.items() for branch in branches):
+            return "label", f"none of its nodes has {', '.join(f'{name}={value}' for name, value in wanted.items())}"
+        for label, value in ({} if branches else wanted).items():
+            if self.offer.labels.get(label) != value:
+                return "label", f"label {label} is {self.offer.labels.get(label)!r}, not {value!r}"
+        return None
 
     def _limited(self, task_type: str, item: str) -> Found:
         rule = self.offer.quotas.get((task_type, ""))

@@ -161,6 +161,7 @@ def _quickest(late: Late, demand: Demand, seats: Mapping[int, Seat]) -> tuple[Se
         for seat in seats.values()
         if seat.offer.node != late.node
         and seat.free
+        and not seat.offer.relay
         and (pace := seat.pace(demand)) is not None
         and seat.refusal(demand) is None
         # The parent's own worker is there for what no node can do.

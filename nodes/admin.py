@@ -8,7 +8,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery
+from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -221,7 +221,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
         # Subqueries: joins would count a node once per key or allocation that the search box's join finds.
         each = Node.objects.filter(pk=OuterRef("pk")).order_by().values("pk")
-        live = each.filter(allocations__state__in=registry.LIVE_ALLOCATION).annotate(count=Count("allocations"))
+        live = each.filter(allocations__state__in=registry.LIVE_ALLOCATION).annotate(count=Sum("allocations__slots"))
         valid = each.filter(keys__isnull=False, keys__revoked_at=None).annotate(count=Count("keys"))
         nodes: QuerySet[Node] = super().get_queryset(request).prefetch_related("quotas")
         return nodes.annotate(live=_counted(live), valid_keys=_counted(valid))

@@ -19,10 +19,9 @@ from django.core.exceptions import ValidationError
 from nodes import executors
 from nodes.executors.base import shown
 from nodes.models import Node, name_validator
-from nodes.protocol import FieldError
+from nodes.protocol import SLOTS_LIMIT, FieldError
 
 CAPACITY_LIMIT = 10_000
-SLOTS_LIMIT = 1_000_000
 _TASK_TYPE = re.compile(r"\A[a-z_][a-z0-9_]{0,59}\Z")
 _LABEL = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?\Z")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -11,9 +11,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodes import identity
 from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, shown
-from nodes.protocol import FieldError
+from nodes.protocol import OLDEST, SLOTS_LIMIT, VERSION, FieldError
 
+BRANCHES_LIMIT = 100
+PATH_LIMIT = 500
+"""Characters of the names of nodes from one node down to another."""
 IDS_LIMIT = 20_000
 TEXT_LIMIT = 4_000
 LOG_LIMIT = 16_000
@@ -36,6 +40,15 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Below:
+    """What a relay's nodes can do together: slots in all and by type, and which labels there are together."""
+
+    slots: int
+    types: dict[str, int]
+    branches: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """A child is alive. ``hello`` opens a session: what it does not name as held is given to others."""
 
@@ -53,6 +66,11 @@ class Beat:
     leaving: bool
     config: int | None = None
     """The version of the configuration that it works with, 0 for none; None when it does not say."""
+    protocol: int = VERSION
+    below: Below | None = None
+    """Of a relay: what its nodes can do now."""
+    id: str = ""
+    """Of a relay: who it is, wherever it hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +93,13 @@ class ItemOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One finished allocation; see ``nodes.protocol`` for the fields. ``rows`` is the number of rows it brings."""
+    """One finished allocation, or a part of one; see ``nodes.protocol`` for the fields. ``rows`` is the number of rows
+    it brings.
+    """
 
     allocation: int
     ranges: tuple[tuple[int, int, int], ...] = ()
+    """(start, stop, rows)."""
     errors: tuple[ItemError, ...] = ()
     failure: str = ""
     message: str = ""
@@ -90,6 +111,11 @@ class Entry:
     digest: str = field(default="", compare=False)
     stopped: int | None = None
     outcomes: tuple[ItemOutcome, ...] = ()
+    part: int = 0
+    """1, 2, …: a part of what the allocation covers, which goes on; 0: all that is left of it."""
+    nodes: tuple[str, ...] = ()
+    """Who worked, of the reporting node's own nodes; ``by`` has, for each range, the number of its name here."""
+    by: tuple[int, ...] = ()
 
     @property
     def unsaved(self) -> bool:
@@ -175,6 +201,30 @@ def read_beat(body: Any) -> Beat:
         carrier=_carrier(body.get("carrier", "pull")),
         leaving=body.get("leaving") is True,
         config=None if body.get("config") is None else _whole(body["config"], "config"),
+        protocol=_whole(body.get("protocol", OLDEST), "protocol"),
+        below=_below(body) if body.get("role") == "relay" else None,
+        id=identity.check(_text(body.get("id", ""), "id", 40)) if body.get("role") == "relay" else "",
+    )
+
+
+def _below(body: dict[str, Any]) -> Below:
+    types = read_object(body.get("types", {}), "types")
+    branches = _list(body.get("branches", []), "branches", BRANCHES_LIMIT)
+    if len(types) > 100:
+        raise FieldError("types", f"has {len(types)} entries; at most 100 are allowed")
+    return Below(
+        slots=_whole(body.get("slots", 0), "slots", 0, SLOTS_LIMIT),
+        types={
+            _text(name, "types", 60): _whole(count, f"types.{name[:60]}", 0, SLOTS_LIMIT)
+            for name, count in types.items()
+        },
+        branches=tuple(
+            {
+                _text(name, "branches", 100): _text(value, "branches", 200)
+                for name, value in read_object(branch, "branches").items()
+            }
+            for branch in branches
+        ),
     )
 
 
@@ -218,11 +268,11 @@ def read_report(body: Any) -> list[Entry]:
     entries = [
         _entry(each, f"reports[{at}]") for at, each in enumerate(_list(body["reports"], "reports", ENTRIES_LIMIT))
     ]
-    seen: set[int] = set()
+    seen: set[tuple[int, int]] = set()
     for at, entry in enumerate(entries):
-        if entry.allocation in seen:
+        if (entry.allocation, entry.part) in seen:
             raise FieldError(f"reports[{at}].allocation", f"{entry.allocation} stands in this message twice")
-        seen.add(entry.allocation)
+        seen.add((entry.allocation, entry.part))
     return entries
 
 
@@ -241,9 +291,17 @@ def _entry(value: Any, name: str) -> Entry:
         message = _text(failure.get("message", ""), f"{name}.failure.message", TEXT_LIMIT)
         digest = _digest([kind, message], name)
         return Entry(allocation, failure=kind, message=message, seconds=seconds, log=log, digest=digest)
-    ranges = tuple(
-        _range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT)
+    told = [_range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT)]
+    ranges = tuple(each[:3] for each in told)
+    nodes = tuple(
+        _text(each, f"{name}.nodes", PATH_LIMIT) for each in _list(body.get("nodes", []), f"{name}.nodes", IDS_LIMIT)
     )
+    by = tuple(each[3] for each in told) if nodes else ()
+    if any(number >= len(nodes) for number in by):
+        raise FieldError(f"{name}.ranges", f"name a node that is not among the {len(nodes)} of nodes")
+    part = _whole(body.get("part", 0), f"{name}.part")
+    if part and (body.get("errors") or body.get("stopped") is not None):
+        raise FieldError(f"{name}.part", "brings what is done only; errors and stopped come with the last one")
     errors = tuple(
         _error(each, f"{name}.errors") for each in _list(body.get("errors", []), f"{name}.errors", IDS_LIMIT)
     )
@@ -269,6 +327,7 @@ def _entry(value: Any, name: str) -> Entry:
     offset = _whole(body.get("offset", 0), f"{name}.offset")
     content = [body.get("ranges", []), body.get("errors", []), segment, offset, inline]
     content += [] if stopped is None else [stopped]
+    content += [[part, list(nodes)]] if part or nodes else []
     digest = _digest(content + ([body["outcomes"]] if outcomes else []), name)
     return Entry(
         allocation,
@@ -282,16 +341,19 @@ def _entry(value: Any, name: str) -> Entry:
         digest=digest,
         stopped=stopped,
         outcomes=outcomes,
+        part=part,
+        nodes=nodes,
+        by=by,
     )
 
 
-def _range(value: Any, name: str) -> tuple[int, int, int]:
-    if not isinstance(value, list) or len(value) != 3:
-        raise FieldError(name, f"{shown(value)} is not [start, stop, rows]")
-    start, stop, rows = (_whole(each, name) for each in value)
+def _range(value: Any, name: str) -> tuple[int, int, int, int]:
+    if not isinstance(value, list) or len(value) not in (3, 4):
+        raise FieldError(name, f"{shown(value)} is not [start, stop, rows] or [start, stop, rows, node]")
+    start, stop, rows, *node = (_whole(each, name) for each in value)
     if start >= stop:
         raise FieldError(name, f"[{start}, {stop}) is empty")
-    return start, stop, rows
+    return start, stop, rows, node[0] if node else 0
 
 
 def _error(value: Any, name: str) -> ItemError:

@@ -8,8 +8,12 @@ claim    {"boot", "slots", "held": [id…], "wait": s}
              "memory": {allocation: {item_key: {…}}}, "inputs": [allocation…]}     (both where there are any)
 accept   {"allocations": [id…]} -> {"gone": [id…]}                       (push only: answers an offer)
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
-          "executors", "carrier", "config": version}
-         -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark"}
+          "executors", "carrier", "config": version, "protocol": VERSION (with hello)}
+         -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark",
+             "protocol": the version that both speak (to a hello)}
+         A relay adds {"role": "relay", "id", "slots", "types": {type: slots}, "branches": [{label: value}…]}: who it is
+         and what its nodes can do now, and is told {"path": [[id, name]…] from the root to the parent, "limits": {type:
+         slots}}.
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
 cancel   parent to child: a frame on the socket, or in the reply to claim and beat.
@@ -25,6 +29,9 @@ A report's entry is one finished allocation:
   segment      sha256 (hex) of an Arrow IPC file uploaded before, with "offset": the first row of this entry in it
   seconds      running time by the child's monotonic clock
   log          the tail of what the executor printed
+  part         1, 2, …: what is done so far of an allocation that goes on, ranges and rows only; the last has none.
+               Sent again it says the same, and counts once
+  nodes        names of who worked below a relay; each range then has, as a fourth number, which of them it was
   outcomes     [[index, {"found": [item…], "memory": {…}, "status", "counts": {name: number}}]…] of items that are done
                and brought more than rows; see ``nodes.executors.base.Outcome``
 """
@@ -35,7 +42,10 @@ from itertools import takewhile
 
 VERSION = 1
 """Raised when an older peer could misread a message; unknown fields are ignored on both sides."""
+OLDEST = 1
+"""Peers from this version on are understood. Both sides say theirs with the first beat, and speak the lower one."""
 
+SLOTS_LIMIT = 1_000_000
 INLINE_ROWS = 2000
 """Up to so many rows travel inside the report; above that an Arrow segment costs less."""
 SEGMENT_BYTES_LIMIT = 256 * 1024 * 1024
@@ -55,6 +65,7 @@ class CascadeError(Exception):
     ├── Conflict              lost a race, or came too late            409
     ├── TooLarge              above a stated limit                     413
     ├── Unprocessable         well-formed, but contradicts the record  422
+    ├── TooOld                speaks a version that is not understood  426
     ├── TooMany               of these for now; come back later        429
     └── StorageFull           no room on the parent's disk             507
     """
@@ -112,6 +123,10 @@ class TooLarge(CascadeError):
 
 class Unprocessable(CascadeError):
     status = 422
+
+
+class TooOld(CascadeError):
+    status = 426
 
 
 class TooMany(CascadeError):

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError
-from django.db.models import Count, Q
+from django.db.models import Q, Sum
 from django.utils import timezone
 
 from nodes.cooling import losses_after
@@ -125,7 +125,7 @@ def in_use(nodes: Iterable[Node]) -> dict[int, int]:
     """Live allocations by node id, of all ``nodes`` in one query; a node without any is 0."""
     counts = {node.pk: 0 for node in nodes}
     live = Node.objects.filter(pk__in=counts, allocations__state__in=LIVE_ALLOCATION)
-    counts.update(live.order_by().values_list("pk").annotate(Count("allocations")))
+    counts.update(live.order_by().values_list("pk").annotate(Sum("allocations__slots")))
     return counts
 
 

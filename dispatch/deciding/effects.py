@@ -6,13 +6,14 @@ what somebody else has moved on meanwhile is left alone.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from dispatch.states import ALLOCATION, SHARD, AllocationState, ShardState, before
-from nodes.messages import Entry
+from nodes.messages import Entry, ItemOutcome
 
 
 class Piece(NamedTuple):
@@ -50,6 +51,27 @@ class Line(NamedTuple):
     digest: str
     offset: int
     ranges: tuple[tuple[int, int, int], ...]
+    among: tuple[tuple[int, int], ...] = ()
+    """(start, id) of the shards that the ranges are in, ascending, where it is not ``shard`` alone."""
+    nodes: tuple[str, ...] = ()
+    by: tuple[int, ...] = ()
+    """Who worked below the reporting node, as in its entry."""
+    outcomes: tuple[ItemOutcome, ...] = ()
+    """What items brought more than rows, where that is kept by a node above."""
+
+    def shard_of(self, item: int) -> int:
+        if not self.among:
+            return self.shard
+        return self.among[bisect_right(self.among, item, key=lambda each: each[0]) - 1][1]
+
+
+class Advanced(NamedTuple):
+    """An allocation of which a part was accepted, and which goes on."""
+
+    id: int
+    part: int
+    rows: int
+    items: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +126,8 @@ class Accept:
     lines: tuple[Line, ...]
     closed: tuple[Closed, ...]
     apart: tuple[TakeApart, ...] = ()
+    advanced: tuple[Advanced, ...] = ()
+    origin: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def unsuccessful(
     """Live allocations end in ``state``. Of shards with another copy under way (``twins``) nothing is lost yet."""
     if not attempts:
         return
-    yield EndAllocations(tuple(held.id for held, _ in attempts), state, detail)
+    yield EndAllocations(tuple(dict.fromkeys(held.id for held, _ in attempts)), state, detail)
     for shard in {shard.id: shard for _, shard in attempts}.values():
         if shard.id not in twins:
             yield given_up(shard, failure, detail, limits[shard.run], now)

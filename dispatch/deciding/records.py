@@ -38,6 +38,8 @@ class Held(NamedTuple):
     stop: int
     state: str
     receipt: int | None = None
+    parts: int = 0
+    """Parts of it that were accepted."""
 
     @property
     def live(self) -> bool:

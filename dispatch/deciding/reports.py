@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from dispatch.attempts import Failure, Limits, backoff
 from dispatch.deciding.effects import (
     Accept,
+    Advanced,
     Closed,
     CountItems,
     Effect,
@@ -44,16 +46,22 @@ class Answer(NamedTuple):
         return {"status": 200, "receipt": self.receipt, **({"repeated": True} if self.repeated else {})}
 
 
-def judge(entry: Entry, held: Held | None, earlier: str, problem: Answer | None) -> Answer:
+def judge(
+    entry: Entry, held: Held | None, earlier: str, problem: Answer | None, open_: Sequence[Shard] | None = None
+) -> Answer:
     """Whether ``entry`` is accepted now. A repetition is answered with the receipt it had.
 
     ``held`` is the allocation, None where the node has no such one; ``earlier`` the digest it was reported with before;
-    ``problem`` what is wrong with the rows, as far as that was looked at.
+    ``problem`` what is wrong with the rows, as far as that was looked at. ``open_``: the shards, ascending, that are
+    left of an allocation of which parts were accepted, or are to be.
     """
     if held is None:
         return Answer(404, f"this node has no allocation {entry.allocation}")
+    if entry.part and entry.part <= held.parts:
+        return Answer(200, receipt=entry.digest, repeated=True)
     if held.live:
-        return (None if entry.failure else _contradiction(entry, held) or problem) or Answer(200, receipt=entry.digest)
+        contradiction = _contradiction(entry, held) if open_ is None else _contradicts(entry, held, open_)
+        return (None if entry.failure else contradiction or problem) or Answer(200, receipt=entry.digest)
     if held.receipt is None:
         return Answer(
             409,
@@ -75,6 +83,31 @@ def _contradiction(entry: Entry, held: Held) -> Answer | None:
     return None
 
 
+def _contradicts(entry: Entry, held: Held, left: Sequence[Shard]) -> Answer | None:
+    """The same for an allocation in parts, of which ``left`` is left."""
+    if entry.part and entry.part != held.parts + 1:
+        return Answer(422, f"part {entry.part} of allocation {held.id} comes before part {held.parts + 1}")
+    if entry.stopped is not None and not held.start < entry.stopped < held.stop:
+        return Answer(422, f"stopped, {entry.stopped}, is not inside of [{held.start}, {held.stop})")
+    at = 0
+    for shard in left:
+        stop = shard.stop if entry.stopped is None else min(shard.stop, entry.stopped)
+        done = [each[:2] for each in entry.ranges if shard.start <= each[0] < shard.stop]
+        failed = [error.index for error in entry.errors if shard.start <= error.index < shard.stop]
+        at += len(done) + len(failed)
+        if entry.part:
+            ordered = all(before[1] <= after[0] for before, after in pairwise(done))
+            inside = ordered and (not done or done[-1][1] <= stop)
+        else:
+            inside = (not done and not failed) if stop <= shard.start else covers(shard.start, stop, done, failed)
+        if not inside:
+            each, often = f"each item of [{shard.start}, {stop})", "at most" if entry.part else "exactly"
+            return Answer(422, f"ranges and errors must name {each} {often} once, in order")
+    if at < len(entry.ranges) + len(entry.errors):
+        return Answer(422, f"names items of allocation {held.id} that are not left to it")
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Accepted entries that go into one receipt: of one type, with their rows in one place."""
@@ -82,6 +115,8 @@ class Batch:
     type: str
     segment: str
     entries: list[tuple[Entry, Held]]
+    origin: int | None = None
+    """The run, where it came from a node above, which gets these rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +130,8 @@ class Known:
     twins: Mapping[int, Sequence[int]]
     limits: Mapping[int, Limits]
     key_of: Callable[[int, int], str]
+    left: Mapping[int, Sequence[Shard]] = field(default_factory=dict)
+    """Of allocations in parts: their shards that are left, ascending."""
 
 
 def accepted(batches: Iterable[Batch], known: Known, now: datetime) -> Iterator[Effect]:
@@ -121,8 +158,22 @@ def _receipt(batch: Batch, known: Known, now: datetime) -> Iterator[Effect]:
     for entry, held in batch.entries:
         offset = entry.offset if entry.segment else len(inline)
         inline += entry.inline or []
-        lines.append(Line(held.id, held.run, held.start, held.shard, entry.digest, offset, entry.ranges))
-        if not entry.unsaved:
+        left = known.left.get(held.id)
+        among = tuple((shard.start, shard.id) for shard in left) if left else ()
+        line = Line(held.id, held.run, held.start, held.shard, entry.digest, offset, entry.ranges, among)
+        outcomes = entry.outcomes if batch.origin is not None else ()
+        lines.append(line._replace(nodes=entry.nodes, by=entry.by, outcomes=outcomes))
+        if left is not None and not entry.failure:
+            for taken in _of_parts(entry, held, left, known, now):
+                apart.append(taken)
+                if gone := sum(each.stop - each.start for each in taken.pieces if each.state is ShardState.FAILED):
+                    yield CountItems(held.run, failed=gone)
+            notes[held.id] = _first_error(entry, held)
+        elif left is not None:
+            notes[held.id] = entry.message or entry.failure
+            for shard in left:
+                yield given_up(shard, Failure(entry.failure), notes[held.id], known.limits[held.run], now)
+        elif not entry.unsaved:
             whole.append(held.shard)
         elif entry.failure:
             notes[held.id] = entry.message or entry.failure
@@ -130,9 +181,7 @@ def _receipt(batch: Batch, known: Known, now: datetime) -> Iterator[Effect]:
                 failure = Failure(entry.failure)
                 yield given_up(known.shards[held.shard], failure, notes[held.id], known.limits[held.run], now)
         else:
-            if entry.errors:
-                of, first = held.stop - held.start, entry.errors[0].message
-                notes[held.id] = f"{len(entry.errors)} of {of} items failed; the first: {first}"
+            notes[held.id] = _first_error(entry, held)
             pieces = _pieces(known.shards[held.shard], entry, known, now)
             apart.append(TakeApart(held.shard, held.run, pieces))
             if failed := sum(piece.stop - piece.start for piece in pieces if piece.state is ShardState.FAILED):
@@ -142,7 +191,7 @@ def _receipt(batch: Batch, known: Known, now: datetime) -> Iterator[Effect]:
     closed = tuple(
         Closed(
             held.id,
-            AllocationState.COMPLETED if entry.ranges else AllocationState.FAILED,
+            AllocationState.COMPLETED if entry.ranges or held.parts else AllocationState.FAILED,
             entry.rows,
             entry.seconds,
             notes.get(held.id, ""),
@@ -150,9 +199,53 @@ def _receipt(batch: Batch, known: Known, now: datetime) -> Iterator[Effect]:
             (held.stop if entry.stopped is None else entry.stopped) - held.start,
         )
         for entry, held in batch.entries
+        if not entry.part
     )
-    yield Accept(batch.type, batch.segment, inline, tuple(lines), closed, tuple(apart))
+    advanced = tuple(
+        Advanced(held.id, entry.part, entry.rows, sum(stop - start for start, stop, _ in entry.ranges))
+        for entry, held in batch.entries
+        if entry.part
+    )
+    yield Accept(batch.type, batch.segment, inline, tuple(lines), closed, tuple(apart), advanced, batch.origin)
+    if batch.origin is not None:
+        return  # what items found and remember is kept by the node above
     yield Remember(batch.type, tuple((entry, held.run, held.start, held.stop) for entry, held in batch.entries))
+
+
+def _first_error(entry: Entry, held: Held) -> str:
+    if not entry.errors:
+        return ""
+    return f"{len(entry.errors)} of {held.stop - held.start} items failed; the first: {entry.errors[0].message}"
+
+
+def _of_parts(entry: Entry, held: Held, left: Sequence[Shard], known: Known, now: datetime) -> Iterator[TakeApart]:
+    """What the shards that are left of an allocation in parts fall into."""
+    for shard in left:
+        mine = replace(
+            entry,
+            ranges=tuple(each for each in entry.ranges if shard.start <= each[0] < shard.stop),
+            errors=tuple(each for each in entry.errors if shard.start <= each.index < shard.stop),
+            stopped=None if entry.stopped is None or entry.stopped >= shard.stop else max(entry.stopped, shard.start),
+        )
+        if entry.part:
+            if mine.ranges:
+                yield TakeApart(shard.id, held.run, _gaps_kept(shard, mine))
+        else:
+            yield TakeApart(shard.id, held.run, _pieces(shard, mine, known, now))
+
+
+def _gaps_kept(shard: Shard, entry: Entry) -> tuple[Piece, ...]:
+    """The done ranges, and between them what the allocation still has."""
+    state, at = ShardState(shard.state), shard.start
+    pieces = []
+    for first, last, _ in entry.ranges:
+        if at < first:
+            pieces.append(Piece(at, first, state, shard.attempts, shard.deaths, shard.losses))
+        pieces.append(Piece(first, last, ShardState.SPOOLED))
+        at = last
+    if at < shard.stop:
+        pieces.append(Piece(at, shard.stop, state, shard.attempts, shard.deaths, shard.losses))
+    return tuple(pieces)
 
 
 def _pieces(shard: Shard, entry: Entry, known: Known, now: datetime) -> tuple[Piece, ...]:
@@ -209,7 +302,10 @@ def measured(
             for key in (held.type, of_run(held.type, held.run)):
                 seconds, items = sums.get(key, (0.0, 0))
                 stop = held.stop if entry.stopped is None else entry.stopped
-                sums[key] = seconds + entry.seconds, items + stop - held.start
+                some = entry.part or held.parts
+                count = sum(last - first for first, last, _ in entry.ranges) if some else stop - held.start
+                if count:
+                    sums[key] = seconds + entry.seconds, items + count
     changed = dict(speeds)
     for key, (seconds, items) in sums.items():
         latest = max(seconds / items, 1e-7)

@@ -13,12 +13,13 @@ from dispatch import configuration, events
 from dispatch.lifecycle.grants import release_unheld
 from dispatch.lifecycle.leases import renew, renew_all, start_all
 from dispatch.models import Allocation
+from dispatch.relay import place
 from dispatch.states import LIVE
 from nodes import keys, registry
 from nodes.keys import Caller
-from nodes.messages import Beat
+from nodes.messages import Beat, Below
 from nodes.models import Node
-from nodes.protocol import CascadeError, Unauthenticated
+from nodes.protocol import OLDEST, VERSION, CascadeError, Conflict, TooOld, Unauthenticated
 from nodes.transactions import retried, update_rows, write
 
 
@@ -89,9 +90,33 @@ def _hear(node: Node | Unauthenticated, sent: Beat, now: datetime) -> Heard | Ca
             carrier=sent.carrier,
             leaving=sent.leaving,
         )
+        if sent.hello and sent.protocol < OLDEST:
+            raise TooOld(
+                f"{node.name} speaks version {sent.protocol} of the protocol, this server {OLDEST} to {VERSION}: "
+                f"update {node.name}"
+            )
+        if sent.below is not None:
+            if sent.hello:
+                place.check(sent.id, node.name)
+                _only(node, sent.id)
+            sign.known.update(role=Node.Role.RELAY, facts=_facts(node, sent.id, sent.below))
     except CascadeError as error:
         return error
     return Heard(node, sent, sign)
+
+
+def _only(node: Node, relay: str) -> None:
+    """Raises Conflict where another node that is here has this id."""
+    others = Node.objects.filter(registry.online_filter(timezone.now()), facts__id=relay).exclude(pk=node.pk)
+    if other := others.first():
+        raise Conflict(
+            f"{node.name} and {other.name} have the same id, {relay}: a copied data folder? Remove node_id from one"
+        )
+
+
+def _facts(node: Node, relay: str, below: Below) -> dict[str, Any]:
+    told = {"id": relay, "slots": below.slots, "types": below.types, "branches": list(below.branches)}
+    return {**node.facts, **told}
 
 
 def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dict[str, Any]:
@@ -109,7 +134,15 @@ def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dic
         "time": now.timestamp(),
         "config": in_force.version,
         "config_mark": in_force.mark,
+        **({"protocol": min(sent.protocol, VERSION)} if sent.hello else {}),
+        **({} if sent.below is None else {"path": place.path(), "limits": _limits(node)}),
     }
+
+
+def _limits(node: Node) -> dict[str, int]:
+    """The most slots that a type may have below ``node``."""
+    limited = node.quotas.filter(item="", limit__isnull=False)
+    return {name: int(most or 0) for name, most in limited.values_list("task_type", "limit")}
 
 
 def _advance(node_id: int, progress: Mapping[int, int]) -> None:

@@ -16,7 +16,7 @@ from dispatch.attempts import Failure
 from dispatch.items import item_key
 from dispatch.lifecycle import leases, loading, memories
 from dispatch.lifecycle.cuts import postpone, shorten
-from dispatch.lifecycle.kept import about, frozen
+from dispatch.lifecycle.kept import about, beyond, frozen, remembered
 from dispatch.lifecycle.writing import SHARD_COLUMNS
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import LIVE, AllocationState, RunState, ShardState
@@ -28,7 +28,7 @@ from nodes.transactions import insert_rows, moment, retried, write
 
 ALLOCATION_COLUMNS = (
     *("run_id", "shard_id", "node_id", "type", "item", "start", "stop", "attempt", "state", "delivered"),
-    *("deadline", "reason", "granted_at", "progress", "rows", "error", "log"),
+    *("deadline", "reason", "granted_at", "progress", "rows", "error", "log", "slots", "parts"),
 )
 OFFER_LIMIT = 1000
 """Allocations in one offer or claim at most; the next one brings the rest."""
@@ -42,6 +42,7 @@ class Parcel(NamedTuple):
     start: int
     stop: int
     attempt: int
+    slots: int = 1
 
 
 def grant(plan: Plan, now: datetime) -> None:
@@ -92,7 +93,7 @@ def grant(plan: Plan, now: datetime) -> None:
             (
                 *(made.run, made.piece.shard or ids[made.run, made.piece.start], made.node, made.type),
                 *(made.piece.item, made.piece.start, made.piece.stop, made.piece.attempt, pending, False),
-                *(until[made.node in patient], made.reason[:300], at, 0, 0, "", ""),
+                *(until[made.node in patient], made.reason[:300], at, 0, 0, "", "", made.slots, 0),
             )
             for made in grants
         ],
@@ -144,7 +145,7 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
     if ids:
         synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))
         events.changed(allocate=False)
-    return {**package(found), "cancel": gone, "drain": node.draining}
+    return {**package(found, relay=node.role == Node.Role.RELAY), "cancel": gone, "drain": node.draining}
 
 
 def offered(node_id: int, after: int = 0) -> list[Parcel]:
@@ -190,14 +191,17 @@ def release_unheld(node_id: int, held: Sequence[int]) -> None:
         registry.lost([node_id], now)
 
 
-def package(found: Sequence[Parcel]) -> dict[str, Any]:
+def package(found: Sequence[Parcel], *, relay: bool = False) -> dict[str, Any]:
     """Allocations as they travel; see ``nodes.protocol``."""
     runs = {run: about(run) for run in {each.run_id for each in found}}
+    if relay:
+        runs = {run: {**told, **beyond(run)} for run, told in runs.items()}
     work = [
         [each.pk, each.run_id, each.start, each.stop, each.attempt, frozen(each.run_id).slice(each.start, each.stop)]
         for each in found
     ]
-    return {"runs": runs, "work": work, **_beside(work)}
+    wide = {"slots": {str(each.pk): each.slots for each in found}} if relay else {}
+    return {"runs": runs, "work": work, **wide, **_beside(work)}
 
 
 def _beside(work: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -212,7 +216,9 @@ def _beside(work: Sequence[Sequence[Any]]) -> dict[str, Any]:
         if reads:
             inputs += [allocation for allocation, _ in mine]
         if executor.remembers:
-            known = memories.of(run["type"], [item_key(item) for _, items in mine for item in items])
+            known = remembered(run_id)
+            if known is None:
+                known = memories.of(run["type"], [item_key(item) for _, items in mine for item in items])
             for allocation, items in mine:
                 keys_ = {item_key(item) for item in items}
                 memory[str(allocation)] = {key: known[key] for key in keys_ & known.keys()}
@@ -223,7 +229,7 @@ def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
     waiting = Allocation.objects.filter(
         node_id=node_id, state=AllocationState.PENDING, delivered=False, pk__gt=after
     ).order_by("pk")
-    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt")[:OFFER_LIMIT]
+    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt", "slots")[:OFFER_LIMIT]
     return [Parcel(*row) for row in columns]
 
 

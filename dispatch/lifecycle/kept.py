@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from dispatch.items import Growing
-from dispatch.models import ItemsPart, Run
+from dispatch.models import ItemsPart, Origin, Run
 
 
 @lru_cache(maxsize=64)
@@ -14,6 +14,20 @@ def about(run_id: int) -> dict[str, Any]:
     """What a child must know of a run; it never changes."""
     run = Run.objects.only("type", "params", "timeout", "priority").get(pk=run_id)
     return {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
+
+
+@lru_cache(maxsize=64)
+def beyond(run_id: int) -> dict[str, Any]:
+    """What a relay must know beyond that, to give the run to its own nodes; it never changes either."""
+    run = Run.objects.only("name", "shard_size", "labels").get(pk=run_id)
+    return {"name": run.name, "shard_size": run.shard_size, "labels": run.labels}
+
+
+@lru_cache(maxsize=64)
+def remembered(run_id: int) -> dict[str, Any] | None:
+    """What the items of a run remember, where a parent above keeps that; None: it is kept here."""
+    memory: dict[str, Any] | None = Origin.objects.filter(pk=run_id).values_list("memory", flat=True).first()
+    return memory
 
 
 @lru_cache(maxsize=16)

@@ -122,21 +122,22 @@ def expire(now: datetime) -> int:
         ended = Allocation.objects.select_for_update(skip_locked=True).filter(state__in=LIVE, deadline__lt=now)
         attempts = loading.attempts(ended[:BATCH])
         overdue = leases.overdue(_leases(held.id for held, _ in attempts))
-        of = {held.id: (held, shard) for held, shard in attempts}
+        of = {held.id: held for held, _ in attempts}
         fates = (
             (overdue.lost, Failure.LOST, EXPIRED),
             (overdue.stuck, Failure.TIMEOUT, STUCK),
             (overdue.offers, Failure.RETURNED, UNFETCHED),
         )
         for ids, failure, detail in fates:
-            end([of[pk] for pk in ids], AllocationState.EXPIRED, failure, detail, now)
-        registry.lost({node for pk in overdue.lost if (node := of[pk][0].node) is not None}, now)
-    gone = [of[pk][0] for pk in (*overdue.lost, *overdue.stuck)]
+            chosen = set(ids)
+            end([each for each in attempts if each[0].id in chosen], AllocationState.EXPIRED, failure, detail, now)
+        registry.lost({node for pk in overdue.lost if (node := of[pk].node) is not None}, now)
+    gone = [of[pk] for pk in (*overdue.lost, *overdue.stuck)]
     _note(gone, "the lease expired: no beat")
-    _note([of[pk][0] for pk in overdue.offers], UNFETCHED)
+    _note([of[pk] for pk in overdue.offers], UNFETCHED)
     events.changed()
     events.tell({each.node for each in gone if each.node}, {"type": "node.cancel", "ids": [each.id for each in gone]})
-    return len(attempts)
+    return len(of)
 
 
 @retried
@@ -186,7 +187,7 @@ def end(
     """Live allocations end in ``state``, and their shards go on. Inside the caller's transaction."""
     if not attempts:
         return
-    ids = [held.id for held, _ in attempts]
+    ids = sorted({held.id for held, _ in attempts})
     effects: Iterable[Effect] = endings.unsuccessful(
         attempts,
         state,

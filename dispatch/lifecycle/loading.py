@@ -9,6 +9,7 @@ from django.db import connection
 from django.db.models import QuerySet
 
 from dispatch.attempts import Limits
+from dispatch.deciding.effects import FROM_NODE
 from dispatch.deciding.records import Held, Lease, Patience
 from dispatch.deciding.records import Shard as ShardRecord
 from dispatch.models import Allocation, Run, Shard
@@ -17,7 +18,7 @@ from nodes.models import Node
 
 SLICE = 5000
 """So many ids a statement names at most."""
-HELD = ("pk", "run_id", "shard_id", "node_id", "type", "start", "stop", "state", "receipt_id")
+HELD = ("pk", "run_id", "shard_id", "node_id", "type", "start", "stop", "state", "receipt_id", "parts")
 SHARD = ("pk", "run_id", "start", "stop", "state", "attempts", "deaths", "losses")
 _LIVE_OF = "SELECT shard_id, id, node_id FROM dispatch_allocation WHERE state IN (%s, %s) AND shard_id IN ({})"
 
@@ -27,9 +28,31 @@ def held(allocations: QuerySet[Allocation]) -> list[Held]:
 
 
 def attempts(allocations: QuerySet[Allocation]) -> list[tuple[Held, ShardRecord]]:
-    """Each with its shard. A lock on ``allocations`` is on the shards, too, unless it says otherwise."""
+    """Each with its shard, or with each of those that are left of one in parts.
+
+    A lock on ``allocations`` is on the shards, too, unless it says otherwise.
+    """
     rows = allocations.values_list(*HELD, *(f"shard__{column}" for column in SHARD))
-    return [(Held(*row[: len(HELD)]), ShardRecord(*row[len(HELD) :])) for row in rows]
+    found = [(Held(*row[: len(HELD)]), ShardRecord(*row[len(HELD) :])) for row in rows]
+    if not any(each.parts for each, _ in found):
+        return found
+    left = left_of([each for each, _ in found if each.parts])
+    whole = [(each, shard) for each, shard in found if not each.parts]
+    return whole + [(each, shard) for each, _ in found if each.parts for shard in left[each.id]]
+
+
+def left_of(parted: Iterable[Held]) -> dict[int, list[ShardRecord]]:
+    """The shards, ascending, that are still with each of these allocations, of which parts were accepted. Locked.
+
+    No other live allocation is on any of their items: what is in parts is never copied.
+    """
+    found: dict[int, list[ShardRecord]] = {}
+    for each in parted:
+        mine = Shard.objects.select_for_update().filter(
+            run=each.run, start__gte=each.start, start__lt=each.stop, state__in=FROM_NODE
+        )
+        found[each.id] = [ShardRecord(*row) for row in mine.order_by("start").values_list(*SHARD)]
+    return found
 
 
 def shards(ids: Iterable[int]) -> dict[int, ShardRecord]:

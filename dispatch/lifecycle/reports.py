@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -12,12 +12,13 @@ from django.utils import timezone
 from dispatch import events, synclog
 from dispatch.deciding import reports
 from dispatch.deciding.records import Held
+from dispatch.deciding.records import Shard as ShardRecord
 from dispatch.deciding.reports import Answer, Batch, Known
 from dispatch.items import item_key
 from dispatch.lifecycle import copies, found, loading
 from dispatch.lifecycle.kept import frozen
 from dispatch.lifecycle.writing import write_down
-from dispatch.models import Allocation, Receipt, Shard
+from dispatch.models import Allocation, Origin, Receipt, Shard
 from dispatch.plans import pace_key
 from dispatch.results import datasets, decoding, spool
 from dispatch.states import LIVE
@@ -30,13 +31,29 @@ from nodes.protocol import CascadeError, FieldError, TooLarge, Unprocessable
 from nodes.transactions import retried, write
 
 
-@retried
 def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
     """Takes the results of finished allocations; answers each with its receipt or with why not.
 
     Per entry a ``status``: 200 accepted (also for a repetition, with the same receipt), 404 not this node's,
     409 the lease was lost, 412 its segment is not here (upload it, report again), 422 contradicts the record.
     """
+    results: list[dict[str, Any]] = []
+    for some in _one_of_each(entries):
+        results += _report(caller, some)
+    return {"results": results}
+
+
+def _one_of_each(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Parts of one allocation one after the other; all the rest together."""
+    left = list(entries)
+    while left:
+        some = {entry.allocation: entry for entry in reversed(left)}
+        yield [entry for entry in left if some[entry.allocation] is entry]
+        left = [entry for entry in left if some[entry.allocation] is not entry]
+
+
+@retried
+def _report(caller: Caller, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     # Before the transaction, because unpacking a segment may take long.
     lengths = _segment_lengths(caller, [entry for entry in entries if entry.segment])
     now = timezone.now()
@@ -45,11 +62,13 @@ def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
         _lock_shards([entry.allocation for entry in entries])
         mine = _mine(caller, [entry.allocation for entry in entries])
         held = {each.id: each for each in loading.held(mine.select_for_update())}
-        answers = _judged(entries, held, lengths)
-        batches = _batches(entries, held, answers)
+        parted = {entry.allocation for entry in entries if entry.part}
+        left = loading.left_of(each for each in held.values() if each.live and (each.parts or each.id in parted))
+        answers = _judged(entries, held, lengths, left)
+        batches = _batches(entries, held, answers, _from_above(held.values()))
         pairs = [pair for batch in batches for pair in batch.entries]
         twins = loading.twins_of([each.shard for _, each in pairs], but=[each.id for _, each in pairs])
-        write_down(reports.accepted(batches, _known(pairs, twins), now), now, node)
+        write_down(reports.accepted(batches, _known(pairs, twins, left), now), now, node)
         _measure(node, pairs, now)
     failpoints.reach("report.committed")
     results = {pk: answer.as_sent() for pk, answer in answers.items()}
@@ -58,7 +77,10 @@ def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
     if batches:
         events.changed()
         events.reported()
-    return {"results": [{"allocation": entry.allocation, **results[entry.allocation]} for entry in entries]}
+    return [
+        {"allocation": entry.allocation, **results[entry.allocation], **({"part": entry.part} if entry.part else {})}
+        for entry in entries
+    ]
 
 
 def _mine(caller: Caller, ids: Sequence[int]) -> Any:
@@ -72,13 +94,17 @@ def _lock_shards(ids: Sequence[int]) -> None:
         list(shards.select_for_update(of=("self",)).values_list("pk", flat=True))
 
 
-def _judged(entries: Sequence[Entry], held: Mapping[int, Held], lengths: Lengths) -> dict[int, Answer]:
+def _judged(
+    entries: Sequence[Entry], held: Mapping[int, Held], lengths: Lengths, left: Mapping[int, Sequence[ShardRecord]]
+) -> dict[int, Answer]:
     earlier = _digests([each.receipt for each in held.values() if each.receipt is not None])
     answers: dict[int, Answer] = {}
     for entry in entries:
         mine = held.get(entry.allocation)
         problem = _problem(entry, mine, lengths) if mine is not None and mine.live and not entry.failure else None
-        answers[entry.allocation] = reports.judge(entry, mine, earlier.get(entry.allocation, ""), problem)
+        answers[entry.allocation] = reports.judge(
+            entry, mine, earlier.get(entry.allocation, ""), problem, left.get(entry.allocation)
+        )
     return answers
 
 
@@ -90,24 +116,39 @@ def _digests(receipts: Sequence[int]) -> dict[int, str]:
     return {each["allocation"]: each["digest"] for manifest in manifests for each in manifest}
 
 
-def _batches(entries: Sequence[Entry], held: Mapping[int, Held], answers: Mapping[int, Answer]) -> list[Batch]:
+def _from_above(held: Iterable[Held]) -> set[int]:
+    """The runs that came from a node above."""
+    if settings.CASCADE.role != "relay":
+        return set()
+    return set(Origin.objects.filter(run__in={each.run for each in held}).values_list("run", flat=True))
+
+
+def _batches(
+    entries: Sequence[Entry], held: Mapping[int, Held], answers: Mapping[int, Answer], above: Container[int]
+) -> list[Batch]:
     """What is accepted, by what goes into one receipt."""
-    batches: dict[tuple[str, str], Batch] = {}
+    batches: dict[tuple[str, str, int | None], Batch] = {}
     for entry in entries:
         answer = answers[entry.allocation]
         if answer.status == 200 and not answer.repeated:
             mine = held[entry.allocation]
-            key = (mine.type, entry.segment)
-            batches.setdefault(key, Batch(*key, [])).entries.append((entry, mine))
+            origin = mine.run if mine.run in above else None
+            batch = batches.setdefault((mine.type, entry.segment, origin), Batch(mine.type, entry.segment, [], origin))
+            batch.entries.append((entry, mine))
     return list(batches.values())
 
 
-def _known(pairs: Sequence[tuple[Entry, Held]], twins: Mapping[int, Sequence[tuple[int, int | None]]]) -> Known:
+def _known(
+    pairs: Sequence[tuple[Entry, Held]],
+    twins: Mapping[int, Sequence[tuple[int, int | None]]],
+    left: Mapping[int, Sequence[ShardRecord]],
+) -> Known:
     partial = [held for entry, held in pairs if entry.unsaved]
     return Known(
-        shards=loading.shards([held.shard for held in partial]) if partial else {},
+        shards=loading.shards([held.shard for held in partial if held.id not in left]) if partial else {},
         twins={shard: [pk for pk, _ in others] for shard, others in twins.items()},
-        limits=loading.limits_of({held.run for held in partial}) if partial else {},
+        limits=loading.limits_of({held.run for _, held in pairs}) if partial or left else {},
+        left=left,
         key_of=_key_of,
     )
 

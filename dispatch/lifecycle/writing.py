@@ -17,6 +17,7 @@ from dispatch.lifecycle import found, memories
 from dispatch.models import Allocation, Delivery, Receipt, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, RUN, SHARD, AllocationState, RunState, ShardState, before, run_end
 from nodes import executors, failpoints
+from nodes.messages import ItemOutcome
 from nodes.models import Node
 from nodes.transactions import insert_rows, moment, update_rows
 
@@ -83,9 +84,11 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
             "offset": line.offset,
             "digest": line.digest,
             "ranges": [
-                [first, last, rows, pieces[line.shard][first] if line.shard in pieces else line.shard]
+                [first, last, rows, pieces.get(shard := line.shard_of(first), {}).get(first, shard)]
                 for first, last, rows in line.ranges
             ],
+            **({"nodes": [f"{node.name}/{name}" for name in line.nodes], "by": line.by} if line.nodes else {}),
+            **({"outcomes": [_as_sent(each) for each in line.outcomes]} if line.outcomes else {}),
         }
         for line in effect.lines
     ]
@@ -101,6 +104,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         rows=sum(each.rows for each in effect.closed),
         saved_at=settled,
         purged_at=settled,
+        origin_id=effect.origin,
     )
     at = moment(now)
     update_rows(
@@ -112,6 +116,16 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         ],
         [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
     )
+    for pk, part, some, items in effect.advanced:
+        # With what is left it begins anew: its time-out is each part's.
+        Allocation.objects.filter(pk=pk, state__in=LIVE).update(
+            parts=part, rows=F("rows") + some, progress=F("progress") + items, started_at=now
+        )
+
+
+def _as_sent(outcome: ItemOutcome) -> list[Any]:
+    told = {"found": list(outcome.found), "memory": outcome.memory, "status": outcome.status, "counts": outcome.counts}
+    return [outcome.index, {name: value for name, value in told.items() if value or (name == "memory" and value == {})}]
 
 
 def _remember(effect: e.Remember, now: datetime) -> None:

@@ -173,7 +173,7 @@ class Saver:
         short opens without an error. Its receipts say that they are saved, so nobody else would look for them.
         """
         last = 0
-        while batch := self._batch(Receipt.objects.filter(saved_at__isnull=False, purged_at=None, pk__gt=last)):
+        while batch := self._batch(self._settled().filter(pk__gt=last)):
             last = batch[-1].pk
             self._dirty = True
             recorded = self._in_ledger(batch)
@@ -187,8 +187,12 @@ class Saver:
                     continue
                 self.store.append([_part(receipt, entries)])
 
+    def _settled(self) -> QuerySet[Receipt]:
+        """Saved here since the last checkpoint."""
+        return Receipt.objects.filter(saved_at__isnull=False, purged_at=None, origin=None)
+
     def _next_batch(self) -> list[Receipt]:
-        return self._batch(Receipt.objects.filter(saved_at=None).exclude(type__in=self._blocked))
+        return self._batch(Receipt.objects.filter(saved_at=None, origin=None).exclude(type__in=self._blocked))
 
     def _batch(self, waiting: QuerySet[Receipt]) -> list[Receipt]:
         """The oldest of them, as many as one transaction of the store may have."""
@@ -333,26 +337,39 @@ def _with_lineage(
 
     end = begin + table.num_rows
     wanted = []
+    nodes: list[tuple[str, int]] = []
     for entry in entries:
         first = max(entry["offset"], begin)
         last = min(entry["offset"] + _rows_of(entry), end)
         if first < last:
             wanted.append((entry, first - begin, last - first))
+            nodes += _nodes_of(entry, first - entry["offset"], last - entry["offset"])
     rows = pa.concat_tables([table.slice(first, count) for _, first, count in wanted]) if wanted else table.slice(0, 0)
 
     def repeated(name: str) -> pa.Array:
-        kind = pa.string() if name == "node" else pa.int64()
-        values = [pa.repeat(pa.scalar(entry[name], kind), count) for entry, _, count in wanted]
-        return pa.chunked_array(values, kind)
+        values = [pa.repeat(pa.scalar(entry[name], pa.int64()), count) for entry, _, count in wanted]
+        return pa.chunked_array(values, pa.int64())
 
     return datasets.with_lineage(
         rows,
         run=repeated("run"),
         start=repeated("start"),
         allocation=repeated("allocation"),
-        node=repeated("node"),
+        node=pa.chunked_array([pa.repeat(pa.scalar(name), count) for name, count in nodes], pa.string()),
         saved_at=received,
     )
+
+
+def _nodes_of(entry: dict[str, Any], first: int, last: int) -> Iterator[tuple[str, int]]:
+    """Who brought the rows from ``first`` to ``last`` of an entry, in order: (path, how many)."""
+    if not entry.get("nodes"):
+        yield entry["node"], last - first
+        return
+    at = 0
+    for (_, _, rows, _), number in zip(entry["ranges"], entry["by"], strict=True):
+        if (count := min(at + rows, last) - max(at, first)) > 0:
+            yield entry["nodes"][number], count
+        at += rows
 
 
 def _streamed(

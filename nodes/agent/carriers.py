@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from nodes.agent.clock import ParentClock
 from nodes.agent.config import AgentConfig
 from nodes.agent.signer import Signer
-from nodes.protocol import FRAME_BYTES_LIMIT, CascadeError
+from nodes.protocol import FRAME_BYTES_LIMIT, OLDEST, VERSION, CascadeError
 
 if TYPE_CHECKING:
     import http.client
@@ -58,6 +58,15 @@ class Refused(CascadeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+
+
+def check_protocol(reply: Body) -> None:
+    """Raises Refused for a parent that speaks a version too old for us."""
+    if (spoken := int(reply.get("protocol", OLDEST))) < OLDEST:
+        raise Refused(
+            HTTPStatus.UPGRADE_REQUIRED,
+            f"it speaks version {spoken} of the protocol, we {OLDEST} to {VERSION}: update the parent",
+        )
 
 
 def jitter(attempt: int) -> float:

@@ -326,7 +326,9 @@ def check(found: Collected) -> dict[str, Any]:
     return values
 
 
-def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *, served: bool = False) -> AgentConfig:
+def load(
+    options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *, served: bool = False, role: str = "child"
+) -> AgentConfig:
     """``served``: there is a server around the agent, so that it may be without a parent: programs drive it.
 
     Raises SettingsError, a FieldError, naming all that is missing or wrong.
@@ -334,10 +336,10 @@ def load(options: argparse.Namespace, environ: Mapping[str, str] = os.environ, *
     found = collect(
         SERVER | BY_NAME.keys(),
         # What this process is, the server has settled by now, whatever a file says.
-        arguments=[*given_arguments(options), *([("role", "child", "argument --role")] if served else [])],
+        arguments=[*given_arguments(options), *([("role", role, "argument --role")] if served else [])],
         environ=environ,
         config=getattr(options, "config", None),
-        role="child",
+        role=role,
     )
     values = check(found)
     access_key, secret_key, key_file, first_key = _keys(found, values, environ)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nodes import executors, failpoints
 from nodes.agent.alone import NoLine
-from nodes.agent.carriers import Body, Line, Link, MakeLine, Refused, Unreachable
+from nodes.agent.carriers import Body, Line, Link, MakeLine, Refused, Unreachable, check_protocol
 from nodes.agent.config import AgentConfig
 from nodes.agent.configuration import Store, Sync
 from nodes.agent.direct import Direct
@@ -25,6 +25,7 @@ from nodes.agent.inputs import Inputs
 from nodes.agent.outbox import Outbox
 from nodes.agent.sender import Sender
 from nodes.agent.vitals import Vitals
+from nodes.protocol import VERSION
 
 if TYPE_CHECKING:
     from nodes.agent.pool import Entries, Pool
@@ -500,7 +501,10 @@ class Agent:
 
     async def _greet(self) -> None:
         """Hello, once in this agent's life; later connects only beat, for what is on its way then must not be lost."""
-        self._heard(await self._link.call("beat", self._beat_body() | {"hello": not self._greeted}))
+        hello = {} if self._greeted else {"hello": True, "protocol": VERSION}
+        reply = await self._link.call("beat", self._beat_body() | hello)
+        check_protocol(reply)
+        self._heard(reply)
         if not self._greeted:
             logger.info("we are %r with %d slots, by %s", self.node, self.capacity, self._link.carrier)
         self._greeted = True

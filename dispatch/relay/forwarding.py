@@ -1,0 +1,180 @@
+"""What goes up: receipts of the runs that came from above, as reports. Each is stored here until the parent has it.
+
+How receipts are put together into reports is written down before the first of them is sent (``Receipt.part``), so that
+a report that is repeated after a crash says the same and counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db.models import Sum
+from django.utils import timezone
+
+from dispatch import lifecycle
+from dispatch.models import Allocation, Origin, Receipt, Shard
+from dispatch.states import ShardState
+from nodes.transactions import retried, write
+
+PART_SECONDS = 1.0
+"""What an allocation has done is passed on so often while it goes on: a relay that dies costs what it did since."""
+OPEN = (ShardState.PENDING, ShardState.ALLOCATED, ShardState.EXECUTING)
+ENDED_BADLY = (ShardState.FAILED, ShardState.QUARANTINED, ShardState.CANCELLED)
+
+
+class Done(NamedTuple):
+    """Items [start, stop) of the run below with their rows, where these are inline, and who worked."""
+
+    start: int
+    stop: int
+    length: int
+    node: str
+    rows: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """One report to be sent. ``last``: the allocation ends with it. ``receipts`` are settled by it."""
+
+    origin: int
+    entry: dict[str, Any]
+    receipts: tuple[int, ...]
+    last: bool
+
+
+def due(parent: str, now: datetime | None = None) -> list[Sending]:
+    """What is to be sent to ``parent``: the parts of each allocation in order, the last report behind them."""
+    now = now or timezone.now()
+    found: list[Sending] = []
+    for origin in Origin.objects.filter(parent=parent, closed_at=None).select_related("run").order_by("pk"):
+        found += _of(origin, now)
+    return found
+
+
+def _of(origin: Origin, now: datetime) -> list[Sending]:
+    done = _is_done(origin)
+    waiting = list(Receipt.objects.filter(origin=origin, saved_at=None).order_by("pk"))
+    early = now - (origin.sent_at or origin.run.created_at) < timedelta(seconds=PART_SECONDS)
+    if not done and not any(receipt.part for receipt in waiting) and (early or not waiting):
+        return []
+    fresh = [receipt for receipt in waiting if receipt.part is None]
+    # With the last report rows come that need no parts of their own.
+    closing = [receipt for receipt in fresh if not receipt.segment] if done else []
+    if len(fresh) > len(closing):
+        _number(origin, [receipt for receipt in fresh if receipt not in closing], now)
+    sendings = list(_parts(origin, [receipt for receipt in waiting if receipt.part is not None]))
+    if done:
+        sendings.append(_last(origin, closing))
+    return sendings
+
+
+def _is_done(origin: Origin) -> bool:
+    return origin.run.cut >= origin.run.count and not Shard.objects.filter(run=origin.run, state__in=OPEN).exists()
+
+
+@retried
+def _number(origin: Origin, fresh: Sequence[Receipt], now: datetime) -> None:
+    """Gives them their numbers: rows that came inline share one, each entry with rows in a segment has its own."""
+    with write():
+        number = Origin.objects.select_for_update().get(pk=origin.pk).numbered
+        inline = [receipt for receipt in fresh if not receipt.segment]
+        if inline:
+            number += 1
+            for receipt in inline:
+                receipt.part = number
+        for receipt in fresh:
+            if receipt.segment:
+                receipt.part = number + 1
+                number += len(receipt.manifest)
+        Receipt.objects.bulk_update(fresh, ["part"])
+        Origin.objects.filter(pk=origin.pk).update(numbered=number, sent_at=now)
+
+
+def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
+    by_part: dict[int, list[Receipt]] = {}
+    for receipt in receipts:
+        by_part.setdefault(receipt.part or 0, []).append(receipt)
+    for part, some in sorted(by_part.items()):
+        if not some[0].segment:
+            entry = _inline(origin, some)
+            yield Sending(origin.pk, {**entry, "part": part}, tuple(each.pk for each in some), last=False)
+            continue
+        (receipt,) = some
+        for at, line in enumerate(receipt.manifest):
+            entry = {**_entry(origin, _done_of(line, None)), "segment": receipt.segment, "offset": line["offset"]}
+            settled = (receipt.pk,) if at == len(receipt.manifest) - 1 else ()
+            extra = _beside(origin, [line])
+            yield Sending(origin.pk, {**entry, **extra, "part": part + at}, settled, last=False)
+
+
+def _last(origin: Origin, receipts: Sequence[Receipt]) -> Sending:
+    errors = [
+        [index + origin.start, error[:2000] or state, state != ShardState.QUARANTINED]
+        for start, stop, state, error in Shard.objects.filter(run=origin.run, state__in=ENDED_BADLY)
+        .order_by("start")
+        .values_list("start", "stop", "state", "error")
+        for index in range(start, stop)
+    ]
+    entry = _inline(origin, receipts)
+    return Sending(origin.pk, {**entry, "errors": errors}, tuple(each.pk for each in receipts), last=True)
+
+
+def _inline(origin: Origin, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    done: list[Done] = []
+    for receipt in receipts:
+        rows = json.loads(zlib.decompress(bytes(receipt.payload))) if receipt.payload else []
+        for line in receipt.manifest:
+            done += _done_of(line, rows)
+    done.sort()
+    lines = [line for receipt in receipts for line in receipt.manifest]
+    rows = [row for each in done for row in each.rows]
+    return {**_entry(origin, done), "rows": rows, **_beside(origin, lines)}
+
+
+def _done_of(line: Mapping[str, Any], rows: list[Any] | None) -> list[Done]:
+    """The ranges of a receipt's entry in the order of its rows."""
+    at = line["offset"]
+    named = [line["nodes"][number] for number in line["by"]] if line.get("nodes") else None
+    names = named or [line["node"]] * len(line["ranges"])
+    found = []
+    for (first, last, count, _), name in zip(line["ranges"], names, strict=True):
+        found.append(Done(first, last, count, name, [] if rows is None else rows[at : at + count]))
+        at += count
+    return found
+
+
+def _entry(origin: Origin, done: Iterable[Done]) -> dict[str, Any]:
+    """Ranges as the node above numbers its items; neighbours of one node together."""
+    names: dict[str, int] = {}
+    ranges: list[list[int]] = []
+    for each in done:
+        number = names.setdefault(each.node, len(names))
+        first, last = each.start + origin.start, each.stop + origin.start
+        if ranges and ranges[-1][1] == first and ranges[-1][3] == number:
+            ranges[-1][1] = last
+            ranges[-1][2] += each.length
+        else:
+            ranges.append([first, last, each.length, number])
+    return {"allocation": origin.allocation, "ranges": ranges, **({"nodes": list(names)} if names else {})}
+
+
+def _beside(origin: Origin, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Time that nodes spent on them, and what items brought more than rows."""
+    worked = Allocation.objects.filter(pk__in={line["allocation"] for line in lines})
+    outcomes = [[index + origin.start, told] for line in lines for index, told in line.get("outcomes", ())]
+    seconds = worked.aggregate(seconds=Sum("seconds"))["seconds"] or 0.0
+    return {"seconds": seconds, **({"outcomes": sorted(outcomes, key=lambda each: each[0])} if outcomes else {})}
+
+
+def settled(sending: Sending) -> None:
+    """The parent has it: what was kept for it is done with."""
+    receipts = list(Receipt.objects.filter(pk__in=sending.receipts, saved_at=None))
+    if sending.last:
+        Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
+    if receipts:
+        lifecycle.saved(receipts)

@@ -1,0 +1,61 @@
+"""What this relay's parent lets it run at once, as ceilings for the allocator."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from django.db.models import Sum
+
+from dispatch.models import Allocation, Origin
+from dispatch.plans import Demand, Offer
+from dispatch.relay import place
+from dispatch.states import LIVE
+
+ALL = "all from above"
+
+
+@dataclass(frozen=True, slots=True)
+class Above:
+    """``runs``: those that came from above, with their ceilings. ``left``: slots under each. ``held``: run -> node ->
+    slots.
+    """
+
+    runs: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    held: dict[int, dict[int, int]] = field(default_factory=dict)
+
+
+def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
+    """The ceilings that hold now."""
+    granted = dict(Origin.objects.filter(closed_at=None).values_list("run", "slots"))
+    if not granted:
+        return Above()
+    types = {demand.run: demand.type for demand in demands}
+    held: dict[int, dict[int, int]] = defaultdict(dict)
+    live = Allocation.objects.filter(run__in=granted, state__in=LIVE, node__isnull=False).order_by()
+    kinds: dict[int, str] = {}
+    for run, node, kind, slots in live.values_list("run", "node", "type").annotate(Sum("slots")):
+        held[run][node] = slots
+        kinds[run] = kind
+    capacity = {offer.node: offer.capacity for offer in offers}
+    # What is queued behind others on a node that is full does not run.
+    running = {run: sum(min(n, capacity.get(node, n)) for node, n in nodes.items()) for run, nodes in held.items()}
+    left = {f"run {run}": slots - running.get(run, 0) for run, slots in granted.items()}
+    here = place.here
+    if here.capacity is not None:
+        left[ALL] = here.capacity - sum(running.values())
+    for kind, most in here.limits.items():
+        left[f"type {kind}"] = most - sum(count for run, count in running.items() if kinds.get(run) == kind)
+    runs = {
+        run: tuple(name for name in (f"run {run}", ALL, f"type {types.get(run)}") if name in left) for run in granted
+    }
+    return Above(runs, left, held)
+
+
+def bounded(demand: Demand, above: Above) -> Demand:
+    """``demand`` under its ceilings, if it came from above."""
+    if (names := above.runs.get(demand.run)) is None:
+        return demand
+    return replace(demand, ceilings=names, held=above.held.get(demand.run, {}))

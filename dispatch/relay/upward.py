@@ -1,0 +1,245 @@
+"""The relay's line to the parent above: takes its work, beats for all that is below, passes on what is done.
+
+A loop in a thread of the relay's own process. What must not be lost is in the database (``Origin``, ``Receipt``), so
+that a relay that is killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.db import close_old_connections
+
+from dispatch import events
+from dispatch.relay import forwarding, offering, place, taking
+from dispatch.relay.forwarding import Sending
+from dispatch.results import spool
+from nodes import identity
+from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
+from nodes.agent.config import AgentConfig
+from nodes.protocol import VERSION
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+LOOK_SECONDS = 0.25
+"""So often the receipts are looked at that nobody has told of."""
+GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+END_SECONDS = 10.0
+
+
+class Upward:
+    """Runs in a thread of the relay. ``start`` and ``stop`` as every loop's."""
+
+    def __init__(self, config: AgentConfig, version: str) -> None:
+        self._config = config
+        self._version = version
+        self._boot = secrets.token_hex(8)
+        self._thread = threading.Thread(target=self._run, name="upward", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self.parent = ""
+        """Id of the node above; "" before its first word."""
+        self._beat_seconds = 5.0
+        self._uploaded: set[str] = set()
+        self._jobs: set[asyncio.Future[None]] = set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(END_SECONDS + 5)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except Exception:
+            logger.critical("this relay has lost its line to the parent for good: start it again", exc_info=True)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._link = Link(self._config, self._hear, self._claim, self._greet)
+        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._beating(), self._forwarding())]
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            done, _ = await asyncio.wait([ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
+            for job in done - {ended}:
+                job.result()
+            with suppress(Unreachable, Refused, TimeoutError):
+                async with asyncio.timeout(END_SECONDS):
+                    await self._hand_back()
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.wait(jobs, timeout=END_SECONDS)
+            self._link.close()
+
+    async def _in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
+        def run() -> Result:
+            close_old_connections()
+            return work(*args)
+
+        return await asyncio.to_thread(run)
+
+    # Work comes in
+
+    def _hear(self, message: Body) -> None:
+        job = asyncio.ensure_future(self._heard(message))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _heard(self, message: Body) -> None:
+        try:
+            if gone := [*(message.get("cancel") or []), *(message.get("ids") or [])]:
+                await self._in_thread(taking.drop, self.parent, gone)
+            if message.get("work") and not self._stopping:
+                taken = await self._in_thread(taking.take, self.parent, message)
+                if message.get("type") == "offer" and taken:
+                    reply = await self._link.call("accept", {"allocations": taken})
+                    await self._in_thread(taking.drop, self.parent, reply.get("gone") or [])
+        except (Unreachable, Refused) as error:
+            logger.warning("an offer could not be accepted: %s", error)
+        except Exception:
+            logger.exception("what came from above could not be taken")
+
+    def _claim(self) -> Body:
+        return {"boot": self._boot, "slots": self._slots, "held": self._held}
+
+    # Beats
+
+    _slots = 0
+    _held: list[int] = []
+
+    async def _greet(self) -> None:
+        await self._beat(hello=True)
+
+    async def _beating(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self._beat(hello=not self.parent)
+                attempt = 0
+                wait = self._beat_seconds
+            except Unreachable as error:
+                attempt += 1
+                logger.warning("no beat to %s: %s", self._config.parent, error)
+                wait = min(pause(error, attempt), self._beat_seconds)
+            except Refused as error:
+                attempt += 1
+                logger.error("%s refuses this relay: %s", self._config.parent, error)
+                wait = jitter(attempt + 4)
+            except Exception:
+                attempt += 1
+                logger.exception("a beat failed")
+                wait = jitter(attempt + 4)
+            await asyncio.sleep(wait)
+
+    async def _beat(self, *, hello: bool = False, leaving: bool = False) -> None:
+        body = await self._in_thread(self._beat_body)
+        hello_ = {"hello": True, "protocol": VERSION} if hello else {}
+        reply = await self._link.call("beat", {**body, "leaving": leaving, **hello_})
+        self._beat_seconds = float(reply.get("beat_seconds", self._beat_seconds))
+        check_protocol(reply)
+        path = reply.get("path") or [["", self._config.parent]]
+        parent = path[-1][0] or self._config.parent[-36:]
+        if parent != self.parent:
+            await self._in_thread(taking.drop_others, parent)
+            self.parent = parent
+        self._place(path, reply)
+        if reply.get("cancel"):
+            await self._in_thread(taking.drop, self.parent, reply["cancel"])
+
+    def _place(self, path: list[list[str]], reply: Body) -> None:
+        if circle := place.closes_a_circle(path):
+            raise Refused(HTTPStatus.CONFLICT, f"this relay is above itself: {circle}")
+        place.here = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}))
+
+    def _beat_body(self) -> Body:
+        below = offering.now()
+        self._held = taking.held(self.parent) if self.parent else []
+        self._slots = below["slots"]
+        return {
+            "boot": self._boot,
+            "held": self._held,
+            "running": self._held,
+            "version": self._version,
+            "executors": sorted(below["types"]),
+            "carrier": self._link.carrier,
+            "role": "relay",
+            "id": identity.own(settings.CASCADE.data_dir),
+            "slots": below["slots"],
+            "types": below["types"],
+            "branches": below["branches"],
+        }
+
+    # What is done goes up
+
+    async def _forwarding(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await asyncio.to_thread(events.relay.wait, LOOK_SECONDS)
+                events.relay.clear()
+                if self.parent:
+                    await self._forward()
+                attempt = 0
+            except Unreachable as error:
+                attempt += 1
+                logger.warning("results wait for %s: %s", self._config.parent, error)
+                await asyncio.sleep(pause(error, attempt))
+            except Refused as error:
+                attempt += 1
+                logger.error("%s refuses what is passed on: %s", self._config.parent, error)
+                await asyncio.sleep(jitter(attempt + 4))
+            except Exception:
+                attempt += 1
+                logger.exception("passing on failed; what waits is tried again")
+                await asyncio.sleep(jitter(attempt + 4))
+
+    async def _forward(self) -> None:
+        sendings = await self._in_thread(forwarding.due, self.parent)
+        for segment in {each.entry["segment"] for each in sendings if each.entry.get("segment")} - self._uploaded:
+            await self._link.rest.upload(segment, spool.path(settings.CASCADE.spool, segment))
+            self._uploaded.add(segment)
+        if not sendings:
+            self._uploaded.clear()
+            return
+        reply = await self._link.call("report", {"reports": [each.entry for each in sendings]})
+        results = {(each["allocation"], each.get("part", 0)): each for each in reply.get("results") or []}
+        for each in sendings:
+            told = results.get((each.entry["allocation"], each.entry.get("part", 0)))
+            if told is not None:
+                await self._settle(each, told)
+
+    async def _settle(self, sending: Sending, told: dict[str, Any]) -> None:
+        status = told["status"]
+        if status == HTTPStatus.OK:
+            await self._in_thread(forwarding.settled, sending)
+        elif status == HTTPStatus.PRECONDITION_FAILED:
+            self._uploaded.discard(sending.entry.get("segment", ""))
+        else:
+            if status not in GONE:
+                logger.error("allocation %s: %s", sending.entry["allocation"], told.get("detail"))
+            await self._in_thread(taking.drop, self.parent, [sending.entry["allocation"]])
+
+    async def _hand_back(self) -> None:
+        """What is done is passed on, the rest goes to others."""
+        await self._forward()
+        held = await self._in_thread(taking.held, self.parent)
+        if held:
+            await self._link.call("release", {"allocations": held, "detail": "the relay stops"})
+            await self._in_thread(taking.drop, self.parent, held)
+        await self._beat(leaving=True)

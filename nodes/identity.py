@@ -1,0 +1,37 @@
+"""Who a server is, whatever it is called and whoever its parent is: an id made once, kept in its data folder."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from pathlib import Path
+
+from nodes.protocol import FieldError
+
+FILE = "node_id"
+_SHAPE = re.compile(r"[0-9a-f]{32}\Z")
+
+
+def own(folder: Path) -> str:
+    """32 hex digits, the same at every start. Raises FieldError for a file that holds something else."""
+    file = folder / FILE
+    try:
+        return check(file.read_text().strip())
+    except FileNotFoundError:
+        pass
+    folder.mkdir(parents=True, exist_ok=True)
+    made = uuid.uuid4().hex
+    try:
+        # Two processes of one server may be starting: the first one's is the id.
+        with file.open("x") as opened:
+            opened.write(made + "\n")
+    except FileExistsError:
+        return check(file.read_text().strip())
+    return made
+
+
+def check(value: str) -> str:
+    """``value``, if it can be a node's id. Raises FieldError."""
+    if not _SHAPE.match(value):
+        raise FieldError("node_id", f"{value!r} is not 32 hex digits")
+    return value
