@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-PARENTS = frozenset({"parent", "standalone"})
+PARENTS = frozenset({"parent", "relay", "standalone"})
 CHILD = frozenset({"child"})
 ALL = PARENTS | CHILD
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ("cascade.toml", "cascade.json", "cascade.yaml", "cascade.yml")
 SUFFIXES = (".toml", ".json", ".yaml", ".yml")
 PREFIX = "CASCADE_"
-ROLES = ("parent", "child", "standalone")
+ROLES = ("parent", "child", "relay", "standalone")
 _SECRET = re.compile(r"(?:\A|_)(?:secret|password|token|api_key|api_secret|django_key)(?:\Z|_key\Z)")
 _KEYS = re.compile(r"\bC[SR][A-Za-z0-9_-]{40,43}")
 """A secret key or a registration key, in whatever place it was put by mistake."""

@@ -46,7 +46,9 @@ def report(caller: Caller, entries: Sequence[Entry]) -> dict[str, Any]:
 def _one_of_each(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Parts of one allocation one after the other; all the rest together."""
     left = list(entries)
-    while left:
+    yield_once = not left  # even of an empty report it is asked whether the key is live
+    while left or yield_once:
+        yield_once = False
         some = {entry.allocation: entry for entry in reversed(left)}
         yield [entry for entry in left if some[entry.allocation] is entry]
         left = [entry for entry in left if some[entry.allocation] is not entry]

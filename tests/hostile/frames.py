@@ -26,6 +26,8 @@ _ENTRY: dict[str, Any] = {
     "seconds": 1.0,
     "log": "text",
     "stopped": 1,
+    "part": 0,
+    "nodes": ["a"],
     "failure": {"kind": "error", "message": "text"},
     "outcomes": [[0, {"found": ["x"], "memory": {"a": 1}, "status": "ok", "counts": {"new": 1}}]],
 }
@@ -36,6 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "beat": {
         "boot": "one", "hello": False, "held": [1], "running": [1], "progress": {"1": 1}, "cpu": 1.0, "memory": 1.0,
         "disk": 1.0, "version": "1", "executors": ["echo"], "carrier": "push", "leaving": False, "config": 1,
+        "protocol": 1, "role": "relay", "id": "ab" * 16, "slots": 2, "types": {"echo": 2}, "branches": [{"zone": "a"}],
     },
 }  # fmt: skip
 """A body of each verb that a socket takes, with every field that ``nodes.messages`` reads."""

@@ -13,7 +13,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from nodes.messages import Beat, Entry, ItemOutcome
+from nodes.messages import Beat, Below, Entry, ItemOutcome
 from tests.hostile import frames
 from tests.hostile.victim import Victim, victim
 from tests.integration.agents import SOON
@@ -56,8 +56,8 @@ def statuses(socket: Socket, sent: Iterator[str | bytes]) -> set[int]:
 def test_the_frames_here_have_every_field_that_messages_have() -> None:
     """So that a new field is attacked, too."""
     beat, entry = set(frames.BODIES["beat"]), set(frames.BODIES["report"]["reports"][0])
-    assert set(Beat.__dataclass_fields__) <= beat
-    assert set(Entry.__dataclass_fields__) - {"message", "inline", "digest"} <= entry
+    assert set(Beat.__dataclass_fields__) - {"below"} | set(Below.__dataclass_fields__) <= beat
+    assert set(Entry.__dataclass_fields__) - {"message", "inline", "digest", "by"} <= entry
     outcome = frames.BODIES["report"]["reports"][0]["outcomes"][0][1]
     assert set(ItemOutcome.__dataclass_fields__) - {"index"} <= set(outcome)
 

@@ -135,7 +135,7 @@ WRONG = [
     ("lease_seconds", "0", "'0' is not a number from 0.5 to 3600, in seconds"),
     ("lease_seconds", "nan", "'nan' is not a number"),
     ("run_days", "-1", "'-1' is not a number from 0.01, in days"),
-    ("role", "king", "'king' is not one of: parent, child, standalone"),
+    ("role", "king", "'king' is not one of: parent, child, relay, standalone"),
     ("https", "perhaps", "'perhaps' is not true or false"),
     ("log_level", "LOUD", "'LOUD' is not one of: DEBUG, INFO, WARNING, ERROR, CRITICAL"),
     ("time_zone", "Mars/City", "'Mars/City' is not a time zone like Europe/Berlin or UTC"),
