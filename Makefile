@@ -9,9 +9,6 @@ py := $(venv)/bin/python
 run_files := requirements.txt requirements-sample.txt
 dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
-# Files of tests side by side in three processes, in their order: the long ones, with processes of their own, before many
-# short ones, so that no long one is left at the end. Those wait a third of their time: three keep two cores busy.
-side_by_side := -n 3 --dist loadfile --no-loadscope-reorder -m "not long"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint format sim chaos mutations bench clean run-packages dev-packages
@@ -29,8 +26,7 @@ serve: run-packages ## a parent on port 8000, for real use
 	@$(py) manage.py runserver $(ARGS)
 
 test: dev-packages ## all tests, and those where verbs race on PostgreSQL, too
-	@$(py) -m pytest $(or $(ARGS),$(side_by_side))
-	@test -n "$(ARGS)" || $(py) -m tests.postgresql $(side_by_side)
+	@$(py) -m $(if $(ARGS),pytest $(ARGS),tests.whole)
 
 # Django's own commands get a folder and settings that are nobody's.
 lint: export CASCADE_DATA_DIR := $(venv)/lint

@@ -58,7 +58,7 @@ def test_a_run_spreads_over_the_leaves_and_rows_say_the_way_they_came(tree: Bran
     assert all(name.count("/") == 1 for name in came)
 
 
-def pausing(tree: Branches, count: int = 240, seconds: float = 0.1) -> tuple[int, list[str]]:
+def pausing(tree: Branches, count: int = 160, seconds: float = 0.1) -> tuple[int, list[str]]:
     """A run whose items take a while, some of it done."""
     items = [f"p{number}" for number in range(count)]
     run = tree.root.submit("echo", items, params={"seconds": seconds}, shard_size=2)
