@@ -50,7 +50,8 @@ RUN: Mapping[RunState, set[RunState]] = {
     RunState.PARTIAL: {RunState.RUNNING},
     RunState.FAILED: {RunState.RUNNING},
     RunState.CANCELLED: set(),
-    RunState.COMPLETED: set(),
+    # Rows that had been saved were lost with a part of the disk, and are made again.
+    RunState.COMPLETED: {RunState.RUNNING},
 }
 
 SHARD: Mapping[ShardState, set[ShardState]] = {
@@ -73,7 +74,8 @@ SHARD: Mapping[ShardState, set[ShardState]] = {
     },
     # spooled -> pending: the spool file was found damaged, so the work is done again.
     ShardState.SPOOLED: {ShardState.SAVED, ShardState.PENDING},
-    ShardState.SAVED: set(),
+    # saved -> pending: as above, after the store had lost its newest rows.
+    ShardState.SAVED: {ShardState.PENDING},
     ShardState.FAILED: {ShardState.PENDING},
     ShardState.QUARANTINED: {ShardState.PENDING},
     ShardState.CANCELLED: set(),

@@ -166,6 +166,13 @@ class EndRuns:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopen:
+    """A run that had ended, not by a cancel, goes on."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """Receipts are dealt with: their rows are in the result store, or with ``lost`` are gone for good."""
 
@@ -200,6 +207,7 @@ Effect = (
     | CountItems
     | CutWhole
     | EndRuns
+    | Reopen
     | Settle
     | Lend
     | Begin

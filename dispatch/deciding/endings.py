@@ -18,6 +18,7 @@ from dispatch.deciding.effects import (
     EndRuns,
     MoveShards,
     Piece,
+    Reopen,
     Settle,
     cancellable,
 )
@@ -131,6 +132,28 @@ def damaged(receipt: int, manifest: Manifest, detail: str) -> Iterator[Effect]:
     shards = [shard for entry in manifest for _, _, _, shard in entry["ranges"]]
     for ids in sliced(shards):
         yield MoveShards(ids, ShardState.PENDING, (ShardState.SPOOLED,), {"error": detail})
+
+
+def lost(
+    saved: Iterable[tuple[int, int, int]], rows: Mapping[int, int], cancelled: Container[int], detail: str
+) -> Iterator[Effect]:
+    """Rows that had been saved are gone, and so is their segment. ``saved`` are the shards (id, run, items) that they
+    were of, ``rows`` how many by run: they are made again, but for runs that were ``cancelled`` meanwhile.
+    """
+    shards: dict[int, list[int]] = {}
+    items: Counter[int] = Counter()
+    for pk, run, count in saved:
+        shards.setdefault(run, []).append(pk)
+        items[run] += count
+    for run, ids in shards.items():
+        over = run in cancelled
+        for some in sliced(ids):
+            yield MoveShards(some, ShardState.PENDING, (ShardState.SAVED,), {"error": detail})
+            if over:
+                yield MoveShards(some, ShardState.CANCELLED, (ShardState.PENDING,))
+        yield CountItems(run, saved=-items[run], rows=-rows.get(run, 0), cancelled=items[run] if over else 0)
+        if not over:
+            yield Reopen(run)
 
 
 def sliced(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from dispatch.lifecycle.growth import append
 from dispatch.lifecycle.leases import disconnected, expire, forgive, unstick
 from dispatch.lifecycle.recalled import recall
 from dispatch.lifecycle.reports import report
-from dispatch.lifecycle.saving import damaged, saved
+from dispatch.lifecycle.saving import damaged, lost, saved
 from dispatch.lifecycle.staged import begin, report_failure, report_staged, stage
 from dispatch.lifecycle.submit import submit, submit_task
 
@@ -33,6 +33,7 @@ __all__ = [
     "expire",
     "forgive",
     "grant",
+    "lost",
     "offered",
     "once",
     "progress",

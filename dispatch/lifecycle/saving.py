@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from django.utils import timezone
 
@@ -10,7 +12,8 @@ from dispatch import events
 from dispatch.deciding import endings
 from dispatch.lifecycle import memories
 from dispatch.lifecycle.writing import write_down
-from dispatch.models import Receipt
+from dispatch.models import Receipt, Run, Shard
+from dispatch.states import RunState, ShardState
 from nodes.transactions import retried, write
 
 
@@ -35,4 +38,27 @@ def damaged(receipt: Receipt, detail: str) -> None:
         for entry in receipt.manifest:
             memories.forget(receipt.type, entry["run"], [(first, last) for first, last, _, _ in entry["ranges"]])
         write_down(endings.damaged(receipt.pk, receipt.manifest, detail), timezone.now())
+    events.changed()
+
+
+@retried
+def lost(receipt: Receipt, entries: Sequence[dict[str, Any]], detail: str) -> None:
+    """Rows of ``receipt`` that had been saved, those of ``entries``, are neither in the store nor in the spool now:
+    they are made again. Repeating it changes nothing.
+    """
+    with write():
+        ids = {shard for entry in entries for _, _, _, shard in entry["ranges"]}
+        gone = Shard.objects.select_for_update().filter(pk__in=ids, state=ShardState.SAVED)
+        saved = [(pk, run, stop - start) for pk, run, start, stop in gone.values_list("pk", "run", "start", "stop")]
+        known = {pk for pk, _, _ in saved}
+        rows: Counter[int] = Counter()
+        for entry in entries:
+            memories.forget(receipt.type, entry["run"], [(first, last) for first, last, _, _ in entry["ranges"]])
+            rows[entry["run"]] += sum(count for _, _, count, shard in entry["ranges"] if shard in known)
+        runs = {run for _, run, _ in saved}
+        cancelled = set(Run.objects.filter(pk__in=runs, state=RunState.CANCELLED).values_list("pk", flat=True))
+        now = timezone.now()
+        write_down(endings.lost(saved, rows, cancelled, detail), now)
+        if len(entries) == len(receipt.manifest):
+            Receipt.objects.filter(pk=receipt.pk).update(purged_at=now, rows=0)
     events.changed()

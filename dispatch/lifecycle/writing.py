@@ -168,6 +168,12 @@ def _announce(run_id: int, url: str, now: datetime) -> None:
     transaction.on_commit(events.webhooks.set)
 
 
+def _reopen(effect: e.Reopen, now: datetime) -> None:
+    Run.objects.filter(pk=effect.run, state__in=before(RUN, RunState.RUNNING)).update(
+        state=RunState.RUNNING, ended_at=None, reduction=None
+    )
+
+
 def _settle(effect: e.Settle, now: datetime) -> None:
     lost = {"purged_at": now, "rows": 0} if effect.lost else {}
     Receipt.objects.filter(pk__in=effect.receipts, saved_at=None).update(saved_at=now, **lost)
@@ -200,6 +206,7 @@ _WRITERS: Mapping[type[Any], Callable[[Any, datetime], Any]] = {
     e.CountItems: _count_items,
     e.CutWhole: _cut_whole,
     e.EndRuns: _end_runs,
+    e.Reopen: _reopen,
     e.Settle: _settle,
     e.Lend: _lend,
     e.Begin: _begin,

@@ -180,11 +180,15 @@ class Saver:
             for receipt in batch:
                 if not (entries := _unsaved(receipt, recorded)):
                     continue
-                logger.error("the result store has lost the rows of receipt %s: saved again from the spool", receipt.pk)
                 if receipt.segment and not spool.verify(settings.CASCADE.spool, receipt.segment):
-                    logger.critical("segment %s is damaged, too: these rows are lost", receipt.segment)
+                    logger.error(
+                        "receipt %s: the result store has lost its rows, segment %s is damaged: they are made again",
+                        *(receipt.pk, receipt.segment),
+                    )
                     spool.quarantine(settings.CASCADE.spool, receipt.segment)
+                    lifecycle.lost(receipt, entries, "its rows were lost on disk, in the store and in the spool")
                     continue
+                logger.error("the result store has lost the rows of receipt %s: saved again from the spool", receipt.pk)
                 self.store.append([_part(receipt, entries)])
 
     def _settled(self) -> QuerySet[Receipt]:

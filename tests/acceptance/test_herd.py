@@ -28,12 +28,12 @@ def test_a_herd_waits_without_threads_works_and_survives_its_parents_death(tree)
         # A third of them hold a claim that waits for work, none of them a thread.
         assert psutil.Process(tree.pid("parent")).num_threads() < CHILDREN / 2
         run = tree.submit("echo", [f"i{number}" for number in range(3 * CHILDREN)], shard_size=1)
-        tree.wait(run, until=lambda progress: progress["saved"] >= CHILDREN)
+        tree.wait(run, timeout=150, until=lambda progress: progress["saved"] >= CHILDREN)
         herd.seen(clear=True)
         tree.kill("parent")
         tree.start_parent()
         assert len(herd.wait(60).back) == CHILDREN
-        assert tree.wait(run)["state"] == "completed"
+        assert tree.wait(run, timeout=150)["state"] == "completed"
         seen = herd.seen()
         assert seen.gone == 0, "leases were lost"
         assert not [status for status in seen.statuses if status >= 500]

@@ -276,7 +276,12 @@ class Child:
             await self._came.wait()
             self._came.clear()
             if offered := [pk for pk in self._offered if pk in self.held]:
-                for allocation in (await self._patiently("accept", {"allocations": offered}))["gone"]:
+                try:
+                    reply = await self._patiently("accept", {"allocations": offered})
+                except BaseException:
+                    self._came.set()  # it is said again when there is a line
+                    raise
+                for allocation in reply["gone"]:
                     self.held.pop(allocation, None)  # an offer that came too late is no lease
             self._offered = [pk for pk in self._offered if pk not in offered]
 

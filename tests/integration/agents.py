@@ -18,6 +18,8 @@ from nodes import executors, signing
 from nodes.executors.rows import encode, to_table
 
 UPLOAD_LIMIT = 100_000
+NO_ROW = 10**12
+"""The id of no row: smaller ones are somebody's, depending on what ran before on the same database."""
 SOON = 20.0
 """Seconds after which what should have happened will not."""
 

@@ -33,10 +33,6 @@ SLOW = 6.0
 """Seconds per item that reports tell, so that nothing is queued ahead unless a test is about that."""
 
 
-NO_ROW = 10**12
-"""The id of no row: smaller ones are somebody's, depending on what ran before on the same database."""
-
-
 class Work(NamedTuple):
     """One allocation as it was delivered."""
 

@@ -14,7 +14,8 @@ from dispatch.states import AllocationState
 from nodes import keys
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
-from tests.integration.factory import NO_ROW, assert_partition, at_once, child, dispatch, done, submit
+from tests.integration.agents import NO_ROW
+from tests.integration.factory import assert_partition, at_once, child, dispatch, done, submit
 
 pytestmark = pytest.mark.django_db
 

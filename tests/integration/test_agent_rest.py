@@ -15,8 +15,7 @@ import pytest
 from cascade.local import LocalTree
 from nodes import signing
 from tests.integration import agents
-from tests.integration.agents import UPLOAD_LIMIT, Agent, done, echo_segment, until
-from tests.integration.factory import NO_ROW
+from tests.integration.agents import NO_ROW, UPLOAD_LIMIT, Agent, done, echo_segment, until
 
 VERBS = ["accept", "beat", "claim", "release", "report"]
 

@@ -18,8 +18,7 @@ from cascade.local import LocalTree
 from nodes import executors, signing
 from nodes.protocol import FRAME_BYTES_LIMIT
 from tests.integration import agents
-from tests.integration.agents import SOON, Agent, done, until
-from tests.integration.factory import NO_ROW
+from tests.integration.agents import NO_ROW, SOON, Agent, done, until
 
 
 @pytest.fixture(scope="module")

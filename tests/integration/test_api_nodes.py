@@ -14,7 +14,7 @@ from dispatch.states import AllocationState, ShardState
 from nodes import registry, signing
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
-from tests.integration.factory import NO_ROW
+from tests.integration.agents import NO_ROW
 from tests.integration.native import Api
 from tests.integration.records import cut, tried
 

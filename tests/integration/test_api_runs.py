@@ -15,7 +15,7 @@ from dispatch.lifecycle import submit
 from dispatch.models import Run, Task
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes.models import Node
-from tests.integration.factory import NO_ROW
+from tests.integration.agents import NO_ROW
 from tests.integration.native import Api
 from tests.integration.records import cut, tried
 

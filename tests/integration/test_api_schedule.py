@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from dispatch import lifecycle, schedule
 from dispatch.models import Delivery, Run, Task
-from tests.integration.factory import NO_ROW
+from tests.integration.agents import NO_ROW
 from tests.integration.native import Api
 
 pytestmark = pytest.mark.django_db

@@ -13,7 +13,8 @@ from dispatch.lifecycle import staged
 from dispatch.models import Receipt, Run, StagedRow
 from dispatch.results import saver as savers
 from dispatch.states import AllocationState
-from tests.integration.factory import NO_ROW, assert_partition, fresh, save, saver
+from tests.integration.agents import NO_ROW
+from tests.integration.factory import assert_partition, fresh, save, saver
 from tests.integration.feeds import Child, allocation, article, begun
 from tests.integration.native import Api
 

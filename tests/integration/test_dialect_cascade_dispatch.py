@@ -13,7 +13,8 @@ from django.utils import timezone
 from dispatch import lifecycle, queue, schedule, synclog
 from dispatch.models import Allocation, Run, Switch, SyncLog
 from dispatch.results.saver import Saver
-from tests.integration.factory import NO_ROW, Clock, save, saver
+from tests.integration.agents import NO_ROW
+from tests.integration.factory import Clock, save, saver
 from tests.integration.feeds import Child, Speaker, article, begun, feed, message_task
 from tests.integration.native import Api
 

@@ -15,8 +15,9 @@ from dispatch.results.saver import Saver
 from dispatch.states import AllocationState, RunState
 from nodes import executors
 from nodes.models import Node
+from tests.integration.agents import NO_ROW
 from tests.integration.devices import Caller, device_key, operator
-from tests.integration.factory import NO_ROW, at_once, dispatch, save, saver
+from tests.integration.factory import at_once, dispatch, save, saver
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folder")]
 

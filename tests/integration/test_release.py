@@ -10,7 +10,8 @@ from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
 from nodes import keys, registry
 from nodes.protocol import Unauthenticated
-from tests.integration.factory import NO_ROW, assert_partition, at_once, child, dispatch, done, shards, state, submit
+from tests.integration.agents import NO_ROW
+from tests.integration.factory import assert_partition, at_once, child, dispatch, done, shards, state, submit
 
 pytestmark = pytest.mark.django_db
 

@@ -18,8 +18,8 @@ from nodes import keys, registry
 from nodes.models import Node
 from nodes.protocol import Unauthenticated
 from tests.integration import factory
+from tests.integration.agents import NO_ROW
 from tests.integration.factory import (
-    NO_ROW,
     Child,
     Work,
     assert_partition,

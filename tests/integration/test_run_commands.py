@@ -17,7 +17,8 @@ from django.utils import timezone
 from dispatch.models import Allocation, Run
 from dispatch.states import RunState
 from nodes.agent import direct
-from tests.integration.factory import NO_ROW, child, dispatch, done, failure, partly, save, saver, submit
+from tests.integration.agents import NO_ROW
+from tests.integration.factory import child, dispatch, done, failure, partly, save, saver, submit
 
 pytestmark = pytest.mark.django_db
 

@@ -478,6 +478,43 @@ def test_what_a_torn_log_of_the_store_has_lost_is_saved_again_from_the_spool(seg
     assert_partition(run)
 
 
+@pytest.mark.parametrize("over", [False, True], ids=["completed", "cancelled"])
+def test_what_store_and_spool_have_lost_both_is_made_again(over: bool) -> None:
+    a = child(capacity=5)
+    run = submit(4 + over)
+    works = a.works() + a.works()
+    assert set(a.statuses(*uploaded([done(work) for work in works[:4]]))) == {200}
+    database = conf.CASCADE.results
+    log = database.with_name(database.name + ".wal")
+    with saver() as made:
+        save(made)
+        if over:
+            lifecycle.cancel(run.pk)
+        before = database.read_bytes()
+    ended = RunState.CANCELLED if over else RunState.COMPLETED
+    assert state(run) == ended
+    # The power failed: nothing is left of the log, and a bit of each segment is another one.
+    database.write_bytes(before)
+    log.unlink(missing_ok=True)
+    for file in conf.CASCADE.spool.glob("*.arrow"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    for _ in range(2):
+        with saver() as again:
+            save(again)
+            assert not stored(again).items
+    assert_partition(run)
+    assert (state(run), fresh(run).saved, fresh(run).rows) == (ended if over else RunState.RUNNING, 0, 0)
+    if not over:
+        reported(a, run, segments=True)
+        with saver() as last:
+            save(last)
+            assert stored(last).items == once_each(4)
+        assert state(run) == RunState.COMPLETED
+        assert_partition(run)
+
+
 def test_uploads_that_no_report_named_are_swept_and_what_waits_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     a = child(capacity=2)
     run = submit(2)
