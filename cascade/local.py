@@ -10,6 +10,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,6 +87,11 @@ class _Process:
     popen: subprocess.Popen[bytes]
 
 
+prepared: Callable[[], Path] | None = None
+"""Where tests, which start many trees, keep a folder that was prepared before: without children, new ones are copies."""
+COPIED = ("cascade.sqlite3", "local.json")
+
+
 class LocalTree:
     """A parent and ``children`` in ``data_dir``; a context manager that starts them and, at the end, stops them.
 
@@ -152,6 +158,10 @@ class LocalTree:
         for child in self.children.values():
             self._start_child(child)
         self.wait_for_children(*self.children)
+
+    def prepare(self) -> None:
+        """Prepares the folder and starts nothing."""
+        self._make(self.data_dir / "local.json", [])
 
     def start_parent(self) -> None:
         """Starts the parent, on the port it had before if it was running already. Raises LocalTreeError."""
@@ -429,6 +439,14 @@ class LocalTree:
     def _prepare(self, children: Sequence[Child]) -> None:
         """Makes database, operator and nodes, as far as they are not there yet, and remembers their secrets."""
         file = self.data_dir / "local.json"
+        fresh = not any((self.data_dir / name).exists() for name in COPIED)
+        copied = prepared is not None and fresh and "CASCADE_DATABASE_URL" not in self.env
+        if prepared is not None and copied:
+            for name in COPIED:
+                shutil.copy(prepared() / name, self.data_dir / name)
+        self._make(file, children, copied=copied)
+
+    def _make(self, file: Path, children: Sequence[Child], *, copied: bool = False) -> None:
         kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"password": "", "children": {}}
         wanted = {child.name: [child.capacity, list(child.quotas)] for child in children}
         for name, made in kept["children"].items():
@@ -439,6 +457,8 @@ class LocalTree:
                 )
         missing = {name: spec for name, spec in wanted.items() if name not in kept["children"]}
         self.password = kept["password"] or secrets.token_urlsafe(12)
+        if copied and not missing:
+            return
         order = {
             "username": self.username,
             "password": "" if kept["password"] else self.password,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import django
 import pytest
 from django.conf import settings as django_settings
 from hypothesis import settings as hypothesis_settings
+
+from cascade import local
 
 if django_settings.configured:
     raise pytest.UsageError("Django's settings were read too early: unset DJANGO_SETTINGS_MODULE and run pytest again.")
@@ -44,6 +49,24 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     """Keys, compressed bytes and long texts are made anew in each process, which all must have the same names."""
     long = (isinstance(val, str) and len(val) > 30) or (isinstance(val, bytes) and len(val) > 16)
     return argname if long else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trees_begin_as_copies(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of one folder with database and operator, made by whichever process of the tests needs it first."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "prepared"
+
+    @cache
+    def prepared() -> Path:
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "local.json").exists():
+                local.LocalTree(folder).prepare()
+        return folder
+
+    local.prepared = prepared
 
 
 @pytest.fixture(autouse=True)

@@ -79,6 +79,7 @@ def test_progress_moves_while_a_relay_still_has_the_rest(tree: Branches) -> None
     counted_once(tree, run, items)
 
 
+@pytest.mark.long
 def test_a_leaf_that_is_killed_costs_nothing(tree: Branches) -> None:
     run, items = pausing(tree)
     tree.relays["eu"].kill("eu0", machine=True)
@@ -86,6 +87,7 @@ def test_a_leaf_that_is_killed_costs_nothing(tree: Branches) -> None:
     tree.relays["eu"].restart("eu0")
 
 
+@pytest.mark.long
 def test_a_relay_that_is_killed_and_comes_back(tree: Branches) -> None:
     run, items = pausing(tree)
     tree.relays["us"].kill("parent")
@@ -101,6 +103,7 @@ def test_a_relay_that_is_killed_and_stays_away_costs_what_it_had_not_passed_on(t
     tree.relays["us"].start_parent()
 
 
+@pytest.mark.long
 def test_the_root_killed(tree: Branches) -> None:
     run, items = pausing(tree)
     tree.root.kill("parent")

@@ -55,9 +55,10 @@ def test_an_allocation_that_ended_stays_so() -> None:
         assert (ALLOCATION[state] == set()) == (state not in LIVE)
 
 
-def test_a_saved_or_cancelled_shard_stays_so_and_a_failed_one_can_only_be_opened_again() -> None:
-    assert SHARD[ShardState.SAVED] == SHARD[ShardState.CANCELLED] == set()
+def test_a_cancelled_shard_stays_so_and_others_that_have_ended_can_only_be_opened_again() -> None:
+    assert SHARD[ShardState.CANCELLED] == set()
     assert SHARD[ShardState.FAILED] == SHARD[ShardState.QUARANTINED] == {ShardState.PENDING}
+    assert SHARD[ShardState.SAVED] == {ShardState.PENDING}
 
 
 def test_only_reported_work_is_saved_and_reported_work_is_never_cancelled() -> None:
@@ -65,8 +66,8 @@ def test_only_reported_work_is_saved_and_reported_work_is_never_cancelled() -> N
     assert ShardState.SPOOLED not in before(SHARD, ShardState.CANCELLED)
 
 
-def test_a_run_that_completed_or_was_cancelled_is_never_opened_again() -> None:
-    assert set(before(RUN, RunState.RUNNING)) == {RunState.PARTIAL, RunState.FAILED}
+def test_a_run_that_was_cancelled_is_never_opened_again() -> None:
+    assert set(before(RUN, RunState.RUNNING)) == {RunState.PARTIAL, RunState.FAILED, RunState.COMPLETED}
     assert set(RUN_ENDED) == set(RunState) - {RunState.RUNNING}
 
 
