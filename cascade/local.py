@@ -88,7 +88,7 @@ class _Process:
 
 
 prepared: Callable[[], Path] | None = None
-"""Where tests, which start many trees, keep a folder that was prepared before: without children, new ones are copies."""
+"""Where tests, which start many trees, keep a folder prepared before, without children: new ones begin as copies."""
 COPIED = ("cascade.sqlite3", "local.json")
 
 
