@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import secrets
 import statistics
@@ -40,6 +41,7 @@ RUN_SECONDS = (10.0, 50.0)
 """What a child has takes so long: thousands of children are not used for less."""
 ENV = {"CASCADE_FALLBACK_WORKERS": "0", "CASCADE_LEASE_SECONDS": "60", "CASCADE_SECOND_COPIES": "false"}
 FILES = 8_192
+_DIGITS = re.compile(r"\d+")
 
 
 @dataclass
@@ -76,6 +78,8 @@ class Child:
         self.address = (parts.hostname or "", parts.port or 80)
         self.boot = secrets.token_hex(8)
         self.held: dict[int, list[Any]] = {}
+        self.leased: set[int] = set()
+        """Those whose lease has begun: the parent has heard, or said with a claim, that they are here."""
         self.beat_seconds = BEAT_SECONDS
         self.hello = True
         self._offered: list[int] = []
@@ -266,6 +270,8 @@ class Child:
                 self.held[allocation] = [allocation, *rest]
                 if message.get("type") == "offer":
                     self._offered.append(allocation)
+                else:
+                    self.leased.add(allocation)
         if self.held:
             self._due.set()
         if self._offered:
@@ -281,8 +287,10 @@ class Child:
                 except BaseException:
                     self._came.set()  # it is said again when there is a line
                     raise
+                self.leased.update(offered)
                 for allocation in reply["gone"]:
                     self.held.pop(allocation, None)  # an offer that came too late is no lease
+                    self.leased.discard(allocation)
             self._offered = [pk for pk in self._offered if pk not in offered]
 
     async def _reporting(self) -> None:
@@ -297,9 +305,11 @@ class Child:
             for result in reply["results"]:
                 if result["status"] == 200:
                     self.seen.acknowledged.append(result["allocation"])
-                else:
+                elif result["allocation"] in self.leased:
                     self.seen.gone += 1
+                    self.seen.troubles[f"{result['status']}: {_DIGITS.sub('N', str(result.get('detail')))}"] += 1
                 self.held.pop(result["allocation"], None)
+                self.leased.discard(result["allocation"])
             if self.held:
                 self._due.set()
 
@@ -493,11 +503,12 @@ def run(seconds: float, report: Report, *, children: int = CHILDREN) -> None:
             time.sleep(measured)
             after = herd.seen()
             _told(report, "after the restart", after.beats)
+            lost = herd.seen().gone  # those of the cancel are none
             tree.request("POST", f"/api/v1/runs/{run_id}/cancel")
             final = herd.seen()
             failed = sum(count for status, count in final.statuses.items() if status >= 500)
             report.add("5xx seen", failed, zero=True)
-            report.figure("herd: leases lost", final.gone, zero=True)
+            report.figure("herd: leases lost", lost, zero=True)
             report.figure("herd: asked to come later (429)", final.statuses[429])
             print(f"    {dict(final.statuses)} {dict(final.troubles)}", flush=True)
         _account(tree, run_id, final.acknowledged, report)
