@@ -339,6 +339,7 @@ class Allocation(models.Model):
     progress = models.PositiveIntegerField(default=0, help_text="Items done, by the last beat.")
     slots = models.PositiveIntegerField(default=1, help_text="Of its node; a relay cuts it again for its own nodes.")
     parts = models.PositiveIntegerField(default=0, help_text="Parts of it that were accepted.")
+    digests = models.TextField(default="", editable=False, help_text="Of each part, the beginning of what tells it.")
     rows = models.PositiveIntegerField(default=0)
     receipt = models.ForeignKey(Receipt, null=True, on_delete=models.SET_NULL, related_name="allocations")
     error = models.TextField(blank=True)

@@ -58,6 +58,8 @@ class Line(NamedTuple):
     """Who worked below the reporting node, as in its entry."""
     outcomes: tuple[ItemOutcome, ...] = ()
     """What items brought more than rows, where that is kept by a node above."""
+    hopeless: tuple[int, ...] = ()
+    """Items that are not worth another attempt, where a node above decides about that."""
 
     def shard_of(self, item: int) -> int:
         if not self.among:
@@ -72,6 +74,7 @@ class Advanced(NamedTuple):
     part: int
     rows: int
     items: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dispatch.deciding.effects import Lend
@@ -96,7 +97,19 @@ def _stuck(lease: Lease, patience: Patience) -> bool:
     return lease.deadline >= lease.since + timedelta(seconds=lease.timeout + patience.patient)
 
 
-def to_begin(running: Sequence[int], executing: Container[int], slots: int) -> tuple[int, ...]:
-    """Those of ``running`` that begin now: never more than the node has free ``slots``."""
-    fresh = [pk for pk in running if pk not in executing]
-    return tuple(fresh[: max(slots, 0)])
+def to_begin(
+    running: Sequence[int], executing: Container[int], slots: int, wide: Mapping[int, int] = MappingProxyType({})
+) -> tuple[int, ...]:
+    """Those of ``running`` that begin now, in order: never more than the node has free ``slots``.
+
+    ``wide``: how many each takes, where that is not one.
+    """
+    begins = []
+    for pk in running:
+        if pk in executing:
+            continue
+        slots -= wide.get(pk, 1)
+        if slots < 0:
+            break
+        begins.append(pk)
+    return tuple(begins)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from dispatch.attempts import Record
 from dispatch.states import LIVE
 
+DIGEST = 16
+
 
 class Shard(NamedTuple):
     """Items [start, stop) of a run, and what they have gone through."""
@@ -40,10 +42,15 @@ class Held(NamedTuple):
     receipt: int | None = None
     parts: int = 0
     """Parts of it that were accepted."""
+    digests: str = ""
+    """Of each of them, the first ``DIGEST`` characters of its digest."""
 
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    def digest_of(self, part: int) -> str:
+        return self.digests[(part - 1) * DIGEST : part * DIGEST]
 
 
 class Lease(NamedTuple):

@@ -24,7 +24,7 @@ from dispatch.deciding.effects import (
     TakeApart,
 )
 from dispatch.deciding.endings import given_up
-from dispatch.deciding.records import Held, Shard
+from dispatch.deciding.records import DIGEST, Held, Shard
 from dispatch.ranges import covers
 from dispatch.states import SHARD, AllocationState, ShardState, before
 from nodes.messages import Entry
@@ -58,7 +58,9 @@ def judge(
     if held is None:
         return Answer(404, f"this node has no allocation {entry.allocation}")
     if entry.part and entry.part <= held.parts:
-        return Answer(200, receipt=entry.digest, repeated=True)
+        if held.digest_of(entry.part) == entry.digest[:DIGEST]:
+            return Answer(200, receipt=entry.digest, repeated=True)
+        return Answer(422, f"part {entry.part} of allocation {held.id} was reported before with another content")
     if held.live:
         contradiction = _contradiction(entry, held) if open_ is None else _contradicts(entry, held, open_)
         return (None if entry.failure else contradiction or problem) or Answer(200, receipt=entry.digest)
@@ -161,8 +163,11 @@ def _receipt(batch: Batch, known: Known, now: datetime) -> Iterator[Effect]:
         left = known.left.get(held.id)
         among = tuple((shard.start, shard.id) for shard in left) if left else ()
         line = Line(held.id, held.run, held.start, held.shard, entry.digest, offset, entry.ranges, among)
-        outcomes = entry.outcomes if batch.origin is not None else ()
-        lines.append(line._replace(nodes=entry.nodes, by=entry.by, outcomes=outcomes))
+        line = line._replace(nodes=entry.nodes, by=entry.by)
+        if batch.origin is not None:
+            hopeless = tuple(error.index for error in entry.errors if not error.retry)
+            line = line._replace(outcomes=entry.outcomes, hopeless=hopeless)
+        lines.append(line)
         if left is not None and not entry.failure:
             for taken in _of_parts(entry, held, left, known, now):
                 apart.append(taken)
@@ -202,7 +207,7 @@ def _receipt(batch: Batch, known: Known, now: datetime) -> Iterator[Effect]:
         if not entry.part
     )
     advanced = tuple(
-        Advanced(held.id, entry.part, entry.rows, sum(stop - start for start, stop, _ in entry.ranges))
+        Advanced(held.id, entry.part, entry.rows, sum(stop - start for start, stop, _ in entry.ranges), entry.digest)
         for entry, held in batch.entries
         if entry.part
     )

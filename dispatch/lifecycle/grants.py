@@ -28,7 +28,7 @@ from nodes.transactions import insert_rows, moment, retried, write
 
 ALLOCATION_COLUMNS = (
     *("run_id", "shard_id", "node_id", "type", "item", "start", "stop", "attempt", "state", "delivered"),
-    *("deadline", "reason", "granted_at", "progress", "rows", "error", "log", "slots", "parts"),
+    *("deadline", "reason", "granted_at", "progress", "rows", "error", "log", "slots", "parts", "digests"),
 )
 OFFER_LIMIT = 1000
 """Allocations in one offer or claim at most; the next one brings the rest."""
@@ -42,7 +42,9 @@ class Parcel(NamedTuple):
     start: int
     stop: int
     attempt: int
-    slots: int = 1
+    slots: int
+    relay: bool
+    """Whether it goes to a relay, which is told more."""
 
 
 def grant(plan: Plan, now: datetime) -> None:
@@ -93,7 +95,7 @@ def grant(plan: Plan, now: datetime) -> None:
             (
                 *(made.run, made.piece.shard or ids[made.run, made.piece.start], made.node, made.type),
                 *(made.piece.item, made.piece.start, made.piece.stop, made.piece.attempt, pending, False),
-                *(until[made.node in patient], made.reason[:300], at, 0, 0, "", "", made.slots, 0),
+                *(until[made.node in patient], made.reason[:300], at, 0, 0, "", "", made.slots, 0, ""),
             )
             for made in grants
         ],
@@ -145,7 +147,7 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
     if ids:
         synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))
         events.changed(allocate=False)
-    return {**package(found, relay=node.role == Node.Role.RELAY), "cancel": gone, "drain": node.draining}
+    return {**package(found), "cancel": gone, "drain": node.draining}
 
 
 def offered(node_id: int, after: int = 0) -> list[Parcel]:
@@ -191,8 +193,9 @@ def release_unheld(node_id: int, held: Sequence[int]) -> None:
         registry.lost([node_id], now)
 
 
-def package(found: Sequence[Parcel], *, relay: bool = False) -> dict[str, Any]:
-    """Allocations as they travel; see ``nodes.protocol``."""
+def package(found: Sequence[Parcel]) -> dict[str, Any]:
+    """Allocations of one node as they travel; see ``nodes.protocol``."""
+    relay = any(each.relay for each in found)
     runs = {run: about(run) for run in {each.run_id for each in found}}
     if relay:
         runs = {run: {**told, **beyond(run)} for run, told in runs.items()}
@@ -229,8 +232,8 @@ def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
     waiting = Allocation.objects.filter(
         node_id=node_id, state=AllocationState.PENDING, delivered=False, pk__gt=after
     ).order_by("pk")
-    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt", "slots")[:OFFER_LIMIT]
-    return [Parcel(*row) for row in columns]
+    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt", "slots", "node__role")[:OFFER_LIMIT]
+    return [Parcel(*row[:-1], relay=row[-1] == Node.Role.RELAY) for row in columns]
 
 
 def not_live(node_id: int, ids: Sequence[int]) -> list[int]:

@@ -60,15 +60,22 @@ def start_all(running: Iterable[tuple[Node, Sequence[int]]], now: datetime) -> N
     named = [(node, ids) for node, ids in running if ids]
     if not named:
         return
-    executing: dict[int, set[int]] = defaultdict(set)
+    executing: dict[int, dict[int, int]] = defaultdict(dict)
     found = Allocation.objects.filter(node_id__in={node.pk for node, _ in named}, state=AllocationState.EXECUTING)
-    for node_id, pk in found.values_list("node_id", "pk"):
-        executing[node_id].add(pk)
+    for node_id, pk, slots in found.values_list("node_id", "pk", "slots"):
+        executing[node_id][pk] = slots
     for node, ids in named:
         known = executing[node.pk]
-        if begins := leases.to_begin(ids, known, node.capacity - len(known)):
+        wide = _slots_of(node, ids) if node.role == Node.Role.RELAY else {}
+        if begins := leases.to_begin(ids, known, node.capacity - sum(known.values()), wide):
             write_down([Begin(node.pk, begins)], now)
-            known.update(begins)
+            known.update((pk, wide.get(pk, 1)) for pk in begins)
+
+
+def _slots_of(node: Node, ids: Sequence[int]) -> dict[int, int]:
+    named = set(ids)
+    live = Allocation.objects.filter(node_id=node.pk, state__in=LIVE, slots__gt=1)
+    return {pk: slots for pk, slots in live.values_list("pk", "slots") if pk in named}
 
 
 def renew(node: Node, held: Sequence[int] | None, now: datetime, *, forgiving: bool = False) -> set[int]:

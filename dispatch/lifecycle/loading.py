@@ -18,7 +18,7 @@ from nodes.models import Node
 
 SLICE = 5000
 """So many ids a statement names at most."""
-HELD = ("pk", "run_id", "shard_id", "node_id", "type", "start", "stop", "state", "receipt_id", "parts")
+HELD = ("pk", "run_id", "shard_id", "node_id", "type", "start", "stop", "state", "receipt_id", "parts", "digests")
 SHARD = ("pk", "run_id", "start", "stop", "state", "attempts", "deaths", "losses")
 _LIVE_OF = "SELECT shard_id, id, node_id FROM dispatch_allocation WHERE state IN (%s, %s) AND shard_id IN ({})"
 

@@ -9,10 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Value
+from django.db.models.functions import Concat
 
 from dispatch import events
 from dispatch.deciding import effects as e
+from dispatch.deciding.records import DIGEST
 from dispatch.lifecycle import found, memories
 from dispatch.models import Allocation, Delivery, Receipt, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, RUN, SHARD, AllocationState, RunState, ShardState, before, run_end
@@ -89,6 +91,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
             ],
             **({"nodes": [f"{node.name}/{name}" for name in line.nodes], "by": line.by} if line.nodes else {}),
             **({"outcomes": [_as_sent(each) for each in line.outcomes]} if line.outcomes else {}),
+            **({"hopeless": line.hopeless} if line.hopeless else {}),
         }
         for line in effect.lines
     ]
@@ -101,7 +104,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         manifest=manifest,
         payload=zlib.compress(inline, 1) if inline else None,
         segment=effect.segment,
-        rows=sum(each.rows for each in effect.closed),
+        rows=sum(each.rows for each in effect.closed) + sum(each.rows for each in effect.advanced),
         saved_at=settled,
         purged_at=settled,
         origin_id=effect.origin,
@@ -116,10 +119,14 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         ],
         [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
     )
-    for pk, part, some, items in effect.advanced:
+    for pk, part, some, items, digest in effect.advanced:
         # With what is left it begins anew: its time-out is each part's.
         Allocation.objects.filter(pk=pk, state__in=LIVE).update(
-            parts=part, rows=F("rows") + some, progress=F("progress") + items, started_at=now
+            parts=part,
+            digests=Concat(F("digests"), Value(digest[:DIGEST])),
+            rows=F("rows") + some,
+            progress=F("progress") + items,
+            started_at=now,
         )
 
 

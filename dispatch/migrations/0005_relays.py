@@ -18,6 +18,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='allocation',
+            name='digests',
+            field=models.TextField(default='', editable=False, help_text='Of each part, the beginning of what tells it.'),
+        ),
+        migrations.AddField(
+            model_name='allocation',
             name='slots',
             field=models.PositiveIntegerField(default=1, help_text='Of its node; a relay cuts it again for its own nodes.'),
         ),

@@ -18,9 +18,15 @@ from django.utils import timezone
 
 from dispatch import lifecycle
 from dispatch.models import Allocation, Origin, Receipt, Shard
+from dispatch.results import room
 from dispatch.states import ShardState
+from nodes import failpoints
 from nodes.transactions import retried, write
 
+RANGES, BYTES = 2000, 1024 * 1024
+"""So many ranges, and bytes of packed rows, one part has at most; bytes of packed rows, one message."""
+ERROR_BYTES = 1024 * 1024
+"""Of the texts of all errors of one report."""
 PART_SECONDS = 1.0
 """What an allocation has done is passed on so often while it goes on: a relay that dies costs what it did since."""
 OPEN = (ShardState.PENDING, ShardState.ALLOCATED, ShardState.EXECUTING)
@@ -45,6 +51,8 @@ class Sending:
     entry: dict[str, Any]
     receipts: tuple[int, ...]
     last: bool
+    size: int = 0
+    """Bytes of packed rows in it."""
 
 
 def due(parent: str, now: datetime | None = None) -> list[Sending]:
@@ -63,10 +71,12 @@ def _of(origin: Origin, now: datetime) -> list[Sending]:
     if not done and not any(receipt.part for receipt in waiting) and (early or not waiting):
         return []
     fresh = [receipt for receipt in waiting if receipt.part is None]
-    # With the last report rows come that need no parts of their own.
-    closing = [receipt for receipt in fresh if not receipt.segment] if done else []
-    if len(fresh) > len(closing):
-        _number(origin, [receipt for receipt in fresh if receipt not in closing], now)
+    groups = _together([receipt for receipt in fresh if not receipt.segment])
+    # With the last report rows come that need no part of their own.
+    closing = groups.pop() if done and groups else []
+    segments = [receipt for receipt in fresh if receipt.segment]
+    if groups or segments:
+        _number(origin, groups, segments, now)
     sendings = list(_parts(origin, [receipt for receipt in waiting if receipt.part is not None]))
     if done:
         sendings.append(_last(origin, closing))
@@ -77,22 +87,35 @@ def _is_done(origin: Origin) -> bool:
     return origin.run.cut >= origin.run.count and not Shard.objects.filter(run=origin.run, state__in=OPEN).exists()
 
 
+def _together(inline: Iterable[Receipt]) -> list[list[Receipt]]:
+    """Receipts with rows of their own, as many to a part as it may have."""
+    groups: list[list[Receipt]] = []
+    ranges = size = 0
+    for receipt in inline:
+        more, bytes_ = sum(len(line["ranges"]) for line in receipt.manifest), len(receipt.payload or b"")
+        if not groups or ranges + more > RANGES or size + bytes_ > BYTES:
+            groups.append([])
+            ranges = size = 0
+        groups[-1].append(receipt)
+        ranges, size = ranges + more, size + bytes_
+    return groups
+
+
 @retried
-def _number(origin: Origin, fresh: Sequence[Receipt], now: datetime) -> None:
-    """Gives them their numbers: rows that came inline share one, each entry with rows in a segment has its own."""
+def _number(origin: Origin, groups: Sequence[Sequence[Receipt]], segments: Sequence[Receipt], now: datetime) -> None:
+    """Gives them their numbers: each group shares one, each entry with rows in a segment has its own."""
     with write():
         number = Origin.objects.select_for_update().get(pk=origin.pk).numbered
-        inline = [receipt for receipt in fresh if not receipt.segment]
-        if inline:
+        for group in groups:
             number += 1
-            for receipt in inline:
+            for receipt in group:
                 receipt.part = number
-        for receipt in fresh:
-            if receipt.segment:
-                receipt.part = number + 1
-                number += len(receipt.manifest)
-        Receipt.objects.bulk_update(fresh, ["part"])
+        for receipt in segments:
+            receipt.part = number + 1
+            number += len(receipt.manifest)
+        Receipt.objects.bulk_update([*(each for group in groups for each in group), *segments], ["part"])
         Origin.objects.filter(pk=origin.pk).update(numbered=number, sent_at=now)
+        failpoints.reach("relay.numbered")
 
 
 def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
@@ -102,7 +125,7 @@ def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
     for part, some in sorted(by_part.items()):
         if not some[0].segment:
             entry = _inline(origin, some)
-            yield Sending(origin.pk, {**entry, "part": part}, tuple(each.pk for each in some), last=False)
+            yield Sending(origin.pk, {**entry, "part": part}, tuple(each.pk for each in some), False, _size(some))
             continue
         (receipt,) = some
         for at, line in enumerate(receipt.manifest):
@@ -113,15 +136,42 @@ def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
 
 
 def _last(origin: Origin, receipts: Sequence[Receipt]) -> Sending:
-    errors = [
-        [index + origin.start, error[:2000] or state, state != ShardState.QUARANTINED]
-        for start, stop, state, error in Shard.objects.filter(run=origin.run, state__in=ENDED_BADLY)
-        .order_by("start")
-        .values_list("start", "stop", "state", "error")
+    failed = Shard.objects.filter(run=origin.run, state__in=ENDED_BADLY).order_by("start")
+    ended = [
+        (index, error or state, state != ShardState.QUARANTINED)
+        for start, stop, state, error in failed.values_list("start", "stop", "state", "error")
         for index in range(start, stop)
     ]
+    hopeless = _hopeless(origin) if ended else set()
+    most = min(2000, ERROR_BYTES // max(len(ended), 1))
+    errors = [[index + origin.start, why[:most], again and index not in hopeless] for index, why, again in ended]
     entry = _inline(origin, receipts)
-    return Sending(origin.pk, {**entry, "errors": errors}, tuple(each.pk for each in receipts), last=True)
+    return Sending(origin.pk, {**entry, "errors": errors}, tuple(each.pk for each in receipts), True, _size(receipts))
+
+
+def _size(receipts: Iterable[Receipt]) -> int:
+    return sum(len(receipt.payload or b"") for receipt in receipts)
+
+
+def messages(sendings: Iterable[Sending]) -> Iterator[list[Sending]]:
+    """``sendings`` in order, as many to a message as it may have."""
+    some: list[Sending] = []
+    ranges = size = 0
+    for each in sendings:
+        more = len(each.entry["ranges"]) + len(each.entry.get("errors", ()))
+        if some and (ranges + more > 2 * RANGES or size + each.size > BYTES):
+            yield some
+            some, ranges, size = [], 0, 0
+        some.append(each)
+        ranges, size = ranges + more, size + each.size
+    if some:
+        yield some
+
+
+def _hopeless(origin: Origin) -> set[int]:
+    """The items of its run that whoever tried them does not want tried again."""
+    manifests = Receipt.objects.filter(origin=origin).values_list("manifest", flat=True)
+    return {index for manifest in manifests for line in manifest for index in line.get("hopeless", ())}
 
 
 def _inline(origin: Origin, receipts: Sequence[Receipt]) -> dict[str, Any]:
@@ -178,3 +228,10 @@ def settled(sending: Sending) -> None:
         Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
     if receipts:
         lifecycle.saved(receipts)
+        purge()
+
+
+def purge() -> None:
+    """What was kept for the parent and has reached it is removed. Repeating it changes nothing."""
+    passed = Receipt.objects.filter(origin__isnull=False, saved_at__isnull=False, purged_at=None)
+    room.purge(list(passed.values_list("pk", "segment")))

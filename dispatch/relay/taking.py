@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import IntegrityError
 from django.utils import timezone
@@ -15,31 +16,45 @@ from dispatch.lifecycle.submit import defaults, hands_of
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Origin, Receipt, Run
 from dispatch.states import RunState
-from nodes import executors
-from nodes.protocol import Conflict
+from nodes import executors, failpoints
+from nodes.protocol import CascadeError, Conflict
 from nodes.transactions import retried, write
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 1
 """An item that fails is the parent's to try again: it counts the attempts. What is lost below is done again below."""
 
 
-def take(parent: str, message: Mapping[str, Any]) -> list[int]:
-    """The work of an offer or a claim of the node ``parent`` becomes runs. Returns its allocations, old and new.
+class Taken(NamedTuple):
+    """Allocations above: those that are here now, old and new, and those that this server cannot have run."""
 
-    Repeating it changes nothing. What this version cannot run, or has no executor for, is left out: its lease ends.
-    """
-    taken: list[int] = []
+    held: list[int]
+    unknown: list[int]
+
+
+def take(parent: str, message: Mapping[str, Any]) -> Taken:
+    """The work of an offer or a claim of the node ``parent`` becomes runs. Repeating it changes nothing."""
+    taken = Taken([], [])
     runs = message.get("runs") or {}
     memories = message.get("memory") or {}
     slots = message.get("slots") or {}
     for allocation, above, start, _, _, items in message.get("work") or []:
         about = runs[str(above)]
         memory = memories.get(str(allocation)) or {}
-        if Origin.objects.filter(parent=parent, allocation=allocation).exists() or _begin(
-            parent, allocation, above, start, items, about, memory, int(slots.get(str(allocation), 1))
-        ):
-            taken.append(allocation)
-    if taken:
+        if Origin.objects.filter(parent=parent, allocation=allocation).exists():
+            taken.held.append(allocation)
+            continue
+        try:
+            executors.get(about["type"])
+        except CascadeError as error:
+            logger.error("allocation %s of %s goes back: %s", allocation, parent, error)
+            taken.unknown.append(allocation)
+            continue
+        if _begin(parent, allocation, above, start, items, about, memory, int(slots.get(str(allocation), 1))):
+            taken.held.append(allocation)
+    if taken.held:
+        failpoints.reach("relay.taken")
         events.changed()
     return taken
 
@@ -80,8 +95,11 @@ def _begin(
 
 
 def held(parent: str) -> list[int]:
-    """The allocations of ``parent`` that are not settled here."""
-    return list(Origin.objects.filter(parent=parent, closed_at=None).values_list("allocation", flat=True))
+    """The allocations of ``parent`` that are not settled here; where it is not known yet who that is, of whoever it
+    was before: a relay that was started anew has lost nothing.
+    """
+    open_ = Origin.objects.filter(closed_at=None)
+    return list((open_.filter(parent=parent) if parent else open_).values_list("allocation", flat=True))
 
 
 def drop(parent: str, allocations: Iterable[int]) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from dispatch import events
 from dispatch.relay import forwarding, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
-from nodes import identity
+from nodes import failpoints, identity
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
 from nodes.protocol import VERSION
@@ -51,6 +51,8 @@ class Upward:
         """Id of the node above; "" before its first word."""
         self._beat_seconds = 5.0
         self._uploaded: set[str] = set()
+        self._reporting: set[int] = set()
+        """Allocations whose reports are on their way."""
         self._jobs: set[asyncio.Future[None]] = set()
 
     def start(self) -> None:
@@ -71,6 +73,7 @@ class Upward:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
+        self._greeted = asyncio.Event()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
         jobs = [asyncio.create_task(job) for job in (self._link.run(), self._beating(), self._forwarding())]
         ended = asyncio.create_task(self._ended.wait())
@@ -102,14 +105,18 @@ class Upward:
         job.add_done_callback(self._jobs.discard)
 
     async def _heard(self, message: Body) -> None:
+        await self._greeted.wait()  # before that nobody knows whose work it is
         try:
             if gone := [*(message.get("cancel") or []), *(message.get("ids") or [])]:
                 await self._in_thread(taking.drop, self.parent, gone)
             if message.get("work") and not self._stopping:
                 taken = await self._in_thread(taking.take, self.parent, message)
-                if message.get("type") == "offer" and taken:
-                    reply = await self._link.call("accept", {"allocations": taken})
+                if message.get("type") == "offer" and taken.held:
+                    reply = await self._link.call("accept", {"allocations": taken.held})
                     await self._in_thread(taking.drop, self.parent, reply.get("gone") or [])
+                if taken.unknown:
+                    detail = "the relay does not know its type"
+                    await self._link.call("release", {"allocations": taken.unknown, "detail": detail})
         except (Unreachable, Refused) as error:
             logger.warning("an offer could not be accepted: %s", error)
         except Exception:
@@ -124,13 +131,16 @@ class Upward:
     _held: list[int] = []
 
     async def _greet(self) -> None:
-        await self._beat(hello=True)
+        """Hello, once in this relay's life; later connects only beat, for what is on its way then must not be lost."""
+        await self._beat(hello=not self._greeted.is_set())
+        self._greeted.set()
 
     async def _beating(self) -> None:
         attempt = 0
+        await self._greeted.wait()
         while True:
             try:
-                await self._beat(hello=not self.parent)
+                await self._beat()
                 attempt = 0
                 wait = self._beat_seconds
             except Unreachable as error:
@@ -159,8 +169,9 @@ class Upward:
             await self._in_thread(taking.drop_others, parent)
             self.parent = parent
         self._place(path, reply)
-        if reply.get("cancel"):
-            await self._in_thread(taking.drop, self.parent, reply["cancel"])
+        # Of what is being reported the answer to that says what became of it.
+        if gone := set(reply.get("cancel") or ()) - self._reporting:
+            await self._in_thread(taking.drop, self.parent, gone)
 
     def _place(self, path: list[list[str]], reply: Body) -> None:
         if circle := place.closes_a_circle(path):
@@ -169,7 +180,7 @@ class Upward:
 
     def _beat_body(self) -> Body:
         below = offering.now()
-        self._held = taking.held(self.parent) if self.parent else []
+        self._held = taking.held(self.parent)
         self._slots = below["slots"]
         return {
             "boot": self._boot,
@@ -189,6 +200,7 @@ class Upward:
 
     async def _forwarding(self) -> None:
         attempt = 0
+        await self._in_thread(forwarding.purge)
         while True:
             try:
                 await asyncio.to_thread(events.relay.wait, LOOK_SECONDS)
@@ -211,18 +223,48 @@ class Upward:
 
     async def _forward(self) -> None:
         sendings = await self._in_thread(forwarding.due, self.parent)
-        for segment in {each.entry["segment"] for each in sendings if each.entry.get("segment")} - self._uploaded:
-            await self._link.rest.upload(segment, spool.path(settings.CASCADE.spool, segment))
-            self._uploaded.add(segment)
         if not sendings:
             self._uploaded.clear()
-            return
+        self._reporting = {each.entry["allocation"] for each in sendings}
+        try:
+            damaged = await self._upload({each.entry["segment"] for each in sendings if each.entry.get("segment")})
+            if torn := {each.entry["allocation"] for each in sendings if each.entry.get("segment") in damaged}:
+                # Parts come one after the other, so behind one that is lost none can follow.
+                await self._give_back(torn, "a result was damaged on the relay's disk")
+            whole = [each for each in sendings if each.entry["allocation"] not in torn]
+            for message in forwarding.messages(whole):
+                await self._report(message)
+        finally:
+            self._reporting = set()
+
+    async def _upload(self, segments: set[str]) -> set[str]:
+        """Brings those to the parent that it does not have. Returns the ones that are damaged here."""
+        damaged = set()
+        for segment in segments - self._uploaded:
+            try:
+                await self._link.rest.upload(segment, spool.path(settings.CASCADE.spool, segment))
+                self._uploaded.add(segment)
+            except (OSError, Refused):
+                if await asyncio.to_thread(spool.verify, settings.CASCADE.spool, segment):
+                    raise
+                logger.error("segment %s is damaged: its items are given back", segment)
+                await asyncio.to_thread(spool.quarantine, settings.CASCADE.spool, segment)
+                damaged.add(segment)
+        return damaged
+
+    async def _report(self, sendings: Sequence[Sending]) -> None:
         reply = await self._link.call("report", {"reports": [each.entry for each in sendings]})
+        failpoints.reach("relay.passed")
         results = {(each["allocation"], each.get("part", 0)): each for each in reply.get("results") or []}
         for each in sendings:
             told = results.get((each.entry["allocation"], each.entry.get("part", 0)))
             if told is not None:
                 await self._settle(each, told)
+
+    async def _give_back(self, allocations: Collection[int], detail: str) -> None:
+        """What of these was not passed on goes to others."""
+        await self._link.call("release", {"allocations": sorted(allocations), "detail": detail})
+        await self._in_thread(taking.drop, self.parent, allocations)
 
     async def _settle(self, sending: Sending, told: dict[str, Any]) -> None:
         status = told["status"]
@@ -237,9 +279,9 @@ class Upward:
 
     async def _hand_back(self) -> None:
         """What is done is passed on, the rest goes to others."""
+        if not self._greeted.is_set():
+            return  # who never came has taken nothing
         await self._forward()
-        held = await self._in_thread(taking.held, self.parent)
-        if held:
-            await self._link.call("release", {"allocations": held, "detail": "the relay stops"})
-            await self._in_thread(taking.drop, self.parent, held)
+        if held := await self._in_thread(taking.held, self.parent):
+            await self._give_back(held, "the relay stops")
         await self._beat(leaving=True)

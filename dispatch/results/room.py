@@ -9,13 +9,17 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from django.conf import settings
 from django.db.models import Sum
 from django.db.models.functions import Length
+from django.utils import timezone
 
 from dispatch.models import Receipt
+from dispatch.results import spool
+from nodes import failpoints
 from nodes.protocol import StorageFull, TooMany
 
 LOOK_SECONDS = 0.5
@@ -53,6 +57,17 @@ def _too_many(waits: int) -> TooMany:
     return TooMany(
         f"{waits} bytes of results wait to be saved; the limit is {limit} (spool_limit)", retry_after=RETRY_SECONDS
     )
+
+
+def purge(receipts: Sequence[tuple[int, str]]) -> None:
+    """Nobody needs what the spool has for these receipts (id, segment) any more. Repeating it changes nothing."""
+    failpoints.reach("spool.purging")
+    Receipt.objects.filter(pk__in=[pk for pk, _ in receipts]).update(payload=None, purged_at=timezone.now())
+    named = {segment for _, segment in receipts if segment}
+    wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
+    failpoints.reach("spool.purged")
+    for segment in named - wanted:
+        spool.remove(settings.CASCADE.spool, segment)
 
 
 def short() -> bool:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.db import close_old_connections, connection
 from django.db.models import Max, QuerySet
-from django.utils import timezone
 
 from dispatch import backups, events, leading, lifecycle
 from dispatch.models import Allocation, Receipt
@@ -272,16 +271,10 @@ class Saver:
 
     def _settle(self) -> None:
         """A checkpoint, after which the spool is not needed any more for what was saved before it."""
-        settled = list(Receipt.objects.filter(saved_at__isnull=False, purged_at=None).values_list("pk", "segment"))
+        settled = list(self._settled().values_list("pk", "segment"))
         self.store.checkpoint()
         self._dirty = False
-        failpoints.reach("saver.purging")
-        Receipt.objects.filter(pk__in=[pk for pk, _ in settled]).update(payload=None, purged_at=timezone.now())
-        named = {segment for _, segment in settled if segment}
-        wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
-        failpoints.reach("saver.purged")
-        for segment in named - wanted:
-            spool.remove(settings.CASCADE.spool, segment)
+        room.purge(settled)
 
 
 def _unsaved(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from cascade.local import Child, LocalTree
-from tests.acceptance.trees import until
+from nodes import failpoints
+from tests.acceptance.trees import allocations, until
 
 ENV = {"CASCADE_FALLBACK_WORKERS": "0", "CASCADE_LEASE_SECONDS": "4", "CASCADE_BEAT_SECONDS": "0.5"}
 LEAVES = 2
@@ -91,8 +92,22 @@ def test_a_leaf_that_is_killed_costs_nothing(tree: Branches) -> None:
 def test_a_relay_that_is_killed_and_comes_back(tree: Branches) -> None:
     run, items = pausing(tree)
     tree.relays["us"].kill("parent")
-    time.sleep(1)
     tree.relays["us"].start_parent()
+    counted_once(tree, run, items)
+    assert {each["error"] for each in allocations(tree.root, run)} == {""}  # it still had what it had
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", [point for point in failpoints.POINTS if point.startswith("relay.")])
+def test_a_relay_that_is_killed_where_it_hurts(tree: Branches, point: str) -> None:
+    relay = tree.relays["us"]
+    relay.kill("parent")
+    relay.env["CASCADE_FAILPOINTS"] = f"{point}=kill@2"
+    relay.start_parent()
+    del relay.env["CASCADE_FAILPOINTS"]
+    run, items = pausing(tree)
+    until(lambda: not relay.alive("parent"))
+    relay.start_parent()
     counted_once(tree, run, items)
 
 

@@ -19,7 +19,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "parent": (
         *("write.committing", "write.committed", "effect", "report.committed", "dispatcher.granted"),
         *("spool.written", "spool.synced", "spool.renamed"),
-        *("store.rows", "store.committed", "saver.told", "saver.purging", "saver.purged"),
+        *("store.rows", "store.committed", "saver.told", "spool.purging", "spool.purged"),
     ),
     "agent": ("agent.taken", "agent.finished", "agent.uploaded", "agent.receipt", "outbox.written", "outbox.kept"),
     "worker": ("worker.taken", "worker.worked", "worker.written", "worker.kept"),

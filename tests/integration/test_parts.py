@@ -57,6 +57,17 @@ def test_parts_are_accepted_one_after_the_other_and_the_rest_goes_on() -> None:
     assert (allocation.state, allocation.parts) == (AllocationState.COMPLETED, 3)
 
 
+def test_a_part_repeated_with_another_content_is_refused() -> None:
+    run, mine, work = begun()
+    assert mine.statuses(part(work, 1, (0, 3)), part(work, 2, (3, 4))) == [200, 200]
+    before = shards_of(run)
+    (answer,) = mine.report(part(work, 1, (0, 4)))
+    assert (answer["status"], "part 1" in answer["detail"]) == (422, True)
+    (again,) = mine.report(part(work, 2, (3, 4)))
+    assert again["repeated"]
+    assert shards_of(run) == before
+
+
 def test_a_part_repeated_counts_once_and_one_too_early_is_refused() -> None:
     run, mine, work = begun()
     first = part(work, 1, (0, 3))

@@ -9,16 +9,29 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from dispatch import queue
+from dispatch import lifecycle, queue
+from dispatch.lifecycle.grants import package
 from dispatch.models import Allocation, Origin, Receipt, Run, Shard
 from dispatch.relay import forwarding, granted, offering, place, taking
 from dispatch.relay.forwarding import Sending
+from dispatch.results import room
 from dispatch.results.saver import Saver
 from dispatch.states import LIVE, RunState
 from nodes import messages, registry
 from nodes.fields import parse_quota
 from nodes.protocol import Conflict, TooOld
-from tests.integration.factory import Child, Work, assert_partition, child, dispatch, done, failure, saver, uploaded
+from tests.integration.factory import (
+    Child,
+    Work,
+    assert_partition,
+    child,
+    dispatch,
+    done,
+    failure,
+    saver,
+    submit,
+    uploaded,
+)
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folder", "relay")]
 
@@ -42,7 +55,7 @@ def offered(allocation: int = 70, start: int = 100, count: int = 8, slots: int =
 
 def taken(**more: Any) -> Run:
     message = offered(**more)
-    assert taking.take(PARENT, message) == [message["work"][0][0]]
+    assert taking.take(PARENT, message).held == [message["work"][0][0]]
     return Run.objects.get(origin__allocation=message["work"][0][0])
 
 
@@ -63,9 +76,24 @@ def finish(mine: Child, works: list[Work]) -> None:
 def test_work_becomes_a_run_once_however_often_it_comes() -> None:
     run = taken()
     assert (run.count, run.shard_size, run.timeout, run.max_attempts) == (8, 2, 60.0, 1)
-    assert taking.take(PARENT, offered()) == [70]
+    assert taking.take(PARENT, offered()) == ([70], [])
     assert Run.objects.count() == 1
     assert taking.held(PARENT) == [70]
+
+
+def test_what_it_has_no_executor_for_goes_back_and_hinders_nothing_else() -> None:
+    message = offered(allocation=71)
+    strange = offered(allocation=70, type="of-tomorrow")
+    message["work"] += [[70, 10, 100, 108, 1, strange["work"][0][5]]]
+    message["runs"]["10"] = strange["runs"]["9"]
+    assert taking.take(PARENT, message) == ([71], [70])
+    assert Run.objects.count() == 1
+
+
+def test_a_relay_that_was_started_anew_still_has_what_it_had() -> None:
+    taken()
+    assert taking.held("") == [70]
+    assert taking.held("q" * 32) == []
 
 
 def test_what_runs_for_it_never_takes_more_slots_than_were_granted() -> None:
@@ -199,6 +227,76 @@ def test_what_came_from_another_parent_is_nobodys_here() -> None:
     assert run.state == RunState.CANCELLED
 
 
+def test_what_was_passed_on_takes_no_room_any_more() -> None:
+    mine = child(capacity=4)
+    taken()
+    works = mine.works()
+    report = uploaded([done(each) for each in works[:2]])
+    segment = settings.CASCADE.spool / f"{report[0]['segment']}.arrow"
+    assert set(mine.statuses(*report, done(works[2]), done(works[3]))) == {200}
+    sendings = due()
+    room.forget()
+    assert room.waiting() > 0
+    for each in sendings[:1]:
+        forwarding.settled(each)
+    assert segment.exists()  # its second entry has not been passed on
+    for each in sendings[1:]:
+        forwarding.settled(each)
+    assert not segment.exists()
+    assert not Receipt.objects.exclude(payload=None).exists()
+    room.forget()
+    assert room.waiting() == 0
+
+
+def test_a_crash_before_that_is_made_good_at_the_next_start() -> None:
+    mine = child(capacity=4)
+    taken(count=2)
+    finish(mine, mine.works())
+    Receipt.objects.update(saved_at=timezone.now())
+    forwarding.purge()
+    assert not Receipt.objects.filter(purged_at=None).exists()
+
+
+def test_what_has_come_together_for_long_goes_up_in_parts_that_a_message_can_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forwarding, "RANGES", 3)
+    mine = child(capacity=8)
+    run = taken(count=8, slots=8, shard_size=1)
+    for work in mine.works():
+        finish(mine, [work])
+    sendings = due()
+    assert run.shards.count() == 8
+    assert [read(each).part for each in sendings] == [1, 2, 0]
+    assert [len(read(each).ranges) for each in sendings] == [1, 1, 1]  # neighbours together
+    assert [each.entry["ranges"][0][:2] for each in sendings] == [[100, 103], [103, 106], [106, 108]]
+    monkeypatch.setattr(forwarding, "RANGES", 1)
+    assert [len(message) for message in forwarding.messages(sendings)] == [2, 1]
+    monkeypatch.setattr(forwarding, "BYTES", 1)
+    assert [len(message) for message in forwarding.messages(sendings)] == [1, 1, 1]
+
+
+def test_what_an_executor_gave_up_for_good_is_told_as_that() -> None:
+    mine = child(capacity=1)
+    taken(count=2)
+    (work,) = mine.works()
+    errors = [[work.start, "no such page", False], [work.start + 1, "busy", True]]
+    assert mine.statuses({"allocation": work.allocation, "ranges": [], "errors": errors, "rows": []}) == [200]
+    (last,) = due()
+    assert [error.retry for error in read(last).errors] == [False, True]
+
+
+def test_texts_of_many_errors_fit_one_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "ERROR_BYTES", 40)
+    mine = child(capacity=1)
+    taken(count=2)
+    (work,) = mine.works()
+    errors = [[index, "x" * 100, False] for index in (work.start, work.start + 1)]
+    assert mine.statuses({"allocation": work.allocation, "ranges": [], "errors": errors, "rows": []}) == [200]
+    (last,) = due()
+    assert [len(error.message) for error in read(last).errors] == [20, 20]
+
+
 def test_its_own_store_does_not_save_what_is_passed_on() -> None:
     mine = child(capacity=4)
     run = taken(count=2)
@@ -231,8 +329,6 @@ def test_it_offers_what_its_nodes_can_do_now() -> None:
 
 
 def test_slots_of_its_own_runs_are_not_offered() -> None:
-    from tests.integration.factory import submit
-
     child(capacity=4)
     submit(3)
     dispatch()
@@ -249,6 +345,37 @@ def test_a_relay_below_is_told_its_place_and_known_by_what_it_says() -> None:
     assert [name for _, name in reply["path"]] == [settings.CASCADE.called]
     node = mine.node
     assert (node.role, registry.slots(node), node.facts["types"]) == ("relay", 3, {"echo": 3})
+
+
+def test_a_relay_below_is_offered_slots_and_what_it_must_know_of_a_run_by_push_too() -> None:
+    mine = child("eu", capacity=9)
+    beaten(mine, "a")
+    submit(30, name="wide", labels={})
+    dispatch()
+    offer = package(lifecycle.offered(mine.id))
+    assert set(offer["slots"].values()) == {3}
+    ((about),) = offer["runs"].values()
+    assert about["name"] == "wide"
+    claimed = mine.claimed(slots=3)
+    assert claimed["slots"] == offer["slots"]
+    assert claimed["runs"] == offer["runs"]
+
+
+def test_of_a_relay_no_more_is_executing_than_it_has_slots() -> None:
+    mine = child("eu", capacity=3)
+    beaten(mine, "a")
+    for _ in range(2):
+        submit(4, shard_size=4)
+        dispatch()
+        mine.beat(hello=True, role="relay", id="a" * 32, slots=9, types={"echo": 9}, branches=[{}])
+    held = mine.offered()
+    Allocation.objects.update(slots=2)  # as of look-ahead: one runs, the other is queued behind it
+    mine.accept(*held)
+    mine.beat(held=held, running=held)
+    assert (len(held), mine.executing()) == (2, 1)
+    mine.release(held[0])
+    mine.beat(held=held[1:], running=held[1:])
+    assert mine.executing() == 1
 
 
 def test_a_circle_and_a_tree_too_deep_are_refused_with_the_path() -> None:

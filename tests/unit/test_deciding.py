@@ -222,6 +222,8 @@ def test_a_device_that_beats_longer_than_its_work_may_take_is_stuck():
 def test_never_more_begin_than_there_are_slots():
     assert leases.to_begin([1, 2, 3], {2}, 1) == (1,)
     assert leases.to_begin([1, 2], set(), -1) == ()
+    assert leases.to_begin([1, 2, 3], {2}, 3, {1: 3}) == (1,)
+    assert leases.to_begin([1, 2, 3], set(), 3, {1: 2, 2: 2}) == (1,)  # in order: none overtakes
 
 
 def test_speeds_follow_the_newest_measurement_and_old_runs_are_forgotten():
