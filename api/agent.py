@@ -49,9 +49,10 @@ HELD_WAIT_LIMIT = 10.0
 """The same for what is said of work that a child has: put off, it would only be done twice. Beats never are. Clients
 that waited longer would have given up by the time they are served, and a parent that only serves those serves nobody.
 """
-TURNS_A_SECOND = 50.0
-LAST_TURN_SECONDS = 60.0
+TURNS_A_SECOND, LAST_TURN_SECONDS = 50.0, 60.0
+"""Who is told to come later gets a turn of its own, so many in each second, so many seconds ahead at most."""
 LET_IN_A_SECOND = 20.0
+"""So many of those that come anew are served in a second, however much there is to do."""
 PIECE = 1024 * 1024
 LOST_SECONDS = 5.0
 """A claim that waits looks by itself so often where other processes grant work: their wake-ups can be lost."""

@@ -35,7 +35,6 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
-    max_depth: int = Field(8, ge=1, le=64, description="Levels that the tree may have, this one included.")
     role: Literal["parent", "child", "relay", "standalone"] = Field("parent", description="What `runserver` starts as.")
     data_dir: Path = Field(BASE_DIR / "data", description="Databases, spool and secret key live here.")
     debug: bool = Field(False, description="Django's debug pages; never on a reachable address.")
@@ -54,6 +53,7 @@ class Config(BaseModel):
     host: str = Field("127.0.0.1", description="Address `runserver` listens on; 0.0.0.0: all of this machine's.")
     port: int = Field(0, ge=0, le=65_535, description="Port it listens on; 0: 8000, or 8900 for a child.")
 
+    max_depth: int = Field(8, ge=1, le=64, description="Levels that the tree may have, this one included.")
     node_id: str = Field("", description="What programs that drive this node know it by; empty: the node's name.")
     node_name: str = Field("", description="What people call this node; empty: what its parent calls it.")
     node_api_key: str = Field(
