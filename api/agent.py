@@ -233,6 +233,11 @@ def _authenticate_and_read(request: HttpRequest) -> tuple[Caller, Any]:
     return caller, read_json(content)
 
 
+def _authenticate_and_read_beat(request: HttpRequest) -> tuple[Caller, messages.Beat]:
+    caller, body = _authenticate_and_read(request)
+    return caller, messages.read_beat(body)
+
+
 def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
     caller, body = _authenticate_and_read(request)
     return caller, body, perform(caller, verb, body)
@@ -246,7 +251,7 @@ async def verb(request: HttpRequest, verb: str) -> HttpResponse:
     if request.method != "POST":
         return _only("POST")
     if verb == "beat":
-        return JsonResponse(await beats.gathering.beat(*await in_thread(_authenticate_and_read, request)))
+        return JsonResponse(await beats.gathering.beat(*await in_thread(_authenticate_and_read_beat, request)))
     check_turn()
     _, _, reply = await in_thread(_authenticate_and_perform, request, verb)
     return JsonResponse(reply, status=_status(reply))

@@ -40,7 +40,12 @@ Outcome = Body | CascadeError
 
 def beat(caller: Caller, body: Any) -> Body:
     """One beat. Raises CascadeError."""
-    return paced(lifecycle.beat(caller, messages.read_beat(body)))
+    return write_alone(caller, messages.read_beat(body))
+
+
+def write_alone(caller: Caller, sent: Beat) -> Body:
+    """Raises CascadeError."""
+    return paced(lifecycle.beat(caller, sent))
 
 
 def paced(reply: Body) -> Body:
@@ -86,14 +91,13 @@ class Gathering:
         self._waiting: list[tuple[Caller, Beat, asyncio.Future[Outcome]]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def beat(self, caller: Caller, body: Any) -> Body:
+    async def beat(self, caller: Caller, sent: Beat) -> Body:
         """Raises CascadeError."""
         from api.agent import in_thread
 
-        sent = messages.read_beat(body)
         # Who comes or goes is told to the dispatcher at once, which must find it committed. PostgreSQL gathers itself.
         if sent.hello or sent.leaving or connection.vendor != "sqlite":
-            return await in_thread(beat, caller, body)
+            return await in_thread(write_alone, caller, sent)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((caller, sent, answer))
         if self._writing is None or self._writing.done():

@@ -12,7 +12,7 @@ from asgiref.sync import async_to_sync
 from django.utils import timezone
 
 from api import agent, beats
-from nodes import failpoints, keys, registry
+from nodes import failpoints, keys, messages, registry
 from nodes.keys import Caller
 from nodes.models import Node
 from nodes.protocol import CascadeError, Unauthenticated
@@ -37,7 +37,7 @@ def gathered(callers: list[Caller], body: dict[str, Any]) -> tuple[list[Any], in
 
     async def all_of_them() -> list[Any]:
         gathering = beats.Gathering()
-        return await asyncio.gather(*(gathering.beat(each, body) for each in callers), return_exceptions=True)
+        return await asyncio.gather(*(gathering.beat(each, messages.read_beat(body)) for each in callers), return_exceptions=True)
 
     with failpoints.armed(count):
         return async_to_sync(all_of_them)(), commits
@@ -106,7 +106,7 @@ def test_what_can_come_later_is_asked_to_when_verbs_wait_too_long_and_beats_are_
             anew = [turns.next() for _ in range(4)]
             assert agent.behind() == 0.0
             monkeypatch.setattr(agent, "_waited", agent.HELD_WAIT_LIMIT + 1)
-            return quick, agent.behind(), anew, await beats.Gathering().beat(caller, PLAIN)
+            return quick, agent.behind(), anew, await beats.Gathering().beat(caller, messages.read_beat(PLAIN))
         finally:
             gate.set()
             await asyncio.gather(*held)
