@@ -73,9 +73,10 @@ def _tried(copy: Path, chosen: Sequence[Defence], environ: dict[str, str]) -> It
             without = _run(copy, each, environ)
         finally:
             file.write_text(text)
-        # 1: tests failed. Anything else says that the test could not run.
-        problem = "" if without.returncode in (0, 1) else f"the test could not run: {_last(without)}"
-        yield Outcome(each, without.returncode == 1, time.monotonic() - began, problem)
+        # 1: tests failed. A signal: without the defence the process does not outlive them. Else the test could not run.
+        red = without.returncode == 1 or without.returncode < 0
+        problem = "" if red or not without.returncode else f"the test could not run: {_last(without)}"
+        yield Outcome(each, red, time.monotonic() - began, problem)
 
 
 def _run(copy: Path, defence: Defence, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
