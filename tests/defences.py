@@ -517,7 +517,10 @@ DEFENCES = (
         "dispatch/deciding/reports.py",
         "if held.live:",
         "if True:",
-        ("tests/stateful/test_lifecycle.py::test_the_verbs_do_what_the_model_does",),
+        (
+            "tests/stateful/test_lifecycle.py::test_the_verbs_do_what_the_model_does",
+            "tests/integration/test_report.py::test_a_late_report_after_reassignment_saves_nothing",
+        ),
     ),
     Defence(
         "a revoked key changes nothing",
@@ -531,7 +534,10 @@ DEFENCES = (
         "dispatch/results/saver.py",
         "return self._in_ledger([receipt for receipt in receipts if receipt.pk <= self._doubtful])",
         "return set()",
-        ("tests/stateful/test_lifecycle.py::test_the_verbs_do_what_the_model_does",),
+        (
+            "tests/stateful/test_lifecycle.py::test_the_verbs_do_what_the_model_does",
+            "tests/integration/test_saving.py::test_a_parent_killed_between_the_two_commits_has_each_row_once",
+        ),
     ),
     Defence(
         "passes hold the nodes' rows: capacity and limits at every commit",
