@@ -72,6 +72,8 @@ class Seat:
     def refusal(self, demand: Demand, item: str = "") -> Found:
         """(code, reason) why this node may not take this work at all now, whatever its free slots."""
         offer = self.offer
+        if demand.stopped:
+            return "island", demand.stopped
         if demand.fallback != "allowed":
             if demand.fallback == "required" and not offer.embedded:
                 return "fallback", "this run must run on the parent itself"

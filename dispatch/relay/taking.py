@@ -75,6 +75,8 @@ def _begin(
         **{name: about[name] for name in ("type", "params") if name in about},
         items=freeze(list(items)),
         count=len(items),
+        rate_key=about.get("rate_key") or "",
+        island_seconds=about.get("island_seconds"),
         name=f"{about.get('name') or 'run'} {above} of {parent}"[:200],
         hands=hands_of(executor, list(items), about["params"]),
         shard_size=int(about.get("shard_size") or 0),
@@ -92,6 +94,30 @@ def _begin(
     except IntegrityError:
         return Origin.objects.filter(parent=parent, allocation=allocation).exists()
     return True
+
+
+def hold(silence: float, cut_off: float) -> int:
+    """The parent is silent for ``silence`` seconds: what may not go on for so long stops, and waits to be wanted again.
+
+    Up to ``cut_off`` seconds nobody is cut off. Returns how many runs were stopped.
+    """
+    if silence < cut_off:
+        return 0
+    late = Origin.objects.filter(closed_at=None, held_at=None, run__island_seconds__lte=silence)
+    found = list(late.filter(run__state=RunState.RUNNING).values_list("pk", "run__island_seconds"))
+    for run, seconds in found:
+        # First of all, so that no pass gives it out again.
+        Origin.objects.filter(pk=run).update(held_at=timezone.now())
+        lifecycle.withdraw(run, f"cut off from the node above for more than {seconds:g} s")
+    return len(found)
+
+
+def go_on(parent: str) -> int:
+    """The parent is heard of, and has said what it does not want any more: the rest goes on. Returns how many runs."""
+    found = Origin.objects.filter(parent=parent, closed_at=None, held_at__isnull=False).update(held_at=None)
+    if found:
+        events.changed()
+    return found
 
 
 def held(parent: str) -> list[int]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -33,6 +34,7 @@ Result = TypeVar("Result")
 
 LOOK_SECONDS = 0.25
 """So often the receipts are looked at that nobody has told of."""
+WATCH_SECONDS = 0.5
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 END_SECONDS = 10.0
 
@@ -56,6 +58,7 @@ class Upward:
         self._jobs: set[asyncio.Future[None]] = set()
 
     def start(self) -> None:
+        place.here = place.Place()
         self._thread.start()
 
     def stop(self) -> None:
@@ -75,7 +78,10 @@ class Upward:
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
-        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._beating(), self._forwarding())]
+        jobs = [
+            asyncio.create_task(job)
+            for job in (self._link.run(), self._beating(), self._forwarding(), self._watching())
+        ]
         ended = asyncio.create_task(self._ended.wait())
         try:
             done, _ = await asyncio.wait([ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -111,6 +117,8 @@ class Upward:
                 await self._in_thread(taking.drop, self.parent, gone)
             if message.get("work") and not self._stopping:
                 taken = await self._in_thread(taking.take, self.parent, message)
+                # Known to the next claim: a cancel that comes between two claims is found by what the second holds.
+                self._held = sorted({*self._held, *taken.held})
                 if message.get("type") == "offer" and taken.held:
                     reply = await self._link.call("accept", {"allocations": taken.held})
                     await self._in_thread(taking.drop, self.parent, reply.get("gone") or [])
@@ -159,6 +167,7 @@ class Upward:
 
     async def _beat(self, *, hello: bool = False, leaving: bool = False) -> None:
         body = await self._in_thread(self._beat_body)
+        sent = time.monotonic()
         hello_ = {"hello": True, "protocol": VERSION} if hello else {}
         reply = await self._link.call("beat", {**body, "leaving": leaving, **hello_})
         self._beat_seconds = float(reply.get("beat_seconds", self._beat_seconds))
@@ -168,15 +177,17 @@ class Upward:
         if parent != self.parent:
             await self._in_thread(taking.drop_others, parent)
             self.parent = parent
-        self._place(path, reply)
+        self._place(path, reply, sent)
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
+        await self._in_thread(taking.go_on, self.parent)
 
-    def _place(self, path: list[list[str]], reply: Body) -> None:
+    def _place(self, path: list[list[str]], reply: Body, sent: float) -> None:
         if circle := place.closes_a_circle(path):
             raise Refused(HTTPStatus.CONFLICT, f"this relay is above itself: {circle}")
-        place.here = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}))
+        beat, lease = self._beat_seconds, float(reply.get("lease_seconds", place.here.lease))
+        place.here = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}), sent, beat, lease)
 
     def _beat_body(self) -> Body:
         below = offering.now()
@@ -195,6 +206,21 @@ class Upward:
             "types": below["types"],
             "branches": below["branches"],
         }
+
+    # Cut off
+
+    async def _watching(self) -> None:
+        """Stops what may not go on for so long as the parent is silent."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                here = place.here
+                if here.silence() >= here.cut_off:
+                    stopped = await self._in_thread(taking.hold, here.silence(), here.cut_off)
+                    if stopped:
+                        logger.warning("cut off from %s: %d runs wait for it", self._config.parent, stopped)
+            except Exception:
+                logger.exception("what may not go on could not be stopped; it is tried again")
 
     # What is done goes up
 

@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from api import overview as overviews
+from dispatch.relay import place
 from tests.integration.factory import Clock
 from tests.integration.kinds import registered
 from tests.integration.native import Api
@@ -52,6 +53,13 @@ def folder(settings: Any, tmp_path: Path) -> Path:
     """Results and spool of this test alone."""
     settings.CASCADE = settings.CASCADE.model_copy(update={"data_dir": tmp_path})
     return tmp_path
+
+
+@pytest.fixture
+def relay(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This server has a parent of its own, which it has not heard of yet."""
+    settings.CASCADE = settings.CASCADE.model_copy(update={"role": "relay"})
+    monkeypatch.setattr(place, "here", place.Place())
 
 
 @pytest.fixture

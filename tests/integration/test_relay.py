@@ -39,12 +39,6 @@ PARENT = "p" * 32
 LATER = dt.timedelta(seconds=forwarding.PART_SECONDS)
 
 
-@pytest.fixture
-def relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "CASCADE", settings.CASCADE.model_copy(update={"role": "relay"}))
-    monkeypatch.setattr(place, "here", place.Place())
-
-
 def offered(allocation: int = 70, start: int = 100, count: int = 8, slots: int = 4, **about: Any) -> dict[str, Any]:
     """Work as the parent's offer brings it."""
     run = {"type": "echo", "params": {}, "timeout": 60.0, "priority": 5, "shard_size": 2, **about}
