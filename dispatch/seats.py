@@ -266,7 +266,7 @@ class Tap:
 
     def soonest(self, count: int) -> float | None:
         """Seconds until there are ``count`` tokens for whoever is first; None: somebody's word must come before."""
-        return self.bucket.wait(count + self.spent)
+        return None if count > self.bucket.most else self.bucket.wait(count + self.spent)
 
     def wait(self, count: int) -> float:
         """Seconds until there are ``count`` tokens, behind what waits already."""
@@ -275,6 +275,8 @@ class Tap:
     def words(self, count: int) -> str:
         seconds = self.bucket.wait(count + self.spent)
         tokens = "token" if count == 1 else f"{count} tokens"
+        if count > self.bucket.most:
+            return f"next {tokens} when relays have used the {self.bucket.leased} they have ({self.bucket.rate})"
         return f"next {tokens} in {seconds:.2g} s ({self.bucket.rate})"
 
 

@@ -11,16 +11,17 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from django.conf import settings
 from django.db import close_old_connections
+from django.utils import timezone
 
 from dispatch import events
-from dispatch.relay import forwarding, offering, place, taking
+from dispatch.relay import forwarding, leased, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints, identity
@@ -34,6 +35,7 @@ Result = TypeVar("Result")
 
 LOOK_SECONDS = 0.25
 """So often the receipts are looked at that nobody has told of."""
+STUCK = "what is left of it was lost below, or finds no node there; a new start takes new tokens of its rate"
 WATCH_SECONDS = 0.5
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 END_SECONDS = 10.0
@@ -137,6 +139,7 @@ class Upward:
 
     _slots = 0
     _held: list[int] = []
+    _begun: Mapping[str, int] = {}
 
     async def _greet(self) -> None:
         """Hello, once in this relay's life; later connects only beat, for what is on its way then must not be lost."""
@@ -193,7 +196,9 @@ class Upward:
         below = offering.now()
         self._held = taking.held(self.parent)
         self._slots = below["slots"]
+        self._begun = leased.begun(self.parent) if self.parent else {}
         return {
+            "begun": self._begun,
             "boot": self._boot,
             "held": self._held,
             "running": self._held,
@@ -233,6 +238,7 @@ class Upward:
                 events.relay.clear()
                 if self.parent:
                     await self._forward()
+                    await self._tell_of_tokens()
                 attempt = 0
             except Unreachable as error:
                 attempt += 1
@@ -291,6 +297,14 @@ class Upward:
         """What of these was not passed on goes to others."""
         await self._link.call("release", {"allocations": sorted(allocations), "detail": detail})
         await self._in_thread(taking.drop, self.parent, allocations)
+
+    async def _tell_of_tokens(self) -> None:
+        """What was begun makes room for others at once; what goes no further here goes back."""
+        begun, stuck = await self._in_thread(leased.told, self.parent, timezone.now())
+        if begun != self._begun:
+            await self._beat()
+        if stuck:
+            await self._give_back(stuck, STUCK)
 
     async def _settle(self, sending: Sending, told: dict[str, Any]) -> None:
         status = told["status"]
