@@ -210,7 +210,7 @@ def test_a_lane_goes_to_a_relay_as_one_slot(still: factory.Clock) -> None:
 
 def taken(allocation: int = 70, key: str = KEY, **more: Any) -> Run:
     message = {**offered(allocation, **more), "rates": {str(allocation): key}}
-    assert taking.take(PARENT, message) == [allocation]
+    assert taking.take(PARENT, message).held == [allocation]
     return Run.objects.get(origin__allocation=allocation)
 
 
