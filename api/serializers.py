@@ -21,7 +21,7 @@ from nodes import executors, registry
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
 
-FACTS = ("device_name", "device_type", "ip_address", "callback_url")
+FACTS = ("device_name", "device_type", "ip_address", "callback_url", "configs")
 """Of what clients of other dialects say of themselves; the rest may be long."""
 LARGEST_COUNT = 2**31 - 1
 """What an integer column of PostgreSQL holds."""

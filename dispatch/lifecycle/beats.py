@@ -119,13 +119,14 @@ def _only(node: Node, relay: str) -> None:
 
 def _facts(node: Node, relay: str, below: Below) -> dict[str, Any]:
     told = {"id": relay, "slots": below.slots, "types": below.types, "branches": list(below.branches)}
+    told["configs"] = {str(number): count for number, count in below.configs.items()}
     return {**node.facts, **told}
 
 
 def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dict[str, Any]:
     node, sent, _ = heard
     settled = settings.CASCADE
-    in_force = configuration.newest()
+    in_force = configuration.given(node.pk)
     return {
         "node": node.name,
         "cancel": [pk for pk in sent.held if (node.pk, pk) not in live],

@@ -21,12 +21,13 @@ from django.db import close_old_connections
 from django.utils import timezone
 
 from dispatch import events
-from dispatch.relay import forwarding, leased, offering, place, taking
+from dispatch.relay import bundles, forwarding, leased, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints, identity
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
+from nodes.agent.configuration import Sync
 from nodes.protocol import VERSION
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Upward:
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
+        self._sync = Sync(bundles.store(), lambda: self._link.rest.fetch("config"), events.relay.set)
+        await asyncio.to_thread(self._sync.open)
         jobs = [
             asyncio.create_task(job)
             for job in (self._link.run(), self._beating(), self._forwarding(), self._watching())
@@ -96,6 +99,7 @@ class Upward:
             for job in jobs:
                 job.cancel()
             await asyncio.wait(jobs, timeout=END_SECONDS)
+            self._sync.close()
             self._link.close()
 
     async def _in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
@@ -140,6 +144,7 @@ class Upward:
     _slots = 0
     _held: list[int] = []
     _begun: Mapping[str, int] = {}
+    _version_told = 0
 
     async def _greet(self) -> None:
         """Hello, once in this relay's life; later connects only beat, for what is on its way then must not be lost."""
@@ -185,6 +190,7 @@ class Upward:
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
         await self._in_thread(taking.go_on, self.parent)
+        self._sync.heard(reply.get("config"), reply.get("config_mark"))
 
     def _place(self, path: list[list[str]], reply: Body, sent: float) -> None:
         if circle := place.closes_a_circle(path):
@@ -197,8 +203,11 @@ class Upward:
         self._held = taking.held(self.parent)
         self._slots = below["slots"]
         self._begun = leased.begun(self.parent) if self.parent else {}
+        self._version_told = self._sync.number
         return {
             "begun": self._begun,
+            "config": self._version_told,
+            "configs": bundles.counts(),
             "boot": self._boot,
             "held": self._held,
             "running": self._held,
@@ -238,7 +247,7 @@ class Upward:
                 events.relay.clear()
                 if self.parent:
                     await self._forward()
-                    await self._tell_of_tokens()
+                    await self._tell_at_once()
                 attempt = 0
             except Unreachable as error:
                 attempt += 1
@@ -298,10 +307,10 @@ class Upward:
         await self._link.call("release", {"allocations": sorted(allocations), "detail": detail})
         await self._in_thread(taking.drop, self.parent, allocations)
 
-    async def _tell_of_tokens(self) -> None:
-        """What was begun makes room for others at once; what goes no further here goes back."""
+    async def _tell_at_once(self) -> None:
+        """What was begun makes room for others; a new configuration is seen. What goes no further here goes back."""
         begun, stuck = await self._in_thread(leased.told, self.parent, timezone.now())
-        if begun != self._begun:
+        if (begun, self._sync.number) != (self._begun, self._version_told):
             await self._beat()
         if stuck:
             await self._give_back(stuck, STUCK)
