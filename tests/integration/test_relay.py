@@ -322,6 +322,15 @@ def test_it_offers_what_its_nodes_can_do_now() -> None:
     assert sorted(each["zone"] for each in told["branches"]) == ["x", "y"]
 
 
+def test_a_relay_below_offers_the_labels_and_types_of_its_nodes() -> None:
+    mine = child("eu", capacity=9, labels={"zone": "x"})
+    told = {"role": "relay", "id": "a" * 32, "slots": 6, "types": {"echo": 6, "crawl": 2}}
+    mine.beat(**told, executors=["crawl", "echo"], branches=[{"disk": "big"}, {"disk": "small"}])
+    found = offering.now()
+    assert (found["slots"], found["types"]) == (6, {"echo": 6, "crawl": 2})
+    assert found["branches"] == [{"disk": "big", "zone": "x"}, {"disk": "small", "zone": "x"}]
+
+
 def test_slots_of_its_own_runs_are_not_offered() -> None:
     child(capacity=4)
     submit(3)
