@@ -73,8 +73,6 @@ def beat_all(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
     # A beat frees no slot; only a node that was not there before changes what can be granted.
     news = any(sent.hello or sent.leaving or not registry.is_online(node, now) for node, sent, _ in taken)
     events.changed(allocate=news or any(freed))
-    if any(freed):
-        leased.tell()
     return [_reply(each, live, now) if isinstance(each, Heard) else each for each in heard]
 
 

@@ -19,7 +19,6 @@ from dispatch.lifecycle.cuts import postpone, shorten
 from dispatch.lifecycle.kept import about, beyond, frozen, remembered
 from dispatch.lifecycle.writing import SHARD_COLUMNS
 from dispatch.models import Allocation, RateLease, Run, Shard
-from dispatch.relay import leased
 from dispatch.states import LIVE, AllocationState, RunState, ShardState
 from nodes import executors, keys, registry
 from nodes.keys import Caller
@@ -148,7 +147,6 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
     if ids:
         synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))
         events.changed(allocate=False)
-        leased.tell()
     return {**package(found), "cancel": gone, "drain": node.draining}
 
 
@@ -167,7 +165,6 @@ def accept(caller: Caller, ids: Sequence[int]) -> dict[str, Any]:
         gone = [] if delivered == len(ids) else not_live(node.pk, ids)
     synclog.note(node.pk, "accept", synclog.PUSH, count=len(ids) - len(gone))
     events.changed(allocate=False)
-    leased.tell()
     return {"gone": gone}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from django.db.models import Exists, F, OuterRef, Q, QuerySet, Sum
 
-from dispatch import buckets, events
+from dispatch import buckets
 from dispatch.allocator import Grant
 from dispatch.models import Allocation, Origin, RateLease, Receipt, Run, Shard
 from dispatch.states import LIVE, AllocationState, ShardState
@@ -90,15 +90,6 @@ def _lower(left: Mapping[int, int], keys: Iterable[str], now: dt.datetime) -> No
 
 # Below
 
-_came = False
-"""Whether there is work with tokens from above, as of the last look."""
-
-
-def tell() -> None:
-    """Nodes have begun something: if it came with tokens, the parent is told at once."""
-    if _came:
-        events.relay.set()
-
 
 def told(parent: str, now: dt.datetime) -> tuple[dict[str, int], list[int]]:
     """``begun`` and ``stuck``."""
@@ -107,12 +98,9 @@ def told(parent: str, now: dt.datetime) -> tuple[dict[str, int], list[int]]:
 
 def begun(parent: str) -> dict[str, int]:
     """Allocation of ``parent`` -> items of it that were begun below, of those that came with tokens."""
-    global _came
     open_ = Origin.objects.filter(parent=parent, closed_at=None).exclude(rate="").select_related("run")
-    rows = list(open_.defer("run__items", "memory"))
-    _came = bool(rows)
     found = {}
-    for origin in rows:
+    for origin in open_.defer("run__items", "memory"):
         run = origin.run
         waiting = run.count - run.cut + _items(_unbegun(run.pk))
         live = Allocation.objects.filter(run=run.pk, state__in=LIVE)

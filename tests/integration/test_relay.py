@@ -410,6 +410,33 @@ def test_ceilings_count_what_runs_not_what_is_queued_behind_it() -> None:
     assert Origin.objects.get().slots == 2
 
 
+def test_a_run_keeps_its_priority_among_others_below() -> None:
+    mine = child(capacity=2)
+    for allocation, priority in ((70, 3), (71, 9), (72, 5)):
+        taken(allocation=allocation, priority=priority, slots=2)
+    order = []
+    for _ in range(6):
+        works = mine.works()
+        order += [Origin.objects.get(pk=work.run).allocation for work in works]
+        finish(mine, works)
+    assert order == [71] * 4 + [72] * 4 + [70] * 4
+
+
+def test_a_relay_that_drains_gets_nothing_new_and_ends_what_it_has() -> None:
+    from tests.integration.factory import submit
+
+    mine = child("eu", capacity=9)
+    beaten(mine, "a")
+    first = submit(3)
+    works = mine.works()
+    registry.drain(mine.id)
+    submit(3)
+    assert mine.works() == []
+    assert mine.beat(held=[work.allocation for work in works])["drain"] is True
+    finish(mine, works)
+    assert not Shard.objects.filter(run=first).exclude(state="spooled").exists()
+
+
 def test_a_failure_below_is_told_as_errors() -> None:
     mine = child(capacity=1)
     taken(count=2)
