@@ -335,7 +335,7 @@ async def config(request: HttpRequest) -> HttpResponse:
 
 def _configuration(request: HttpRequest) -> HttpResponse:
     caller = _authenticate(request, hashlib.sha256(b"").digest())
-    made = configuration.document()
+    made = configuration.document(caller.node_id)
     synclog.note(caller.node_id, "config", synclog.PULL, count=made.entries, extra={"version": made.version})
     return HttpResponse(made.body, content_type="application/gzip")
 

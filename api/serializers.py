@@ -15,13 +15,13 @@ from rest_framework import serializers
 from dispatch import schedule, webhook_bodies
 from dispatch.lifecycle import origins
 from dispatch.lifecycle.submit import check_items, check_work, defaults, with_settings
-from dispatch.models import WORK_FIELDS, Allocation, Fallback, Misfire, Run, Shard, Source, Task
+from dispatch.models import ISLAND_LIMIT, WORK_FIELDS, Allocation, Fallback, Misfire, Run, Shard, Source, Task
 from dispatch.states import ShardState
 from nodes import executors, registry
 from nodes.fields import QuotaSpec
 from nodes.models import AccessKey, Node, Quota
 
-FACTS = ("device_name", "device_type", "ip_address", "callback_url")
+FACTS = ("device_name", "device_type", "ip_address", "callback_url", "configs")
 """Of what clients of other dialects say of themselves; the rest may be long."""
 LARGEST_COUNT = 2**31 - 1
 """What an integer column of PostgreSQL holds."""
@@ -150,6 +150,14 @@ class WorkOptions(Strict):
     fallback = serializers.ChoiceField(
         choices=Fallback.choices, required=False, help_text="May this parent run it itself. Default allowed."
     )
+    island_seconds = Real(
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=ISLAND_LIMIT,
+        help_text="So long a relay that is cut off from this parent goes on with it; 0: not at all; null, the default: "
+        "as long as it takes.",
+    )
 
 
 class TaskReference(serializers.Field[Any, Any, Any, Any]):
@@ -269,6 +277,7 @@ class TaskSerializer(WorkOptions, Origins, serializers.ModelSerializer[Task]):
             "affinity",
             "rate_key",
             "fallback",
+            "island_seconds",
             "active",
             "source_kind",
             "items_column",
@@ -358,6 +367,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
             "affinity",
             "rate_key",
             "fallback",
+            "island_seconds",
             "fire_time",
             "created_at",
             "ended_at",
@@ -403,7 +413,9 @@ class WouldGrant(serializers.Serializer[Any]):
 
 class WouldRefuse(serializers.Serializer[Any]):
     node = serializers.CharField()
-    code = serializers.CharField(help_text="offline, draining, type, label, load, limit, fallback, slots, rate, later.")
+    code = serializers.CharField(
+        help_text="offline, draining, type, label, load, limit, fallback, slots, rate, island, later."
+    )
     reason = serializers.CharField()
 
 

@@ -9,6 +9,7 @@ from rest_framework.routers import SimpleRouter
 
 from api import (
     views,
+    views_configuration,
     views_docs,
     views_nodes,
     views_rates,
@@ -50,6 +51,12 @@ urlpatterns = [
     path("v1/scheduler/start", views_schedule.SchedulerStart.as_view(), name="scheduler-start"),
     path("v1/scheduler/stop", views_schedule.SchedulerStop.as_view(), name="scheduler-stop"),
     path("v1/scheduler/reload", views_schedule.SchedulerReload.as_view(), name="scheduler-reload"),
+    path("v1/configuration", views_configuration.Configuration.as_view(), name="configuration"),
+    path("v1/configuration/canary", views_configuration.ConfigurationCanary.as_view(), name="configuration-canary"),
+    path("v1/configuration/promote", views_configuration.ConfigurationPromote.as_view(), name="configuration-promote"),
+    path(
+        "v1/configuration/rollback", views_configuration.ConfigurationRollback.as_view(), name="configuration-rollback"
+    ),
     path("v1/executors", views_types.Executors.as_view(), name="executors"),
     path("v1/executors/<str:task_type>/schema", views_types.TypeSchema.as_view(), name="type-schema"),
     path("v1/executors/<str:task_type>/settings", views_sources.Settings.as_view(), name="type-settings"),

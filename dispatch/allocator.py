@@ -276,6 +276,10 @@ class _Pass:
         # Not more than its part: of what is left, and of the slots beside runs that are served alike.
         room = min(room, math.ceil(offer.capacity / self.alike[demand.priority]))
         items = head.stop - head.start
+        if head.rate:
+            if (demand.run, head.rate) in self.paced:
+                return 1  # a lane, which it goes through item by item
+            items = min(items, self._tap(queue, head.rate).tokens)
         shards = math.ceil(items / max(self._size(queue, seat), 1)) if head.shard is None else items
         if head.shard is None:
             shards = math.ceil(shards * offer.capacity / max(self.eligible[demand.run], offer.capacity))

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.db import IntegrityError
+from django.db.models import Sum
 from django.utils import timezone
 
 from dispatch import events, rates
-from dispatch.models import RateBucket, RateLimit
+from dispatch.models import RateBucket, RateLease, RateLimit
 from dispatch.rates import Bucket, Limits, Rate
 from nodes.executors.base import Pace, shown
 from nodes.protocol import Conflict, FieldError, NotFound
@@ -73,9 +74,20 @@ def load(keys: Iterable[str], known: Limits, now: dt.datetime, *, lock: bool = F
     rows = RateBucket.objects.filter(key__in=wanted).order_by("key")
     if lock:
         rows = rows.select_for_update()
-    found = {row.key: Bucket(wanted[row.key], row.tokens, row.filled_at) for row in rows}
+    found = {row.key: (row.tokens, row.filled_at) for row in rows}
+    leased = _leased(wanted)
     # One that nobody has drawn from is full.
-    return {key: found.get(key, Bucket(rate, rate.burst, now)).filled(now) for key, rate in wanted.items()}
+    return {
+        key: Bucket(rate, *found.get(key, (rate.burst, now)), leased.get(key, 0)).filled(now)
+        for key, rate in wanted.items()
+    }
+
+
+def _leased(keys: Iterable[str] | None = None) -> dict[str, int]:
+    """Key -> tokens that relays have; of all keys unless some are named."""
+    rows = RateLease.objects.order_by()
+    rows = rows if keys is None else rows.filter(key__in=list(keys))
+    return dict(rows.values_list("key").annotate(Sum("tokens")))
 
 
 def spend(buckets: Mapping[str, Bucket], spent: Mapping[str, int]) -> None:
@@ -93,21 +105,24 @@ def spend(buckets: Mapping[str, Bucket], spent: Mapping[str, int]) -> None:
 
 def left(now: dt.datetime, most: int) -> dict[str, list[tuple[str, float]]]:
     """A limit's key -> (key, tokens now) of up to ``most`` buckets that were drawn from, those with least first."""
-    known = limits()
+    known, leased = limits(), _leased()
     found: dict[str, list[tuple[str, float]]] = {}
     for row in RateBucket.objects.iterator():
         if (holds := known.named(row.key)) is not None:
             name, rate = holds
-            found.setdefault(name, []).append((row.key, Bucket(rate, row.tokens, row.filled_at).filled(now).tokens))
+            bucket = Bucket(rate, row.tokens, row.filled_at, leased.get(row.key, 0)).filled(now)
+            found.setdefault(name, []).append((row.key, bucket.tokens))
     return {name: sorted(each, key=lambda pair: (pair[1], pair[0]))[:most] for name, each in found.items()}
 
 
 def forget(now: dt.datetime) -> int:
     """Removes buckets that are full again or have no limit any more: no row means a full one. Returns how many."""
-    known = limits()
+    known, leased = limits(), _leased()
 
     def idle(row: RateBucket) -> bool:
         rate = known.of(row.key)
+        if row.key in leased:
+            return False
         return rate is None or Bucket(rate, row.tokens, row.filled_at).filled(now).tokens >= rate.burst
 
     found = [row.pk for row in RateBucket.objects.iterator() if idle(row)]
@@ -128,7 +143,7 @@ def set_limit(key: str, per_second: float, burst: int = 1) -> RateLimit:
     checked = check_limit(key, per_second, burst)
     try:
         with write():
-            _settle()
+            settle(timezone.now())
             made = RateLimit.objects.create(**checked)
     except IntegrityError:
         raise Conflict(f"key: there is a rate limit {key!r} already") from None
@@ -146,7 +161,7 @@ def change_limit(pk: int, **fields: Any) -> RateLimit:
             now = {"key": limit.key, "per_second": limit.per_second, "burst": limit.burst} | fields
             for name, value in check_limit(**now).items():
                 setattr(limit, name, value)
-            _settle()
+            settle(timezone.now())
             limit.save()
     except IntegrityError:
         raise Conflict(f"key: there is a rate limit {fields['key']!r} already") from None
@@ -162,12 +177,14 @@ def remove_limit(pk: int) -> None:
     events.changed()
 
 
-def _settle() -> None:
-    """Buckets are filled at the rate they had until now, before that changes."""
-    known, now = limits(), timezone.now()
-    for row in RateBucket.objects.select_for_update().order_by("key"):
+def settle(now: dt.datetime, keys: Iterable[str] | None = None) -> None:
+    """Buckets, all of them unless some are named, are filled at the rate and with the room that they had until ``now``,
+    before that changes."""
+    known, leased = limits(), _leased(keys)
+    rows = RateBucket.objects.select_for_update().order_by("key")
+    for row in rows if keys is None else rows.filter(key__in=list(keys)):
         if (rate := known.of(row.key)) is not None:
-            bucket = Bucket(rate, row.tokens, row.filled_at).filled(now)
+            bucket = Bucket(rate, row.tokens, row.filled_at, leased.get(row.key, 0)).filled(now)
             RateBucket.objects.filter(pk=row.pk).update(tokens=bucket.tokens, filled_at=bucket.at)
 
 

@@ -1,7 +1,9 @@
 """What children are to have: active tasks, active sources, settings by type; a new version when they have changed.
 
 ``Configuration`` looks for changes once a second, by counts and latest changes; whatever wrote them is seen, and a
-version is made only where the content differs. Beats tell its number (``newest``), and the child fetches ``document``.
+version is made only where the content differs. Beats tell the number of the one that a node is to have (``given``),
+and the child fetches ``document``. Which one that is, ``config_releases`` decides; what a relay has from its parent
+comes out of ``relay.bundles``.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.db import close_old_connections, connection
-from django.db.models import Count, Max, Q
+from django.db.models import Count, Max, Q, QuerySet
 
 from dispatch import leading
-from dispatch.models import WORK_FIELDS, ConfigVersion, Source, Task, TypeSettings
+from dispatch.models import WORK_FIELDS, ConfigRelease, ConfigVersion, Source, Task, TypeSettings
+from dispatch.relay import bundles
 from nodes.protocol import NotFound
 from nodes.transactions import write
 
@@ -30,8 +34,8 @@ FULL_SECONDS = 60.0
 REST = 10
 """Between two versions at least so many times as long as the last one took to make: a long import is not a stampede."""
 MARK_LENGTH = 12
-KEPT = 10
-"""Versions that are kept; the newest is what children fetch."""
+KEPT = 20
+"""Versions that are kept, beside the one that is released; without a release the newest is what children fetch."""
 SIZE_LIMIT = 64 * 1024 * 1024
 """Characters of JSON; what goes beyond it is left out and named."""
 TASK_LIMIT = 8 * 1024 * 1024
@@ -40,7 +44,8 @@ TASK_FIELDS = ("name", *WORK_FIELDS, "items", "source_kind", "items_column", "cr
 SOURCE_FIELDS = ("kind", "key", "name", "address", "extra")
 
 Content = dict[str, Any]
-"""{"tasks": [{…}], "sources": [{…}], "settings": {type: params}, "left_out": {"tasks": [name…], "sources": number}}"""
+"""{"tasks": [{…}], "sources": [{…}], "settings": {type: params}, "left_out": {"tasks": [name…], "sources": number}};
+of a relay also what ``relay.bundles.joined`` adds."""
 
 
 class Mark(NamedTuple):
@@ -59,68 +64,118 @@ class Document(NamedTuple):
     body: bytes
 
 
+class Given(NamedTuple):
+    """Who has which: ``canary`` are ids of nodes that have the ``newest``, as all have where that is ``released``."""
+
+    newest: Mark
+    released: Mark
+    canary: frozenset[int] = frozenset()
+
+    def to(self, node_id: int) -> Mark:
+        return self.newest if node_id in self.canary else self.released
+
+
 NONE = Mark(0, "")
-_newest = NONE
+_given = Given(NONE, NONE)
 _looked: float | None = None
-_document: Document | None = None
+_documents: dict[Mark, Document] = {}
 _packing = threading.Lock()
 
 
 def newest() -> Mark:
-    """The version in force, or NONE before the first. At most one query a second, whoever asks."""
-    global _newest, _looked
+    """The newest version, or NONE before the first. At most a look a second, whoever asks."""
+    return _in_force().newest
+
+
+def given(node_id: int) -> Mark:
+    """The version that a node is to have."""
+    return _in_force().to(node_id)
+
+
+def _in_force() -> Given:
+    global _given, _looked
     now = time.monotonic()
     if _looked is None or now - _looked > LOOK_SECONDS:
         _looked = now
-        _newest = _latest()
-    return _newest
+        _given = _read()
+    return _given
 
 
-def document() -> Document:
-    """The version in force, packed once for all who fetch it. Raises NotFound before the first."""
-    global _document
+def document(node_id: int = 0) -> Document:
+    """The version that a node is to have (0: any but a canary), packed once for all who fetch it.
+
+    Raises NotFound before the first.
+    """
     with _packing:
-        latest = _latest()
-        if latest == NONE:
+        found = _read()
+        wanted = found.to(node_id)
+        if wanted == NONE:
             raise NotFound("there is no configuration yet; it is made within a second of the parent's start")
-        if _document is None or (_document.version, _document.mark) != latest:
-            _document = _packed(latest, ConfigVersion.objects.values_list("content", flat=True).get(pk=latest.version))
-        return _document
+        if wanted not in _documents:
+            for other in _documents.keys() - {found.newest, found.released}:
+                del _documents[other]
+            content = ConfigVersion.objects.values_list("content", flat=True).get(pk=wanted.version)
+            _documents[wanted] = _packed(wanted, content)
+        return _documents[wanted]
 
 
-def _latest() -> Mark:
-    row = ConfigVersion.objects.order_by("-pk").values_list("pk", "digest").first()
+def _read() -> Given:
+    latest = _mark(ConfigVersion.objects.order_by("-pk"))
+    release = ConfigRelease.objects.order_by("pk").values_list("released", "canary").first()
+    if release is None:
+        return Given(latest, latest)
+    return Given(latest, _mark(ConfigVersion.objects.filter(pk=release[0])), frozenset(release[1]))
+
+
+def _mark(versions: QuerySet[ConfigVersion]) -> Mark:
+    row = versions.values_list("pk", "digest").first()
     return NONE if row is None else Mark(row[0], row[1][:MARK_LENGTH])
+
+
+def look_again() -> None:
+    """Somebody has changed who is to have which."""
+    global _looked
+    _looked = None
 
 
 def forget() -> None:
     """What was read is not known any more: the database is another one."""
-    global _newest, _looked, _document
-    _newest, _looked, _document = NONE, None, None
+    global _given, _looked
+    _given, _looked = Given(NONE, NONE), None
+    _documents.clear()
 
 
 def refresh() -> int | None:
     """Makes a new version when the content differs from that of the newest; its number, or None.
 
-    Two processes that see a change at once may make two alike: children fetch once more, and have the same.
+    A relay makes none before it has its parent's: its nodes keep what they have. Two processes that see a change at
+    once may make two alike: children fetch once more, and have the same.
     """
-    global _looked
-    content = collect()
+    above = None
+    if settings.CASCADE.role != "relay":
+        content = collect()
+    elif (found := bundles.above()) is None:
+        return None
+    else:
+        above, theirs = found
+        own = collect(bundles.size(theirs))
+        content = bundles.joined(theirs, above, own, settings.CASCADE.called)
     digest = hashlib.sha256(_text(content).encode()).hexdigest()
     with write():
         latest = ConfigVersion.objects.order_by("-pk").values_list("digest", flat=True).first()
         if latest == digest:
             return None
-        made = ConfigVersion.objects.create(digest=digest, content=content)
+        made = ConfigVersion.objects.create(digest=digest, content=content, above=above)
         old = ConfigVersion.objects.order_by("-pk").values_list("pk", flat=True)[KEPT:]
-        ConfigVersion.objects.filter(pk__in=list(old)).delete()
-    _looked = None
+        released = ConfigRelease.objects.values_list("released", flat=True)
+        ConfigVersion.objects.filter(pk__in=set(old) - set(released)).delete()
+    look_again()
     return made.pk
 
 
-def collect() -> Content:
-    """What children are to have now."""
-    room = SIZE_LIMIT
+def collect(above: int = 0) -> Content:
+    """What children are to have now of this server's own, beside so many characters of the node above."""
+    room = SIZE_LIMIT - above
     settled = dict(TypeSettings.objects.order_by("type").values_list("type", "params"))
     room -= len(_text(settled))
     sources: list[dict[str, Any]] = []
@@ -157,6 +212,7 @@ def signature() -> tuple[Any, ...]:
         _counted(Task.objects.all()),
         _counted(Source.objects.all()),
         tuple(TypeSettings.objects.order_by("type").values_list("type", "params")),
+        bundles.signature(),
     )
 
 

@@ -18,6 +18,9 @@ def _choices(states: type[RunState] | type[ShardState] | type[AllocationState]) 
     return [(state.value, state.value) for state in states]
 
 
+ISLAND_LIMIT = 30 * 86_400
+
+
 class Fallback(models.TextChoices):
     """Whether the parent's own worker may run something."""
 
@@ -63,6 +66,13 @@ class Work(models.Model):
         choices=Fallback.choices,
         default=Fallback.ALLOWED,
         help_text="May the parent itself run it when no node can; must it; or never.",
+    )
+    island_seconds = models.FloatField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(ISLAND_LIMIT)],
+        help_text="So long a relay that is cut off from the node above goes on with it; 0: not at all; empty: as long "
+        "as it takes.",
     )
 
     class Meta:
@@ -191,6 +201,12 @@ class Origin(models.Model):
     start = models.PositiveIntegerField()
     slots = models.PositiveIntegerField(default=1, help_text="What runs here for it takes no more.")
     memory = models.JSONField(default=dict, help_text="What its items remember, by item key.")
+    rate = models.CharField(
+        max_length=200, blank=True, help_text="Key of the rate limit above whose tokens it came with: one start each."
+    )
+    held_at = models.DateTimeField(
+        null=True, help_text="Since when nothing of it runs, as the node above is silent for longer than it may go on."
+    )
     numbered = models.PositiveIntegerField(default=0, help_text="Parts that were put together.")
     sent_at = models.DateTimeField(null=True)
     closed_at = models.DateTimeField(null=True, help_text="When the parent had all of it, or did not want it any more.")
@@ -429,6 +445,19 @@ class RateBucket(models.Model):
         return self.key
 
 
+class RateLease(models.Model):
+    """Tokens of a rate that a relay was given with an allocation and has not used yet: until its lease ends they may be
+    used at any moment, so that its bucket has no room for others in their place.
+    """
+
+    allocation = models.OneToOneField(Allocation, primary_key=True, on_delete=models.CASCADE, related_name="rate_lease")
+    key = models.CharField(max_length=200, db_index=True)
+    tokens = models.PositiveIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.tokens} of {self.key} with allocation {self.allocation_id}"
+
+
 class TypeSettings(models.Model):
     """Parameters that runs of a type have unless they say otherwise; children get them with the configuration."""
 
@@ -443,10 +472,15 @@ class TypeSettings(models.Model):
 
 
 class ConfigVersion(models.Model):
-    """What children are to have: tasks, sources and type settings, as of one moment. The newest row is in force."""
+    """What children are to have: tasks, sources and type settings, as of one moment. The newest row is in force, unless
+    a ``ConfigRelease`` says otherwise.
+    """
 
     digest = models.CharField(max_length=64)
     content = models.JSONField()
+    above = models.PositiveBigIntegerField(
+        null=True, help_text="Of a relay: the number of the version of the node above that is in it."
+    )
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -454,6 +488,17 @@ class ConfigVersion(models.Model):
 
     def __str__(self) -> str:
         return f"version {self.pk}"
+
+
+class ConfigRelease(models.Model):
+    """While its one row is there, nodes have the version ``released``, and those of ``canary`` the newest."""
+
+    released = models.ForeignKey(ConfigVersion, on_delete=models.PROTECT, related_name="+")
+    canary = models.JSONField(default=list, help_text="Ids of nodes.")
+    changed_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"version {self.released_id}"
 
 
 class Delivery(models.Model):

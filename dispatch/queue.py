@@ -20,7 +20,7 @@ from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard
 from dispatch.rates import Lanes, Limits
-from dispatch.relay import granted
+from dispatch.relay import granted, leased
 from dispatch.states import LIVE, RunState, ShardState
 from nodes import failpoints, registry
 from nodes.cooling import cool_until
@@ -146,6 +146,8 @@ def _write(plan: Plan, terms: Terms, now: dt.datetime) -> None:
     lifecycle.grant(plan, now)
     if plan.spent:
         buckets.spend(terms.buckets, plan.spent)
+    if plan.grants and (plan.spent or settings.CASCADE.role == "relay"):
+        leased.lend(plan.grants, plan.spent)
     _wakes.note([*plan.later, *(piece for _, piece in plan.aside)], now)
 
 
@@ -175,6 +177,8 @@ def _plan(
     offered = offers(nodes, now)
     runs = list(_running(run_id).defer("items", "params"))
     limits = buckets.limits() if any(run.rate_key for run in runs) else Limits(())
+    if limits and lock:
+        leased.reclaim(now)
     if run_id is None:
         rated.forget(runs)
     paces = {run.pk: pace for run in runs if (pace := rated.pace_of(run))}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from django.db.models import Q
 
 from dispatch import rates
 from dispatch.items import CHUNK, Growing, item_key
-from dispatch.lifecycle.kept import about, frozen
+from dispatch.lifecycle.kept import about, frozen, remembered
 from dispatch.models import Allocation, Run, Source
 from dispatch.rates import Lanes, Limits
 from dispatch.states import LIVE
@@ -49,8 +50,11 @@ def of_items(run: Run, start: int, stop: int, limits: Limits, pace: Pace | None 
 
 
 def pace_of(run: Run) -> Pace | None:
-    """The pace that the run itself says."""
-    return executors.get(run.type).pace(about(run.pk)["params"]) if run.rate_key else None
+    """The pace that the run itself says. What a node above gave has one lane there, and so it has here."""
+    pace = executors.get(run.type).pace(about(run.pk)["params"]) if run.rate_key else None
+    if pace is None or remembered(run.pk) is None:
+        return pace
+    return replace(pace, per_second=pace.per_second / pace.lanes, lanes=1)
 
 
 def lanes(run: Run, pace: Pace, keys: Iterable[str], now: dt.datetime) -> dict[tuple[int, str], Lanes]:

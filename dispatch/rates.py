@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from string import Formatter
 from urllib.parse import urlsplit
@@ -53,18 +53,26 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What is left of ``rate`` now, ``tokens`` as of ``at``."""
+    """What is left of ``rate`` now, ``tokens`` as of ``at``. There is no room for those that are ``leased``: relays
+    have them, and may use them at any moment.
+    """
 
     rate: Rate
     tokens: float
     at: datetime
+    leased: int = 0
+
+    @property
+    def most(self) -> int:
+        """Tokens that there is room for."""
+        return max(self.rate.burst - self.leased, 0)
 
     def filled(self, now: datetime) -> Bucket:
         """The bucket ``now``. A clock a little behind the one that filled it last adds nothing."""
         if self.at - JUMP < now <= self.at:
-            return Bucket(self.rate, min(self.tokens, self.rate.burst), self.at)
+            return replace(self, tokens=min(self.tokens, self.most))
         gained = max((now - self.at).total_seconds(), 0.0) * self.rate.per_second
-        return Bucket(self.rate, min(self.tokens + gained, self.rate.burst), now)
+        return replace(self, tokens=min(self.tokens + gained, self.most), at=now)
 
     def wait(self, count: float) -> float:
         """Seconds until it holds ``count`` tokens, if nobody takes any."""

@@ -72,6 +72,8 @@ class Seat:
     def refusal(self, demand: Demand, item: str = "") -> Found:
         """(code, reason) why this node may not take this work at all now, whatever its free slots."""
         offer = self.offer
+        if demand.stopped:
+            return "island", demand.stopped
         if demand.fallback != "allowed":
             if demand.fallback == "required" and not offer.embedded:
                 return "fallback", "this run must run on the parent itself"
@@ -264,7 +266,7 @@ class Tap:
 
     def soonest(self, count: int) -> float | None:
         """Seconds until there are ``count`` tokens for whoever is first; None: somebody's word must come before."""
-        return self.bucket.wait(count + self.spent)
+        return None if count > self.bucket.most else self.bucket.wait(count + self.spent)
 
     def wait(self, count: int) -> float:
         """Seconds until there are ``count`` tokens, behind what waits already."""
@@ -273,6 +275,8 @@ class Tap:
     def words(self, count: int) -> str:
         seconds = self.bucket.wait(count + self.spent)
         tokens = "token" if count == 1 else f"{count} tokens"
+        if count > self.bucket.most:
+            return f"next {tokens} when relays have used the {self.bucket.leased} they have ({self.bucket.rate})"
         return f"next {tokens} in {seconds:.2g} s ({self.bucket.rate})"
 
 

@@ -16,6 +16,7 @@ from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, shown
 from nodes.protocol import OLDEST, SLOTS_LIMIT, VERSION, FieldError
 
 BRANCHES_LIMIT = 100
+CONFIGS_LIMIT = 10
 PATH_LIMIT = 500
 """Characters of the names of nodes from one node down to another."""
 IDS_LIMIT = 20_000
@@ -41,11 +42,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """What a relay's nodes can do together: slots in all and by type, and which labels there are together."""
+    """What a relay's nodes can do together: slots in all and by type, and which labels there are together.
+
+    ``begun``: of allocations that came with tokens of a rate, how many items were begun. ``configs``: version of the
+    configuration -> nodes below that have it; 0 for any other.
+    """
 
     slots: int
     types: dict[str, int]
     branches: tuple[dict[str, str], ...]
+    begun: dict[int, int] = field(default_factory=dict)
+    configs: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +184,6 @@ def read_claim(body: Any) -> Claim:
 
 def read_beat(body: Any) -> Beat:
     body = read_object(body)
-    progress = read_object(body.get("progress", {}), "progress")
-    if len(progress) > IDS_LIMIT:
-        raise FieldError("progress", f"has {len(progress)} entries; at most {IDS_LIMIT} are allowed")
     executors = body.get("executors")
 
     def load(name: str) -> float | None:
@@ -190,7 +194,7 @@ def read_beat(body: Any) -> Beat:
         hello=body.get("hello") is True,
         held=read_ids(body.get("held", []), "held"),
         running=read_ids(body.get("running", []), "running"),
-        progress={_key(name): _whole(done, "progress") for name, done in progress.items()},
+        progress=_counted(body, "progress", IDS_LIMIT),
         cpu=load("cpu"),
         memory=load("memory"),
         disk=load("disk"),
@@ -225,13 +229,24 @@ def _below(body: dict[str, Any]) -> Below:
             }
             for branch in branches
         ),
+        begun=_counted(body, "begun", IDS_LIMIT),
+        configs=_counted(body, "configs", CONFIGS_LIMIT),
     )
 
 
-def _key(name: str) -> int:
-    if not name.isascii() or not name.isdigit() or len(name) > 19:
-        raise FieldError("progress", f"{shown(name)} is not an allocation's id")
-    return int(name)
+def _counted(body: dict[str, Any], name: str, limit: int) -> dict[int, int]:
+    """An object of whole numbers by whole numbers."""
+    told = read_object(body.get(name, {}), name)
+    if len(told) > limit:
+        raise FieldError(name, f"has {len(told)} entries; at most {limit} are allowed")
+    return {_key(each, name): _whole(count, name) for each, count in told.items()}
+
+
+def _key(text: str, name: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        what = "a version's number" if name == "configs" else "an allocation's id"
+        raise FieldError(name, f"{shown(text)} is not {what}")
+    return int(text)
 
 
 def _carrier(value: Any) -> str:

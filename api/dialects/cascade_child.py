@@ -46,7 +46,7 @@ def message_tasks(request: HttpRequest) -> HttpResponse:
 
 
 def _synced(node: Node, operation: str, found: list[dict[str, Any]]) -> HttpResponse:
-    registry.synced(node.pk, configuration.newest().version or None, timezone.now())
+    registry.synced(node.pk, configuration.given(node.pk).version or None, timezone.now())
     synclog.note(node.pk, operation, synclog.PULL, count=len(found))
     return ok(found)
 

@@ -12,7 +12,7 @@ from dispatch.lifecycle.ends import cancel, progress, retry
 from dispatch.lifecycle.grants import OFFER_LIMIT, accept, claim, grant, offered, release
 from dispatch.lifecycle.growth import append
 from dispatch.lifecycle.leases import disconnected, expire, forgive, unstick
-from dispatch.lifecycle.recalled import recall
+from dispatch.lifecycle.recalled import recall, withdraw
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import damaged, lost, saved
 from dispatch.lifecycle.staged import begin, report_failure, report_staged, stage
@@ -51,4 +51,5 @@ __all__ = [
     "take_back",
     "tell_superseded",
     "unstick",
+    "withdraw",
 ]

@@ -13,7 +13,7 @@ from dispatch import configuration, events
 from dispatch.lifecycle.grants import release_unheld
 from dispatch.lifecycle.leases import renew, renew_all, start_all
 from dispatch.models import Allocation
-from dispatch.relay import place
+from dispatch.relay import leased, place
 from dispatch.states import LIVE
 from nodes import keys, registry
 from nodes.keys import Caller
@@ -62,6 +62,9 @@ def beat_all(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
                 registry.synced(node.pk, sent.config or None, now)
             if sent.hello:
                 release_unheld(node.pk, sent.held)
+        freed = [
+            leased.used(node.pk, sent.below.begun, sent.held, now) for node, sent, _ in taken if sent.below is not None
+        ]
         live = renew_all([(node, sent.held) for node, sent, _ in taken], now)
         start_all([(node, sent.running) for node, sent, _ in taken], now)
         for node, sent, _ in taken:
@@ -69,7 +72,7 @@ def beat_all(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
                 _advance(node.pk, sent.progress)
     # A beat frees no slot; only a node that was not there before changes what can be granted.
     news = any(sent.hello or sent.leaving or not registry.is_online(node, now) for node, sent, _ in taken)
-    events.changed(allocate=news)
+    events.changed(allocate=news or any(freed))
     return [_reply(each, live, now) if isinstance(each, Heard) else each for each in heard]
 
 
@@ -116,13 +119,14 @@ def _only(node: Node, relay: str) -> None:
 
 def _facts(node: Node, relay: str, below: Below) -> dict[str, Any]:
     told = {"id": relay, "slots": below.slots, "types": below.types, "branches": list(below.branches)}
+    told["configs"] = {str(number): count for number, count in below.configs.items()}
     return {**node.facts, **told}
 
 
 def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dict[str, Any]:
     node, sent, _ = heard
     settled = settings.CASCADE
-    in_force = configuration.newest()
+    in_force = configuration.given(node.pk)
     return {
         "node": node.name,
         "cancel": [pk for pk in sent.held if (node.pk, pk) not in live],

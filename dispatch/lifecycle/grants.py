@@ -18,7 +18,7 @@ from dispatch.lifecycle import leases, loading, memories
 from dispatch.lifecycle.cuts import postpone, shorten
 from dispatch.lifecycle.kept import about, beyond, frozen, remembered
 from dispatch.lifecycle.writing import SHARD_COLUMNS
-from dispatch.models import Allocation, Run, Shard
+from dispatch.models import Allocation, RateLease, Run, Shard
 from dispatch.states import LIVE, AllocationState, RunState, ShardState
 from nodes import executors, keys, registry
 from nodes.keys import Caller
@@ -203,7 +203,11 @@ def package(found: Sequence[Parcel]) -> dict[str, Any]:
         [each.pk, each.run_id, each.start, each.stop, each.attempt, frozen(each.run_id).slice(each.start, each.stop)]
         for each in found
     ]
-    wide = {"slots": {str(each.pk): each.slots for each in found}} if relay else {}
+    wide: dict[str, Any] = {}
+    if relay and found:
+        rate_keys = RateLease.objects.filter(allocation__in=[each.pk for each in found])
+        wide["slots"] = {str(each.pk): each.slots for each in found}
+        wide["rates"] = {str(pk): key for pk, key in rate_keys.values_list("pk", "key")}
     return {"runs": runs, "work": work, **wide, **_beside(work)}
 
 

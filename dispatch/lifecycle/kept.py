@@ -19,8 +19,9 @@ def about(run_id: int) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def beyond(run_id: int) -> dict[str, Any]:
     """What a relay must know beyond that, to give the run to its own nodes; it never changes either."""
-    run = Run.objects.only("name", "shard_size", "labels").get(pk=run_id)
-    return {"name": run.name, "shard_size": run.shard_size, "labels": run.labels}
+    names = ("name", "shard_size", "labels", "rate_key", "island_seconds")
+    run = Run.objects.only(*names).get(pk=run_id)
+    return {name: getattr(run, name) for name in names}
 
 
 @lru_cache(maxsize=64)

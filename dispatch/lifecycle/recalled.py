@@ -1,4 +1,4 @@
-"""Recall: what was granted and not fetched yet goes back, to be granted anew."""
+"""Recall: what was granted goes back, to be granted anew; what was not fetched yet, or all of a run."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def recall(node_ids: Sequence[int], detail: str, run_id: int | None = None) -> l
         leases.end(waiting, AllocationState.CANCELLED, Failure.RETURNED, detail, timezone.now())
     events.changed()
     return [held for held, _ in waiting]
+
+
+@retried
+def withdraw(run_id: int, detail: str) -> int:
+    """Takes back all of a run that is with nodes, which drop it; no attempt counts. Returns how many allocations."""
+    with write():
+        live = Allocation.objects.filter(run=run_id, state__in=LIVE)
+        found = loading.attempts(live.select_for_update())
+        leases.end(found, AllocationState.CANCELLED, Failure.RETURNED, detail, timezone.now())
+    events.changed()
+    by_node: dict[int, list[int]] = {}
+    for held in {held for held, _ in found}:
+        if held.node is not None:
+            by_node.setdefault(held.node, []).append(held.id)
+    for node_id, ids in by_node.items():
+        events.tell([node_id], {"type": "node.cancel", "ids": ids})
+    return sum(map(len, by_node.values()))

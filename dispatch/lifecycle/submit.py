@@ -27,7 +27,7 @@ from nodes.transactions import write
 
 KEY_LIMIT = 200
 SLICE = 500
-SPELLED = ("priority", "timeout", "max_attempts", "backoff")
+SPELLED = ("priority", "timeout", "max_attempts", "backoff", "island_seconds")
 """Fields whose bounds are declared by the model's validators."""
 
 
@@ -49,6 +49,7 @@ def submit(
     affinity: Mapping[str, str] | None = None,
     rate_key: str = "",
     fallback: str = Fallback.ALLOWED,
+    island_seconds: float | None = None,
     fire_time: dt.datetime | None = None,
     submitted_by: str = "",
     idempotency_key: str | None = None,
@@ -84,6 +85,7 @@ def submit(
         "affinity": {} if affinity is None else affinity,
         "rate_key": buckets.settled(executor.pace(checked), rate_key),
         "fallback": fallback,
+        "island_seconds": island_seconds,
     }
     check_work(work)
     blob = freeze(frozen)
@@ -102,7 +104,8 @@ def submit(
     if idempotency_key is not None:
         run.idempotency_key = check_text("Idempotency-Key", idempotency_key, 160)
         # The key remembers what it stood for, so that a reuse by mistake does not pass for a repetition.
-        run.fingerprint = hashlib.sha256(blob + json.dumps(work, sort_keys=True).encode()).hexdigest()
+        meant = {name: value for name, value in work.items() if name != "island_seconds" or value is not None}
+        run.fingerprint = hashlib.sha256(blob + json.dumps(meant, sort_keys=True).encode()).hexdigest()
         if (earlier := _submitted_before(run)) is not None:
             return earlier
     # Not part of what an idempotency key stands for: it depends on who is there.
@@ -211,6 +214,8 @@ def check_work(work: Mapping[str, Any]) -> None:
     for field in SPELLED:
         value = work[field]
         column = Run._meta.get_field(field)
+        if value is None and getattr(column, "null", False):
+            continue
         whole = field in ("priority", "max_attempts")
         if (
             isinstance(value, bool)

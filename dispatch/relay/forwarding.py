@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -18,9 +19,11 @@ from django.utils import timezone
 
 from dispatch import lifecycle
 from dispatch.models import Allocation, Origin, Receipt, Shard
+from dispatch.relay import leased
 from dispatch.results import room
 from dispatch.states import ShardState
 from nodes import failpoints
+from nodes.protocol import Conflict
 from nodes.transactions import retried, write
 
 RANGES, BYTES = 2000, 1024 * 1024
@@ -84,7 +87,10 @@ def _of(origin: Origin, now: datetime) -> list[Sending]:
 
 
 def _is_done(origin: Origin) -> bool:
-    return origin.run.cut >= origin.run.count and not Shard.objects.filter(run=origin.run, state__in=OPEN).exists()
+    if origin.run.cut < origin.run.count:
+        return False
+    open_ = Shard.objects.filter(run=origin.run, state__in=OPEN)
+    return not open_.exists() or (bool(origin.rate) and leased.broken(origin.run_id))
 
 
 def _together(inline: Iterable[Receipt]) -> list[list[Receipt]]:
@@ -136,7 +142,7 @@ def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
 
 
 def _last(origin: Origin, receipts: Sequence[Receipt]) -> Sending:
-    failed = Shard.objects.filter(run=origin.run, state__in=ENDED_BADLY).order_by("start")
+    failed = Shard.objects.filter(run=origin.run, state__in=(*ENDED_BADLY, *OPEN)).order_by("start")
     ended = [
         (index, error or state, state != ShardState.QUARANTINED)
         for start, stop, state, error in failed.values_list("start", "stop", "state", "error")
@@ -229,6 +235,9 @@ def settled(sending: Sending) -> None:
     if receipts:
         lifecycle.saved(receipts)
         purge()
+    if sending.last and Origin.objects.filter(pk=sending.origin).exclude(rate="").exists():
+        with suppress(Conflict):
+            lifecycle.cancel(sending.origin)  # what had no second start here was told as failed
 
 
 def purge() -> None:

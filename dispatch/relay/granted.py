@@ -9,32 +9,40 @@ from dataclasses import dataclass, field, replace
 from django.conf import settings
 from django.db.models import Sum
 
+from dispatch.lifecycle.kept import about
 from dispatch.models import Allocation, Origin
 from dispatch.plans import Demand, Offer
-from dispatch.relay import place
+from dispatch.relay import leased, place
 from dispatch.states import LIVE
+from nodes import executors
 
 ALL = "all from above"
+ISLAND = "this relay is cut off from the node above for longer than the run may go on (island_seconds)"
+LAPSED = "the tokens of its rate have lapsed: nothing was heard of the node above for the time of a lease"
 
 
 @dataclass(frozen=True, slots=True)
 class Above:
     """``runs``: those that came from above, with their ceilings. ``left``: slots under each. ``held``: run -> node ->
-    slots.
+    slots. ``stopped``: runs that are given to nobody now, and why. ``unbegun``: of a run that came with tokens, the
+    shards that had no start yet.
     """
 
     runs: dict[int, tuple[str, ...]] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     held: dict[int, dict[int, int]] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    unbegun: dict[int, set[int]] = field(default_factory=dict)
 
 
 def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     """The ceilings that hold now."""
     if settings.CASCADE.role != "relay":
         return Above()
-    granted = dict(Origin.objects.filter(closed_at=None).values_list("run", "slots"))
-    if not granted:
+    rows = list(Origin.objects.filter(closed_at=None).values_list("run", "slots", "rate", "held_at"))
+    if not rows:
         return Above()
+    granted = {run: slots for run, slots, _, _ in rows}
     types = {demand.run: demand.type for demand in demands}
     held: dict[int, dict[int, int]] = defaultdict(dict)
     live = Allocation.objects.filter(run__in=granted, state__in=LIVE, node__isnull=False).order_by()
@@ -54,11 +62,26 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     runs = {
         run: tuple(name for name in (f"run {run}", ALL, f"type {types.get(run)}") if name in left) for run in granted
     }
-    return Above(runs, left, held)
+    stopped = {run: ISLAND for run, _, _, since in rows if since}
+    if here.silence() >= here.lease:
+        stopped |= {run: LAPSED for run, _, rate, since in rows if not since and (rate or _paced(run))}
+    returned = {demand.run for demand in demands if demand.returned}
+    unbegun = leased.unbegun(run for run, _, rate, _ in rows if rate and run in returned)
+    return Above(runs, left, held, stopped, unbegun)
+
+
+def _paced(run: int) -> bool:
+    """Whether it has a pace of its own: the node above gives its lane to others when the lease has ended."""
+    told = about(run)
+    return executors.get(told["type"]).pace(told["params"]) is not None
 
 
 def bounded(demand: Demand, above: Above) -> Demand:
     """``demand`` under its ceilings, if it came from above."""
     if (names := above.runs.get(demand.run)) is None:
         return demand
-    return replace(demand, ceilings=names, held=above.held.get(demand.run, {}))
+    stopped = above.stopped.get(demand.run, "")
+    may = above.unbegun.get(demand.run)
+    returned = demand.returned if may is None else [piece for piece in demand.returned if piece.shard in may]
+    held = above.held.get(demand.run, {})
+    return replace(demand, ceilings=names, held=held, stopped=stopped, returned=returned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -19,11 +19,13 @@ BRANCHES = 50
 
 
 class Below(NamedTuple):
-    """One node below. ``limits`` are the most slots a type may have there."""
+    """One node below. ``limits`` are the most slots a type may have there; ``labels`` are several sets where it is a
+    relay, whose nodes differ.
+    """
 
     capacity: int
     types: frozenset[str]
-    labels: tuple[tuple[str, str], ...]
+    labels: Sequence[tuple[tuple[str, str], ...]]
     limits: dict[str, int]
     busy: int
     """Slots that work of this relay's own takes."""
@@ -39,7 +41,7 @@ def summary(nodes: Iterable[Below]) -> dict[str, Any]:
         slots += free
         for each in node.types:
             types[each] = types.get(each, 0) + min(free, node.limits.get(each, free))
-        branches[node.labels] = None
+        branches.update(dict.fromkeys(node.labels))
     return {"slots": slots, "types": types, "branches": [dict(each) for each in list(branches)[:BRANCHES]]}
 
 
@@ -57,9 +59,19 @@ def now(at: datetime | None = None) -> dict[str, Any]:
         Below(
             registry.slots(node),
             frozenset(node.executors),
-            tuple(sorted(node.labels.items())),
-            limits.get(node.pk, {}),
+            _labels(node),
+            _least(limits.get(node.pk, {}), node.facts.get("types") or {}),
             busy.get(node.pk, 0),
         )
         for node in there
     )
+
+
+def _labels(node: Node) -> list[tuple[tuple[str, str], ...]]:
+    below = (node.facts.get("branches") or [{}]) if node.role == Node.Role.RELAY else [{}]
+    return [tuple(sorted({**node.labels, **each}.items())) for each in below]
+
+
+def _least(limits: Mapping[str, int], told: Mapping[str, int]) -> dict[str, int]:
+    """Of a relay below, of whose nodes only some run a type."""
+    return {name: min(each[name] for each in (limits, told) if name in each) for name in {*limits, *told}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,13 +16,29 @@ from nodes.protocol import Conflict
 class Place:
     """``path`` has [id, name] of each node from the root to the parent. ``capacity`` and ``limits`` are what the parent
     lets all of this subtree run at once, together and by type; None: it has no parent, or has not said so yet.
+
+    ``heard`` is when the last beat was sent that it has answered, by this machine's monotonic clock; before the first
+    one, when this server began to call it. ``beat`` and ``lease`` are seconds, as it told.
     """
 
     path: list[list[str]] = field(default_factory=list)
     capacity: int | None = None
     limits: dict[str, int] = field(default_factory=dict)
+    heard: float = field(default_factory=time.monotonic)
+    beat: float = 5.0
+    lease: float = 30.0
+
+    def silence(self) -> float:
+        """Seconds without a word of the parent."""
+        return time.monotonic() - self.heard
+
+    @property
+    def cut_off(self) -> float:
+        """After so many seconds of silence the link is lost, and not just between two beats."""
+        return CUT_OFF_BEATS * self.beat
 
 
+CUT_OFF_BEATS = 2
 here = Place()
 
 

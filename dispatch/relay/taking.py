@@ -15,6 +15,7 @@ from dispatch.items import freeze
 from dispatch.lifecycle.submit import defaults, hands_of
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Origin, Receipt, Run
+from dispatch.rates import KEY_LIMIT
 from dispatch.states import RunState
 from nodes import executors, failpoints
 from nodes.protocol import CascadeError, Conflict
@@ -39,6 +40,7 @@ def take(parent: str, message: Mapping[str, Any]) -> Taken:
     runs = message.get("runs") or {}
     memories = message.get("memory") or {}
     slots = message.get("slots") or {}
+    keys = message.get("rates") or {}
     for allocation, above, start, _, _, items in message.get("work") or []:
         about = runs[str(above)]
         memory = memories.get(str(allocation)) or {}
@@ -51,7 +53,8 @@ def take(parent: str, message: Mapping[str, Any]) -> Taken:
             logger.error("allocation %s of %s goes back: %s", allocation, parent, error)
             taken.unknown.append(allocation)
             continue
-        if _begin(parent, allocation, above, start, items, about, memory, int(slots.get(str(allocation), 1))):
+        wide = int(slots.get(str(allocation), 1))
+        if _begin(parent, allocation, above, start, items, about, memory, wide, keys.get(str(allocation)) or ""):
             taken.held.append(allocation)
     if taken.held:
         failpoints.reach("relay.taken")
@@ -68,6 +71,7 @@ def _begin(
     about: Mapping[str, Any],
     memory: Mapping[str, Any],
     slots: int,
+    key: str,
 ) -> bool:
     executor = executors.get(about["type"])
     run = Run(
@@ -75,6 +79,8 @@ def _begin(
         **{name: about[name] for name in ("type", "params") if name in about},
         items=freeze(list(items)),
         count=len(items),
+        rate_key=_literal(key) or about.get("rate_key") or "",
+        island_seconds=about.get("island_seconds"),
         name=f"{about.get('name') or 'run'} {above} of {parent}"[:200],
         hands=hands_of(executor, list(items), about["params"]),
         shard_size=int(about.get("shard_size") or 0),
@@ -87,11 +93,48 @@ def _begin(
         with write():
             run.save(force_insert=True)
             Origin.objects.create(
-                run=run, parent=parent, allocation=allocation, start=start, above=above, slots=slots, memory=memory
+                run=run,
+                parent=parent,
+                allocation=allocation,
+                start=start,
+                above=above,
+                slots=slots,
+                memory=memory,
+                rate=key,
             )
     except IntegrityError:
         return Origin.objects.filter(parent=parent, allocation=allocation).exists()
     return True
+
+
+def _literal(key: str) -> str:
+    """A template that makes ``key`` of every item: what is behind a host's name may not be known here."""
+    template = key.replace("{", "{{").replace("}", "}}")
+    return template if len(template) <= KEY_LIMIT else ""
+
+
+def hold(silence: float, cut_off: float) -> int:
+    """The parent is silent for ``silence`` seconds: what may not go on for so long stops, and waits to be wanted again.
+
+    Up to ``cut_off`` seconds nobody is cut off. Returns how many runs were stopped.
+    """
+    if silence < cut_off:
+        return 0
+    late = Origin.objects.filter(closed_at=None, held_at=None, run__island_seconds__lte=silence)
+    found = list(late.filter(run__state=RunState.RUNNING).values_list("pk", "run__island_seconds"))
+    for run, seconds in found:
+        # First of all, so that no pass gives it out again.
+        Origin.objects.filter(pk=run).update(held_at=timezone.now())
+        lifecycle.withdraw(run, f"cut off from the node above for more than {seconds:g} s")
+    return len(found)
+
+
+def go_on(parent: str) -> int:
+    """The parent is heard of, and has said what it does not want any more: the rest goes on. Returns how many runs."""
+    found = Origin.objects.filter(parent=parent, closed_at=None, held_at__isnull=False).update(held_at=None)
+    if found:
+        events.changed()
+    return found
 
 
 def held(parent: str) -> list[int]:

@@ -10,21 +10,24 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from django.conf import settings
 from django.db import close_old_connections
+from django.utils import timezone
 
 from dispatch import events
-from dispatch.relay import forwarding, offering, place, taking
+from dispatch.relay import bundles, forwarding, leased, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints, identity
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
+from nodes.agent.configuration import Sync
 from nodes.protocol import VERSION
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ Result = TypeVar("Result")
 
 LOOK_SECONDS = 0.25
 """So often the receipts are looked at that nobody has told of."""
+STUCK = "what is left of it was lost below, or finds no node there; a new start takes new tokens of its rate"
+WATCH_SECONDS = 0.5
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 END_SECONDS = 10.0
 
@@ -56,6 +61,7 @@ class Upward:
         self._jobs: set[asyncio.Future[None]] = set()
 
     def start(self) -> None:
+        place.here = place.Place()
         self._thread.start()
 
     def stop(self) -> None:
@@ -75,7 +81,12 @@ class Upward:
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
-        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._beating(), self._forwarding())]
+        self._sync = Sync(bundles.store(), lambda: self._link.rest.fetch("config"), events.relay.set)
+        await asyncio.to_thread(self._sync.open)
+        jobs = [
+            asyncio.create_task(job)
+            for job in (self._link.run(), self._beating(), self._forwarding(), self._watching())
+        ]
         ended = asyncio.create_task(self._ended.wait())
         try:
             done, _ = await asyncio.wait([ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -88,6 +99,7 @@ class Upward:
             for job in jobs:
                 job.cancel()
             await asyncio.wait(jobs, timeout=END_SECONDS)
+            self._sync.close()
             self._link.close()
 
     async def _in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
@@ -111,6 +123,8 @@ class Upward:
                 await self._in_thread(taking.drop, self.parent, gone)
             if message.get("work") and not self._stopping:
                 taken = await self._in_thread(taking.take, self.parent, message)
+                # Known to the next claim: a cancel that comes between two claims is found by what the second holds.
+                self._held = sorted({*self._held, *taken.held})
                 if message.get("type") == "offer" and taken.held:
                     reply = await self._link.call("accept", {"allocations": taken.held})
                     await self._in_thread(taking.drop, self.parent, reply.get("gone") or [])
@@ -129,6 +143,8 @@ class Upward:
 
     _slots = 0
     _held: list[int] = []
+    _begun: Mapping[str, int] = {}
+    _version_told = 0
 
     async def _greet(self) -> None:
         """Hello, once in this relay's life; later connects only beat, for what is on its way then must not be lost."""
@@ -159,6 +175,7 @@ class Upward:
 
     async def _beat(self, *, hello: bool = False, leaving: bool = False) -> None:
         body = await self._in_thread(self._beat_body)
+        sent = time.monotonic()
         hello_ = {"hello": True, "protocol": VERSION} if hello else {}
         reply = await self._link.call("beat", {**body, "leaving": leaving, **hello_})
         self._beat_seconds = float(reply.get("beat_seconds", self._beat_seconds))
@@ -168,21 +185,29 @@ class Upward:
         if parent != self.parent:
             await self._in_thread(taking.drop_others, parent)
             self.parent = parent
-        self._place(path, reply)
+        self._place(path, reply, sent)
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
+        await self._in_thread(taking.go_on, self.parent)
+        self._sync.heard(reply.get("config"), reply.get("config_mark"))
 
-    def _place(self, path: list[list[str]], reply: Body) -> None:
+    def _place(self, path: list[list[str]], reply: Body, sent: float) -> None:
         if circle := place.closes_a_circle(path):
             raise Refused(HTTPStatus.CONFLICT, f"this relay is above itself: {circle}")
-        place.here = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}))
+        beat, lease = self._beat_seconds, float(reply.get("lease_seconds", place.here.lease))
+        place.here = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}), sent, beat, lease)
 
     def _beat_body(self) -> Body:
         below = offering.now()
         self._held = taking.held(self.parent)
         self._slots = below["slots"]
+        self._begun = leased.begun(self.parent) if self.parent else {}
+        self._version_told = self._sync.number
         return {
+            "begun": self._begun,
+            "config": self._version_told,
+            "configs": bundles.counts(),
             "boot": self._boot,
             "held": self._held,
             "running": self._held,
@@ -196,6 +221,21 @@ class Upward:
             "branches": below["branches"],
         }
 
+    # Cut off
+
+    async def _watching(self) -> None:
+        """Stops what may not go on for so long as the parent is silent."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                here = place.here
+                if here.silence() >= here.cut_off:
+                    stopped = await self._in_thread(taking.hold, here.silence(), here.cut_off)
+                    if stopped:
+                        logger.warning("cut off from %s: %d runs wait for it", self._config.parent, stopped)
+            except Exception:
+                logger.exception("what may not go on could not be stopped; it is tried again")
+
     # What is done goes up
 
     async def _forwarding(self) -> None:
@@ -207,6 +247,7 @@ class Upward:
                 events.relay.clear()
                 if self.parent:
                     await self._forward()
+                    await self._tell_at_once()
                 attempt = 0
             except Unreachable as error:
                 attempt += 1
@@ -265,6 +306,14 @@ class Upward:
         """What of these was not passed on goes to others."""
         await self._link.call("release", {"allocations": sorted(allocations), "detail": detail})
         await self._in_thread(taking.drop, self.parent, allocations)
+
+    async def _tell_at_once(self) -> None:
+        """What was begun makes room for others; a new configuration is seen. What goes no further here goes back."""
+        begun, stuck = await self._in_thread(leased.told, self.parent, timezone.now())
+        if (begun, self._sync.number) != (self._begun, self._version_told):
+            await self._beat()
+        if stuck:
+            await self._give_back(stuck, STUCK)
 
     async def _settle(self, sending: Sending, told: dict[str, Any]) -> None:
         status = told["status"]

@@ -44,6 +44,14 @@ class Version:
 NONE = Version(0, "")
 
 
+def of_task(content: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings by type and the sources that ``task`` goes by: those of the server that defined it, where a relay's
+    own stand beside those of the node above it."""
+    of = task.get("of", "")
+    settings = (content.get("settings_of") or {}).get(of, {}) if of else content["settings"]
+    return settings, [source for source in content["sources"] if source.get("of", "") == of]
+
+
 class Store:
     """The file in ``folder``, which one agent writes and anybody may read."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from nodes import surroundings
 from nodes.agent.config import load
-from nodes.agent.configuration import Damaged, Store
+from nodes.agent.configuration import Damaged, Store, of_task
 from nodes.agent.offline_run import OfflineRun
 from nodes.protocol import CascadeError, FieldError, NotFound
 
@@ -70,7 +70,10 @@ def _folder(options: argparse.Namespace) -> Path:
 def _tasks(options: argparse.Namespace) -> int:
     version, content = Store(_folder(options)).read()
     tasks = [
-        {"name": task["name"], "type": task["type"], "items": _count(task, content["sources"]), "cron": task["cron"]}
+        {
+            **{name: task[name] for name in ("name", "type", "cron")},
+            "items": _count(task, of_task(content, task)[1]),
+        }
         for task in content["tasks"]
     ]
     if options.json:

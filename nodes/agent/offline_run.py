@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nodes import executors
+from nodes.agent.configuration import of_task
 from nodes.executors.base import Dataset, Executor, item_key
 from nodes.protocol import FieldError
 from nodes.surroundings import Surroundings
@@ -100,8 +101,9 @@ class OfflineRun:
                 "type", f"{self.type!r} cannot be run here; what can is: {', '.join(executors.runnable())}"
             )
         executor = executors.get(self.type)
-        self.params = executor.check(executor.merged(content["settings"].get(self.type, {}), task["params"]))
-        self.items = executor.begin(_items(task, content["sources"], executor), self.params)
+        settings, sources = of_task(content, task)
+        self.params = executor.check(executor.merged(settings.get(self.type, {}), task["params"]))
+        self.items = executor.begin(_items(task, sources, executor), self.params)
         if executor.expected(self.items, self.params) not in (None, len(self.items)):
             raise FieldError("params", f"{self.type} as asked for is planned by a parent as it goes: run it there")
         self._most = executor.most_items(self.params)

@@ -39,12 +39,6 @@ PARENT = "p" * 32
 LATER = dt.timedelta(seconds=forwarding.PART_SECONDS)
 
 
-@pytest.fixture
-def relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "CASCADE", settings.CASCADE.model_copy(update={"role": "relay"}))
-    monkeypatch.setattr(place, "here", place.Place())
-
-
 def offered(allocation: int = 70, start: int = 100, count: int = 8, slots: int = 4, **about: Any) -> dict[str, Any]:
     """Work as the parent's offer brings it."""
     run = {"type": "echo", "params": {}, "timeout": 60.0, "priority": 5, "shard_size": 2, **about}
@@ -328,6 +322,15 @@ def test_it_offers_what_its_nodes_can_do_now() -> None:
     assert sorted(each["zone"] for each in told["branches"]) == ["x", "y"]
 
 
+def test_a_relay_below_offers_the_labels_and_types_of_its_nodes() -> None:
+    mine = child("eu", capacity=9, labels={"zone": "x"})
+    told = {"role": "relay", "id": "a" * 32, "slots": 6, "types": {"echo": 6, "crawl": 2}}
+    mine.beat(**told, executors=["crawl", "echo"], branches=[{"disk": "big"}, {"disk": "small"}])
+    found = offering.now()
+    assert (found["slots"], found["types"]) == (6, {"echo": 6, "crawl": 2})
+    assert found["branches"] == [{"disk": "big", "zone": "x"}, {"disk": "small", "zone": "x"}]
+
+
 def test_slots_of_its_own_runs_are_not_offered() -> None:
     child(capacity=4)
     submit(3)
@@ -405,6 +408,33 @@ def test_ceilings_count_what_runs_not_what_is_queued_behind_it() -> None:
     above = granted.load([], queue.offers([mine.node], timezone.now()))
     assert set(above.left.values()) == {1}
     assert Origin.objects.get().slots == 2
+
+
+def test_a_run_keeps_its_priority_among_others_below() -> None:
+    mine = child(capacity=2)
+    for allocation, priority in ((70, 3), (71, 9), (72, 5)):
+        taken(allocation=allocation, priority=priority, slots=2)
+    order = []
+    for _ in range(6):
+        works = mine.works()
+        order += [Origin.objects.get(pk=work.run).allocation for work in works]
+        finish(mine, works)
+    assert order == [71] * 4 + [72] * 4 + [70] * 4
+
+
+def test_a_relay_that_drains_gets_nothing_new_and_ends_what_it_has() -> None:
+    from tests.integration.factory import submit
+
+    mine = child("eu", capacity=9)
+    beaten(mine, "a")
+    first = submit(3)
+    works = mine.works()
+    registry.drain(mine.id)
+    submit(3)
+    assert mine.works() == []
+    assert mine.beat(held=[work.allocation for work in works])["drain"] is True
+    finish(mine, works)
+    assert not Shard.objects.filter(run=first).exclude(state="spooled").exists()
 
 
 def test_a_failure_below_is_told_as_errors() -> None:

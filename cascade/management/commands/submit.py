@@ -69,6 +69,11 @@ class Command(console.Command):
         parser.add_argument(
             "--fallback", choices=Fallback.values, default=Fallback.ALLOWED, help="may this parent run it itself"
         )
+        parser.add_argument(
+            "--island-seconds",
+            type=float,
+            help="so long a relay that is cut off goes on with it; 0: not at all (default: as long as it takes)",
+        )
         console.add_json(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -93,6 +98,7 @@ class Command(console.Command):
             affinity=_pairs(options["prefer"], "--prefer"),
             rate_key=options["rate_key"],
             fallback=options["fallback"],
+            island_seconds=options["island_seconds"],
             submitted_by="command line",
         )
         if not options["json"]:
