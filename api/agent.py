@@ -32,7 +32,16 @@ from dispatch import configuration, events, lifecycle, synclog
 from dispatch.results import inputs, room, spool
 from nodes import keys, messages
 from nodes.keys import Caller
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge, TooMany, Unauthenticated
+from nodes.protocol import (
+    SEGMENT_BYTES_LIMIT,
+    CascadeError,
+    FieldError,
+    Forbidden,
+    NotYet,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +63,8 @@ TURNS_A_SECOND, LAST_TURN_SECONDS = 50.0, 60.0
 LET_IN_A_SECOND = 20.0
 """So many of those that come anew are served in a second, however much there is to do."""
 PIECE = 1024 * 1024
+SOONEST_SECONDS, LATEST_SECONDS = 0.03, 0.5
+"""Between two looks whether rows have come from the node above."""
 LOST_SECONDS = 5.0
 """A claim that waits looks by itself so often where other processes grant work: their wake-ups can be lost."""
 
@@ -345,11 +356,20 @@ async def inputs_of(request: HttpRequest, allocation: int) -> HttpResponseBase:
     """The rows that an allocation of the caller works over, as an Arrow IPC file."""
     if request.method != "GET":
         return _only("GET")
-    return await in_thread(_inputs, request, allocation)
+    caller = await in_thread(_authenticate, request, hashlib.sha256(b"").digest())
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + settings.CASCADE.long_poll_seconds, SOONEST_SECONDS
+    while True:
+        try:
+            return await in_thread(_inputs, caller, allocation)
+        except NotYet:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LATEST_SECONDS)
 
 
-def _inputs(request: HttpRequest, allocation: int) -> HttpResponseBase:
-    caller = _authenticate(request, hashlib.sha256(b"").digest())
+def _inputs(caller: Caller, allocation: int) -> HttpResponseBase:
     with tempfile.TemporaryDirectory(prefix="inputs-", dir=settings.CASCADE.data_dir) as folder:
         file = Path(folder, "rows.arrow")
         inputs.write(caller, allocation, file)

@@ -67,6 +67,7 @@ class CascadeError(Exception):
     ├── Unprocessable         well-formed, but contradicts the record  422
     ├── TooOld                speaks a version that is not understood  426
     ├── TooMany               of these for now; come back later        429
+    ├── NotYet                it is still to come; ask again            503
     └── StorageFull           no room on the parent's disk             507
     """
 
@@ -133,6 +134,16 @@ class TooMany(CascadeError):
     """There are too many of these for now."""
 
     status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotYet(CascadeError):
+    """What was asked for is on its way here."""
+
+    status = 503
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)

@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from dispatch import lifecycle
 from dispatch.models import Allocation, Origin, Receipt, Shard
+from dispatch.relay import inputs
 from dispatch.results import room
 from dispatch.states import ShardState
 from nodes import failpoints
@@ -226,6 +227,7 @@ def settled(sending: Sending) -> None:
     receipts = list(Receipt.objects.filter(pk__in=sending.receipts, saved_at=None))
     if sending.last:
         Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
+        inputs.drop([sending.origin])
     if receipts:
         lifecycle.saved(receipts)
         purge()

@@ -15,6 +15,7 @@ from dispatch.items import freeze
 from dispatch.lifecycle.submit import defaults, hands_of
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Origin, Receipt, Run
+from dispatch.relay import inputs
 from dispatch.states import RunState
 from nodes import executors, failpoints
 from nodes.protocol import CascadeError, Conflict
@@ -128,6 +129,7 @@ def _forget(origin: Origin) -> None:
                 timezone.now(),
             )
         Origin.objects.filter(pk=origin.pk, closed_at=None).update(closed_at=timezone.now())
+    inputs.drop([origin.pk])
     if Run.objects.filter(pk=origin.pk, state=RunState.RUNNING).exists():
         try:
             lifecycle.cancel(origin.pk)

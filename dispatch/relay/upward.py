@@ -19,12 +19,13 @@ from django.conf import settings
 from django.db import close_old_connections
 
 from dispatch import events
-from dispatch.relay import forwarding, offering, place, taking
+from dispatch.relay import forwarding, inputs, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints, identity
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
+from nodes.agent.sender import REJECTED
 from nodes.protocol import VERSION
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ Result = TypeVar("Result")
 LOOK_SECONDS = 0.25
 """So often the receipts are looked at that nobody has told of."""
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+INPUT_LOOK_SECONDS = 1.0
+INPUT_ATTEMPT = 3
 END_SECONDS = 10.0
 
 
@@ -75,7 +78,8 @@ class Upward:
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
-        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._beating(), self._forwarding())]
+        running = (self._link.run(), self._beating(), self._forwarding(), self._bringing())
+        jobs = [asyncio.create_task(job) for job in running]
         ended = asyncio.create_task(self._ended.wait())
         try:
             done, _ = await asyncio.wait([ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -276,6 +280,41 @@ class Upward:
             if status not in GONE:
                 logger.error("allocation %s: %s", sending.entry["allocation"], told.get("detail"))
             await self._in_thread(taking.drop, self.parent, [sending.entry["allocation"]])
+
+    # Rows that the work is about come down
+
+    async def _bringing(self) -> None:
+        await self._in_thread(inputs.sweep)
+        while True:
+            await asyncio.to_thread(events.inputs.wait, INPUT_LOOK_SECONDS)
+            events.inputs.clear()
+            try:
+                wanted = await self._in_thread(inputs.wanted, self.parent)
+                for origin in wanted:
+                    await self._bring(origin.pk, origin.allocation)
+            except Unreachable as error:
+                logger.warning("rows to work over wait for %s: %s", self._config.parent, error)
+                await asyncio.sleep(pause(error, INPUT_ATTEMPT))
+            except Refused as error:
+                logger.error("%s refuses rows to work over: %s", self._config.parent, error)
+                await asyncio.sleep(jitter(INPUT_ATTEMPT + 4))
+            except Exception:
+                logger.exception("rows to work over could not be fetched; it is tried again")
+                await asyncio.sleep(INPUT_LOOK_SECONDS)
+
+    async def _bring(self, run: int, allocation: int) -> None:
+        await self._in_thread(inputs.make_room)
+        try:
+            await self._link.rest.download(f"inputs/{allocation}", inputs.file_of(run))
+        except Refused as error:
+            if error.status in GONE:
+                await self._in_thread(taking.drop, self.parent, [allocation])
+            elif error.status in REJECTED:
+                await self._in_thread(inputs.refused, run, str(error))
+            else:
+                raise
+        else:
+            await self._in_thread(inputs.brought, run)
 
     async def _hand_back(self) -> None:
         """What is done is passed on, the rest goes to others."""

@@ -58,6 +58,7 @@ class Refused(CascadeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+        self.detail = message
 
 
 def check_protocol(reply: Body) -> None:
