@@ -234,6 +234,6 @@ def settled(sending: Sending) -> None:
 
 
 def purge() -> None:
-    """What was kept for the parent and has reached it is removed. Repeating it changes nothing."""
-    passed = Receipt.objects.filter(origin__isnull=False, saved_at__isnull=False, purged_at=None)
+    """What was kept for the parent alone and has reached it is removed. Repeating it changes nothing."""
+    passed = Receipt.objects.filter(origin__isnull=False, saved_at__isnull=False, purged_at=None, keep=False)
     room.purge(list(passed.values_list("pk", "segment")))

@@ -13,6 +13,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
+from dispatch.lifecycle.kept import about, frozen
 from dispatch.models import Allocation, Origin, Run
 from dispatch.relay import forwarding, inputs, place, taking
 from dispatch.relay.upward import Upward
@@ -43,10 +44,8 @@ def offered(*symbols: str, allocation: int = 70, slots: int = 2) -> dict[str, An
 
 
 def taken(*symbols: str, allocation: int = 70) -> Run:
-    from dispatch.lifecycle import kept
-
-    kept.frozen.cache_clear()
-    kept.about.cache_clear()
+    about.cache_clear()
+    frozen.cache_clear()
     assert taking.take(PARENT, offered(*symbols, allocation=allocation)) == [allocation]
     return Run.objects.get(origin__allocation=allocation)
 
