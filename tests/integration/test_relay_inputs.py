@@ -46,7 +46,7 @@ def offered(*symbols: str, allocation: int = 70, slots: int = 2) -> dict[str, An
 def taken(*symbols: str, allocation: int = 70) -> Run:
     about.cache_clear()
     frozen.cache_clear()
-    assert taking.take(PARENT, offered(*symbols, allocation=allocation)) == [allocation]
+    assert taking.take(PARENT, offered(*symbols, allocation=allocation)).held == [allocation]
     return Run.objects.get(origin__allocation=allocation)
 
 

@@ -47,7 +47,7 @@ def taken(allocation: int = 70, count: int = 4, **about: Any) -> Run:
     message = {"runs": {"9": run}, "work": [[allocation, 9, 100, 100 + count, 1, items]], "slots": {str(allocation): 4}}
     for read_once in (about_, beyond, frozen, remembered):
         read_once.cache_clear()
-    assert taking.take(PARENT, message) == [allocation]
+    assert taking.take(PARENT, message).held == [allocation]
     return Run.objects.get(origin__allocation=allocation)
 
 
@@ -152,6 +152,7 @@ def test_a_damaged_segment_that_the_node_above_has_costs_only_the_copy(store: Sa
     first.refresh_from_db()
     assert (first.state, first.saved) == ("completed", 4)
     assert stored(store).items == Counter({f"i71-{number}": 1 for number in range(4)})
+    forwarding.purge()
     store._settle()
     assert not Receipt.objects.filter(purged_at=None).exists()
 
