@@ -29,6 +29,7 @@ from django.views.decorators.csrf import csrf_exempt
 from api import authentication, beats, errors, limits
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
+from dispatch.relay import place
 from dispatch.results import inputs, room, spool
 from nodes import keys, messages
 from nodes.keys import Caller
@@ -149,6 +150,7 @@ def check_turn(*, anew: bool = False) -> None:
 
 def perform(caller: Caller, verb: str, body: Any) -> Body:
     """One verb of an authenticated child. Raises CascadeError."""
+    place.check_meant(body)
     return (VERBS.get(verb) or KEY_VERBS[verb])(caller, body)
 
 
@@ -246,7 +248,7 @@ def _authenticate_and_read(request: HttpRequest) -> tuple[Caller, Any]:
 
 def _authenticate_and_read_beat(request: HttpRequest) -> tuple[Caller, messages.Beat]:
     caller, body = _authenticate_and_read(request)
-    return caller, messages.read_beat(body)
+    return caller, beats.read(body)
 
 
 def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:

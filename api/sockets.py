@@ -86,7 +86,7 @@ class AgentSocket(AsyncWebsocketConsumer):
                 check_turn()
             said = frame.get("body", {})
             if kind == "beat":
-                body = await beats.gathering.beat(self.caller, messages.read_beat(said))
+                body = await beats.gathering.beat(self.caller, beats.read(said))
             else:
                 body = await in_thread(perform, self.caller, kind, said)
             if kind == "beat" and events.abroad is not None:

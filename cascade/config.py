@@ -331,6 +331,11 @@ class Config(BaseModel):
         return self.lake_path or str(self.data_dir / "lake")
 
     @property
+    def identity_folder(self) -> Path:
+        """Where the id of this server is, which all processes of it share."""
+        return self.spool if self.database_url and self.spool_path else self.data_dir
+
+    @property
     def spool(self) -> Path:
         return Path(self.spool_path).expanduser().resolve() if self.spool_path else self.data_dir / "spool"
 

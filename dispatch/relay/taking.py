@@ -95,12 +95,14 @@ def _begin(
     return True
 
 
+def parent_before() -> str:
+    """Whose allocations are here, as far as any are: a relay that was started anew has lost nothing."""
+    return Origin.objects.filter(closed_at=None).values_list("parent", flat=True).order_by("-pk").first() or ""
+
+
 def held(parent: str) -> list[int]:
-    """The allocations of ``parent`` that are not settled here; where it is not known yet who that is, of whoever it
-    was before: a relay that was started anew has lost nothing.
-    """
-    open_ = Origin.objects.filter(closed_at=None)
-    return list((open_.filter(parent=parent) if parent else open_).values_list("allocation", flat=True))
+    """The allocations of ``parent`` that are not settled here."""
+    return list(Origin.objects.filter(parent=parent, closed_at=None).values_list("allocation", flat=True))
 
 
 def drop(parent: str, allocations: Iterable[int]) -> int:

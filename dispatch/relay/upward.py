@@ -22,7 +22,7 @@ from dispatch import events
 from dispatch.relay import forwarding, inputs, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
-from nodes import failpoints, identity
+from nodes import failpoints
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
 from nodes.agent.sender import REJECTED
@@ -51,7 +51,7 @@ class Upward:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self.parent = ""
-        """Id of the node above; "" before its first word."""
+        """Id of the node above; before its first word the one that it was before, if what it gave is here still."""
         self._beat_seconds = 5.0
         self._uploaded: set[str] = set()
         self._reporting: set[int] = set()
@@ -77,7 +77,10 @@ class Upward:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
+        self._greeting = asyncio.Lock()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
+        self._link.parent = self.parent = await self._in_thread(taking.parent_before)
+        self._link.moved = self._moved
         running = (self._link.run(), self._beating(), self._forwarding(), self._bringing())
         jobs = [asyncio.create_task(job) for job in running]
         ended = asyncio.create_task(self._ended.wait())
@@ -136,15 +139,22 @@ class Upward:
 
     async def _greet(self) -> None:
         """Hello, once in this relay's life; later connects only beat, for what is on its way then must not be lost."""
-        await self._beat(hello=not self._greeted.is_set())
-        self._greeted.set()
+        async with self._greeting:
+            await self._beat(hello=not self._greeted.is_set())
+            self._greeted.set()
+
+    def _moved(self) -> None:
+        """What is here is of the parent that was there before: its ids mean other work here."""
+        logger.warning("%s is another parent now: what the old one gave is dropped", self._config.parent)
+        self.parent = ""
+        self._greeted.clear()
 
     async def _beating(self) -> None:
         attempt = 0
         await self._greeted.wait()
         while True:
             try:
-                await self._beat()
+                await self._greet()
                 attempt = 0
                 wait = self._beat_seconds
             except Unreachable as error:
@@ -171,7 +181,7 @@ class Upward:
         parent = path[-1][0] or self._config.parent[-36:]
         if parent != self.parent:
             await self._in_thread(taking.drop_others, parent)
-            self.parent = parent
+            self.parent, self._link.parent = parent, path[-1][0]
         self._place(path, reply)
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
@@ -194,7 +204,7 @@ class Upward:
             "executors": sorted(below["types"]),
             "carrier": self._link.carrier,
             "role": "relay",
-            "id": identity.own(settings.CASCADE.data_dir),
+            "id": place.own(),
             "slots": below["slots"],
             "types": below["types"],
             "branches": below["branches"],

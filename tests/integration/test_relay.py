@@ -91,8 +91,10 @@ def test_what_it_has_no_executor_for_goes_back_and_hinders_nothing_else() -> Non
 
 
 def test_a_relay_that_was_started_anew_still_has_what_it_had() -> None:
+    assert taking.parent_before() == ""
     taken()
-    assert taking.held("") == [70]
+    assert taking.parent_before() == PARENT
+    assert taking.held(PARENT) == [70]
     assert taking.held("q" * 32) == []
 
 
