@@ -177,11 +177,14 @@ class Upward:
         reply = await self._link.call("beat", {**body, "leaving": leaving, **hello_})
         self._beat_seconds = float(reply.get("beat_seconds", self._beat_seconds))
         check_protocol(reply)
-        path = reply.get("path") or [["", self._config.parent]]
-        parent = path[-1][0] or self._config.parent[-36:]
+        if not (path := reply.get("path")):
+            raise Refused(
+                HTTPStatus.UPGRADE_REQUIRED, "the parent knows no relays, which this one is: update the parent"
+            )
+        parent = path[-1][0]
         if parent != self.parent:
             await self._in_thread(taking.drop_others, parent)
-            self.parent, self._link.parent = parent, path[-1][0]
+            self.parent = self._link.parent = parent
         self._place(path, reply)
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:

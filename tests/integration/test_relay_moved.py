@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,8 @@ class Above:
     def __init__(self, server: Server) -> None:
         self.url = server.url
         self.bodies: list[tuple[str, dict[str, Any]]] = []
+        self.beats: dict[str, Any] = {}
+        """What its answers to beats say beside."""
         self.work: list[list[Any]] = [[70, 9, 0, 2, 1, ["new0", "new1"]]]
         server.answers = [self._answer]
 
@@ -80,7 +83,7 @@ class Above:
             ]
             return told(200, {"results": results})
         beat = {"capacity": 4, "beat_seconds": 0.2, "path": [[NEW, "new"]], "cancel": [], "parent": NEW}
-        return told(200, beat)
+        return told(200, {**beat, **self.beats})
 
 
 @pytest.fixture
@@ -150,6 +153,40 @@ def test_a_relay_that_was_moved_begins_with_nothing_though_the_ids_are_the_same(
         connection.close()
     rows = [row for body in above.said("report") for entry in body["reports"] for row in entry["rows"]]
     assert sorted(row[0] for row in rows) == ["new0", "new1"]
+
+
+@pytest.mark.usefixtures("relay")
+def test_a_parent_of_tomorrow_is_understood_as_far_as_it_goes(above: Above, tmp_path: Path) -> None:
+    child(capacity=1)
+    above.beats = {"protocol": 1, "of_tomorrow": {"deep": []}, "limits": {"unheard_of": 3}}
+    upward = moved(above, tmp_path)
+    upward.start()
+    try:
+        until(lambda: Origin.objects.filter(parent=NEW, allocation=70).first())
+    finally:
+        upward.stop()
+        connection.close()
+    assert above.said("beat")[0]["protocol"] == 1
+
+
+@pytest.mark.usefixtures("relay")
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [({"protocol": 0}, "we 1 to 1: update the parent"), ({"path": None}, "knows no relays, .* update the parent")],
+)
+def test_a_parent_too_old_is_named_and_gets_nothing_of_a_relay(
+    above: Above, tmp_path: Path, caplog: pytest.LogCaptureFixture, said: dict[str, Any], why: str
+) -> None:
+    above.beats = said
+    upward = moved(above, tmp_path)
+    upward.start()
+    try:
+        until(lambda: re.search(why, caplog.text))
+    finally:
+        upward.stop()
+        connection.close()
+    assert {verb for verb, _ in above.bodies} == {"beat"}
+    assert not Origin.objects.exists()
 
 
 @pytest.mark.usefixtures("relay")

@@ -108,7 +108,8 @@ def test_the_same_parent_gets_them_after_a_restart(parents: Parents, tmp_path: P
     parents.takes_reports = True
     second = agent(parents, tmp_path)
     asyncio.run(through(second, lambda: bool(parents.rows)))
-    assert parents.rows == [(OLD, [[OLD, 0, f"{OLD}:0"]])]
+    # The first agent's last message may have been on its way still.
+    assert all(each == (OLD, [[OLD, 0, f"{OLD}:0"]]) for each in parents.rows)
     assert parents.hellos[-1] == (OLD, [1])
 
 
