@@ -19,7 +19,7 @@ from api import authentication, beats, limits, revoked
 from api.agent import VERBS, check_turn, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
-from nodes import keys, messages
+from nodes import keys
 from nodes.executors.base import shown
 from nodes.keys import Caller
 from nodes.protocol import CascadeError, FieldError, Unauthenticated
