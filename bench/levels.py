@@ -17,7 +17,7 @@ from cascade.local import Child, LocalTree, LocalTreeError
 WAIT = 0.05
 RELAYS, LEAVES, SLOTS = 2, 2, 3
 """``LEAVES`` under each relay."""
-ITEMS = 720
+ITEMS = 2_400
 MOST_RATIO = 1.10
 SINGLES = 15
 """Runs of one shard in a round."""
@@ -93,7 +93,7 @@ def _spread(flat: LocalTree, levels: LocalTree, rounds: int) -> Table:
         def took(root: LocalTree, size: int = size) -> float:
             return seconds(root, ITEMS, params={"seconds": WAIT}, shard_size=size)
 
-        samples = interleaved({"flat": lambda: took(flat), "tree": lambda: took(levels)}, rounds)  # noqa: B023
+        samples = interleaved({"flat": lambda: took(flat), "tree": lambda: took(levels)}, rounds)
         ratio = samples["tree"].median / samples["flat"].median
         good = table.judge(f"tree, shard size {name}: {ratio:.2f} × flat", ratio <= MOST_RATIO)
         table.add(name, samples["flat"].text(2), samples["tree"].text(2), f"{ratio:.2f}", f"{MOST_RATIO:.2f}", good)

@@ -71,6 +71,8 @@ class Demand:
     """Names of ``Terms.ceilings`` that hold for it: a run that a node above gave has slots there, and no more here."""
     held: Mapping[int, int] = field(default_factory=dict)
     """Node -> slots it has there; only of a run with ceilings."""
+    measured: int = 0
+    """The run that it is a piece of, above: what was measured of other pieces says how fast this one goes. 0: none."""
 
     @property
     def rated(self) -> bool:

@@ -20,10 +20,11 @@ ALL = "all from above"
 @dataclass(frozen=True, slots=True)
 class Above:
     """``runs``: those that came from above, with their ceilings. ``left``: slots under each. ``held``: run -> node ->
-    slots.
+    slots. ``of``: run -> its number above.
     """
 
     runs: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    of: dict[int, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     held: dict[int, dict[int, int]] = field(default_factory=dict)
 
@@ -32,9 +33,10 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     """The ceilings that hold now."""
     if settings.CASCADE.role != "relay":
         return Above()
-    granted = dict(Origin.objects.filter(closed_at=None).values_list("run", "slots"))
-    if not granted:
+    open_ = list(Origin.objects.filter(closed_at=None).values_list("run", "slots", "above"))
+    if not open_:
         return Above()
+    granted = {run: slots for run, slots, _ in open_}
     types = {demand.run: demand.type for demand in demands}
     held: dict[int, dict[int, int]] = defaultdict(dict)
     live = Allocation.objects.filter(run__in=granted, state__in=LIVE, node__isnull=False).order_by()
@@ -54,11 +56,11 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     runs = {
         run: tuple(name for name in (f"run {run}", ALL, f"type {types.get(run)}") if name in left) for run in granted
     }
-    return Above(runs, left, held)
+    return Above(runs, {run: of for run, _, of in open_}, left, held)
 
 
 def bounded(demand: Demand, above: Above) -> Demand:
     """``demand`` under its ceilings, if it came from above."""
     if (names := above.runs.get(demand.run)) is None:
         return demand
-    return replace(demand, ceilings=names, held=above.held.get(demand.run, {}))
+    return replace(demand, ceilings=names, held=above.held.get(demand.run, {}), measured=above.of[demand.run])

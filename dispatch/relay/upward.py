@@ -220,10 +220,8 @@ class Upward:
         await self._in_thread(forwarding.purge)
         while True:
             try:
-                await asyncio.to_thread(events.relay.wait, LOOK_SECONDS)
-                events.relay.clear()
-                if self.parent:
-                    await self._forward()
+                if sendings := await self._in_thread(self._next):
+                    await self._forward(sendings)
                 attempt = 0
             except Unreachable as error:
                 attempt += 1
@@ -238,10 +236,15 @@ class Upward:
                 logger.exception("passing on failed; what waits is tried again")
                 await asyncio.sleep(jitter(attempt + 4))
 
-    async def _forward(self) -> None:
-        sendings = await self._in_thread(forwarding.due, self.parent)
-        if not sendings:
+    def _next(self) -> list[Sending]:
+        """What is to be sent, when there may be something."""
+        events.relay.wait(LOOK_SECONDS)
+        events.relay.clear()
+        if not (sendings := forwarding.due(self.parent) if self.parent else []):
             self._uploaded.clear()
+        return sendings
+
+    async def _forward(self, sendings: Sequence[Sending]) -> None:
         self._reporting = {each.entry["allocation"] for each in sendings}
         try:
             damaged = await self._upload({each.entry["segment"] for each in sendings if each.entry.get("segment")})
@@ -333,7 +336,7 @@ class Upward:
         """What is done is passed on, the rest goes to others."""
         if not self._greeted.is_set():
             return  # who never came has taken nothing
-        await self._forward()
+        await self._forward(await self._in_thread(forwarding.due, self.parent))
         if held := await self._in_thread(taking.held, self.parent):
             await self._give_back(held, "the relay stops")
         await self._beat(leaving=True)
