@@ -29,10 +29,20 @@ from django.views.decorators.csrf import csrf_exempt
 from api import authentication, beats, errors, limits
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
+from dispatch.relay import place
 from dispatch.results import inputs, room, spool
 from nodes import keys, messages
 from nodes.keys import Caller
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, FieldError, Forbidden, TooLarge, TooMany, Unauthenticated
+from nodes.protocol import (
+    SEGMENT_BYTES_LIMIT,
+    CascadeError,
+    FieldError,
+    Forbidden,
+    NotYet,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +64,8 @@ TURNS_A_SECOND, LAST_TURN_SECONDS = 50.0, 60.0
 LET_IN_A_SECOND = 20.0
 """So many of those that come anew are served in a second, however much there is to do."""
 PIECE = 1024 * 1024
+SOONEST_SECONDS, LATEST_SECONDS = 0.03, 0.5
+"""Between two looks whether rows have come from the node above."""
 LOST_SECONDS = 5.0
 """A claim that waits looks by itself so often where other processes grant work: their wake-ups can be lost."""
 
@@ -138,6 +150,7 @@ def check_turn(*, anew: bool = False) -> None:
 
 def perform(caller: Caller, verb: str, body: Any) -> Body:
     """One verb of an authenticated child. Raises CascadeError."""
+    place.check_meant(body)
     return (VERBS.get(verb) or KEY_VERBS[verb])(caller, body)
 
 
@@ -235,7 +248,7 @@ def _authenticate_and_read(request: HttpRequest) -> tuple[Caller, Any]:
 
 def _authenticate_and_read_beat(request: HttpRequest) -> tuple[Caller, messages.Beat]:
     caller, body = _authenticate_and_read(request)
-    return caller, messages.read_beat(body)
+    return caller, beats.read(body)
 
 
 def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
@@ -345,11 +358,20 @@ async def inputs_of(request: HttpRequest, allocation: int) -> HttpResponseBase:
     """The rows that an allocation of the caller works over, as an Arrow IPC file."""
     if request.method != "GET":
         return _only("GET")
-    return await in_thread(_inputs, request, allocation)
+    caller = await in_thread(_authenticate, request, hashlib.sha256(b"").digest())
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + settings.CASCADE.long_poll_seconds, SOONEST_SECONDS
+    while True:
+        try:
+            return await in_thread(_inputs, caller, allocation)
+        except NotYet:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LATEST_SECONDS)
 
 
-def _inputs(request: HttpRequest, allocation: int) -> HttpResponseBase:
-    caller = _authenticate(request, hashlib.sha256(b"").digest())
+def _inputs(caller: Caller, allocation: int) -> HttpResponseBase:
     with tempfile.TemporaryDirectory(prefix="inputs-", dir=settings.CASCADE.data_dir) as folder:
         file = Path(folder, "rows.arrow")
         inputs.write(caller, allocation, file)

@@ -17,6 +17,7 @@ from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
 from dispatch import lifecycle
+from dispatch.relay import place
 from nodes import messages, registry
 from nodes.keys import Caller
 from nodes.messages import Beat
@@ -40,7 +41,13 @@ Outcome = Body | CascadeError
 
 def beat(caller: Caller, body: Any) -> Body:
     """One beat. Raises CascadeError."""
-    return write_alone(caller, messages.read_beat(body))
+    return write_alone(caller, read(body))
+
+
+def read(body: Any) -> Beat:
+    """A beat that is for this server. Raises FieldError, Misdirected."""
+    place.check_meant(body)
+    return messages.read_beat(body)
 
 
 def write_alone(caller: Caller, sent: Beat) -> Body:

@@ -19,7 +19,7 @@ from api import authentication, beats, limits, revoked
 from api.agent import VERBS, check_turn, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
-from nodes import keys, messages
+from nodes import keys
 from nodes.executors.base import shown
 from nodes.keys import Caller
 from nodes.protocol import CascadeError, FieldError, Unauthenticated
@@ -86,7 +86,7 @@ class AgentSocket(AsyncWebsocketConsumer):
                 check_turn()
             said = frame.get("body", {})
             if kind == "beat":
-                body = await beats.gathering.beat(self.caller, messages.read_beat(said))
+                body = await beats.gathering.beat(self.caller, beats.read(said))
             else:
                 body = await in_thread(perform, self.caller, kind, said)
             if kind == "beat" and events.abroad is not None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from bench import headline, kinds, memory, node, noop, scale, unequal, waits
+from bench import headline, kinds, levels, memory, node, noop, scale, unequal, waits
 from bench.report import Table, machine
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "node": node.measure,
     "scale": scale.measure,
     "memory": memory.measure,
+    "tree": levels.measure,
     "analysis": lambda rounds: [kinds.analysis(rounds)],
     "optimization": lambda rounds: [kinds.optimization(rounds)],
     "feeds": lambda rounds: [kinds.feeds(rounds)],

@@ -32,13 +32,15 @@ from dispatch.results.opening import open_store
 from nodes.protocol import Conflict, Unprocessable
 
 FORMAT = 1
-MANIFEST, SECRET = "manifest.json", "secret_key"
+MANIFEST, SECRET, IDENTITY = "manifest.json", "secret_key", "node_id"
 ANSWER_SECONDS = 3600.0
 """A large result store takes a while to be copied."""
 IDS_APART = 10**9
 """So far behind the backup's last allocation the next one gets its id: those in between were given out after it, and
 nodes may still report them."""
-_NAMES = re.compile(r"cascade\.sqlite3|results\.duckdb(\.wal)?|secret_key|spool/[0-9a-f]{64}\.arrow|settings/[\w.-]+")
+_NAMES = re.compile(
+    r"cascade\.sqlite3|results\.duckdb(\.wal)?|secret_key|node_id|spool/[0-9a-f]{64}\.arrow|settings/[\w.-]+"
+)
 _PIECE = 1024 * 1024
 
 
@@ -105,9 +107,11 @@ def _have_filled(folder: Path) -> None:
 
 
 def _add_settings(folder: Path) -> None:
-    secret, file = settings.CASCADE.data_dir / SECRET, config.current().found.file
-    if secret.exists():
-        shutil.copyfile(secret, folder / SECRET)
+    file = config.current().found.file
+    # With its id it is the same server to nodes that have results for it.
+    for kept in (settings.CASCADE.data_dir / SECRET, settings.CASCADE.identity_folder / IDENTITY):
+        if kept.exists():
+            shutil.copyfile(kept, folder / kept.name)
     if file is not None and _NAMES.fullmatch(f"settings/{Path(file).name}"):
         (folder / "settings").mkdir()
         shutil.copyfile(file, folder / "settings" / Path(file).name)

@@ -200,6 +200,15 @@ class Config(BaseModel):
         ge=64 * 1024,
         description="Bytes of results that may wait to be saved; beyond, children are asked to keep theirs a while.",
     )
+    relay_keeps_rows: bool = Field(
+        False, description="Whether a relay saves the rows that pass through it in a result store of its own, too."
+    )
+    relay_inputs_limit: int = Field(
+        2 * 1024**3,
+        ge=0,
+        description="Bytes of rows of its parent's tables that a relay keeps for the work it has; beyond, what was not "
+        "used for longest goes, and is fetched again when it is needed.",
+    )
     disk_reserve: int = Field(
         64 * 1024 * 1024,
         ge=0,
@@ -320,6 +329,11 @@ class Config(BaseModel):
     def lake(self) -> str:
         """``lake_path``, settled."""
         return self.lake_path or str(self.data_dir / "lake")
+
+    @property
+    def identity_folder(self) -> Path:
+        """Where the id of this server is, which all processes of it share."""
+        return self.spool if self.database_url and self.spool_path else self.data_dir
 
     @property
     def spool(self) -> Path:

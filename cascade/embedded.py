@@ -27,7 +27,7 @@ from nodes.agent.carriers import Body, Connected, Inbound, Refused, Unreachable
 from nodes.agent.config import AgentConfig
 from nodes.agent.hosted import HostedAgent
 from nodes.models import Node
-from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, StorageFull, TooMany
+from nodes.protocol import SEGMENT_BYTES_LIMIT, CascadeError, NotYet, StorageFull, TooMany
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class InsideLine:
         """The rows that an allocation works over, out of this very server's store."""
         try:
             await in_thread(inputs.write, self._caller, int(name.removeprefix("inputs/")), file)
-        except (StorageFull, DatabaseError) as error:
+        except (NotYet, StorageFull, DatabaseError) as error:
             raise Unreachable(str(error)) from None
         except CascadeError as error:
             raise Refused(error.status, str(error)) from None

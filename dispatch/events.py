@@ -62,7 +62,9 @@ webhooks = Signal("webhooks")
 """Set when there may be a webhook to call."""
 relay = Signal("relay")
 """Set when there may be something to pass on to the parent above."""
-SIGNALS = {signal.name: signal for signal in (dispatcher, saver, reducer, advisor, webhooks, relay)}
+inputs = Signal("inputs")
+"""Set when somebody waits for rows of the tables above."""
+SIGNALS = {signal.name: signal for signal in (dispatcher, saver, reducer, advisor, webhooks, relay, inputs)}
 CHANGED, PLANNED = "changed", "planned"
 """What else is noted abroad: something for the pages; a run that the parent plans."""
 

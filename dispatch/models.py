@@ -301,6 +301,9 @@ class Receipt(models.Model):
     ``manifest`` lists the accepted entries: {"allocation", "run", "node", "ranges": [[start, stop, rows]…],
     "offset": first row in the segment, "digest": sha256 of the report}. ``payload`` holds inline rows (small
     results ride in this very transaction); larger ones are the spool file named by ``segment``.
+
+    Where it is passed on (``origin``), ``saved_at`` is when the node above had it; a relay that keeps rows (``keep``)
+    saves it after that, so that it has exactly what counts above. It is purged when both are done.
     """
 
     node = models.ForeignKey(Node, null=True, on_delete=models.SET_NULL, related_name="receipts")
@@ -316,9 +319,12 @@ class Receipt(models.Model):
         Origin, null=True, on_delete=models.SET_NULL, related_name="receipts", help_text="It is passed on for this."
     )
     part = models.PositiveIntegerField(null=True, help_text="In which part of the report above.")
+    keep = models.BooleanField(default=False, help_text="When it was passed on, its rows are saved here, too.")
+    kept_at = models.DateTimeField(null=True, help_text="When they were.")
 
     class Meta:
         indexes = [
+            models.Index(fields=["id"], name="receipt_to_keep", condition=models.Q(keep=True, kept_at=None)),
             models.Index(fields=["id"], name="receipt_spooled", condition=models.Q(saved_at=None)),
             models.Index(
                 fields=["id"], name="receipt_unpurged", condition=models.Q(saved_at__isnull=False, purged_at=None)

@@ -73,6 +73,8 @@ class Demand:
     """Node -> slots it has there; only of a run with ceilings."""
     stopped: str = ""
     """Why it is given to nobody now."""
+    measured: int = 0
+    """The run that it is a piece of, above: what was measured of other pieces says how fast this one goes. 0: none."""
 
     @property
     def rated(self) -> bool:

@@ -130,7 +130,7 @@ class Seat:
 
     def pace(self, demand: Demand) -> float | None:
         """Seconds per item of this very run here, or None before the first report of it."""
-        return self.offer.speeds.get(pace_key(demand.type, demand.run))
+        return self.offer.speeds.get(pace_key(demand.type, demand.measured or demand.run))
 
     def backlog(self, demand: Demand, size: int) -> float:
         """Seconds until one more shard of this run, of ``size`` items, would begin here."""

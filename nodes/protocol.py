@@ -10,12 +10,15 @@ accept   {"allocations": [id…]} -> {"gone": [id…]}                       (pu
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
           "executors", "carrier", "config": version, "protocol": VERSION (with hello)}
          -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark",
-             "protocol": the version that both speak (to a hello)}
+             "parent": id of the server, "protocol": the version that both speak (to a hello)}
          A relay adds {"role": "relay", "id", "slots", "types": {type: slots}, "branches": [{label: value}…]}: who it is
          and what its nodes can do now, and is told {"path": [[id, name]…] from the root to the parent, "limits": {type:
          slots}}.
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
+Any of them may name its "parent", the id of the server whose allocations it is about. Another one answers 421: it may
+have given out the same ids for other work.
+
 cancel   parent to child: a frame on the socket, or in the reply to claim and beat.
 shorten  the same: [[allocation, stop]…], a wish: end before item ``stop``, and report what is done by then.
 
@@ -64,9 +67,11 @@ class CascadeError(Exception):
     ├── NotFound              no such thing for this caller            404
     ├── Conflict              lost a race, or came too late            409
     ├── TooLarge              above a stated limit                     413
+    ├── Misdirected           meant for another server                 421
     ├── Unprocessable         well-formed, but contradicts the record  422
     ├── TooOld                speaks a version that is not understood  426
     ├── TooMany               of these for now; come back later        429
+    ├── NotYet                it is still to come; ask again            503
     └── StorageFull           no room on the parent's disk             507
     """
 
@@ -121,6 +126,10 @@ class TooLarge(CascadeError):
     status = 413
 
 
+class Misdirected(CascadeError):
+    status = 421
+
+
 class Unprocessable(CascadeError):
     status = 422
 
@@ -133,6 +142,16 @@ class TooMany(CascadeError):
     """There are too many of these for now."""
 
     status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotYet(CascadeError):
+    """What was asked for is on its way here."""
+
+    status = 503
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)

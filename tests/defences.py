@@ -724,7 +724,7 @@ DEFENCES = (
     Defence(
         "no node is its own ancestor",
         "dispatch/relay/place.py",
-        "    if any(each == child for each, _ in own):\n",
+        "    if any(each == child for each, _ in way):\n",
         "    if False:\n",
         (f"{_INTEGRATION}relay.py",),
     ),

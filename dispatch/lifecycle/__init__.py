@@ -14,7 +14,7 @@ from dispatch.lifecycle.growth import append
 from dispatch.lifecycle.leases import disconnected, expire, forgive, unstick
 from dispatch.lifecycle.recalled import recall, withdraw
 from dispatch.lifecycle.reports import report
-from dispatch.lifecycle.saving import damaged, lost, saved
+from dispatch.lifecycle.saving import copied, damaged, lost, not_copied, saved
 from dispatch.lifecycle.staged import begin, report_failure, report_staged, stage
 from dispatch.lifecycle.submit import submit, submit_task
 
@@ -27,6 +27,7 @@ __all__ = [
     "begin",
     "cancel",
     "claim",
+    "copied",
     "copy",
     "damaged",
     "disconnected",
@@ -34,6 +35,7 @@ __all__ = [
     "forgive",
     "grant",
     "lost",
+    "not_copied",
     "offered",
     "once",
     "progress",

@@ -138,6 +138,7 @@ def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dic
         "time": now.timestamp(),
         "config": in_force.version,
         "config_mark": in_force.mark,
+        "parent": place.own(),
         **({"protocol": min(sent.protocol, VERSION)} if sent.hello else {}),
         **({} if sent.below is None else {"path": place.path(), "limits": _limits(node)}),
     }

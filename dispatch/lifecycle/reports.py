@@ -67,11 +67,12 @@ def _report(caller: Caller, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         parted = {entry.allocation for entry in entries if entry.part}
         left = loading.left_of(each for each in held.values() if each.live and (each.parts or each.id in parted))
         answers = _judged(entries, held, lengths, left)
-        batches = _batches(entries, held, answers, _from_above(held.values()))
+        above = _from_above(held.values())
+        batches = _batches(entries, held, answers, above)
         pairs = [pair for batch in batches for pair in batch.entries]
         twins = loading.twins_of([each.shard for _, each in pairs], but=[each.id for _, each in pairs])
         write_down(reports.accepted(batches, _known(pairs, twins, left), now), now, node)
-        _measure(node, pairs, now)
+        _measure(node, pairs, above, now)
     failpoints.reach("report.committed")
     results = {pk: answer.as_sent() for pk, answer in answers.items()}
     _note(node.pk, entries, results)
@@ -118,11 +119,11 @@ def _digests(receipts: Sequence[int]) -> dict[int, str]:
     return {each["allocation"]: each["digest"] for manifest in manifests for each in manifest}
 
 
-def _from_above(held: Iterable[Held]) -> set[int]:
-    """The runs that came from a node above."""
+def _from_above(held: Iterable[Held]) -> dict[int, int]:
+    """The runs that came from a node above, and which of its runs they are pieces of."""
     if settings.CASCADE.role != "relay":
-        return set()
-    return set(Origin.objects.filter(run__in={each.run for each in held}).values_list("run", flat=True))
+        return {}
+    return dict(Origin.objects.filter(run__in={each.run for each in held}).values_list("run", "above"))
 
 
 def _batches(
@@ -188,9 +189,9 @@ def _note(node_id: int, entries: Sequence[Entry], results: Mapping[int, dict[str
         synclog.note(node_id, "report", synclog.PUSH, count=rows)
 
 
-def _measure(node: Node, pairs: Iterable[tuple[Entry, Held]], now: Any) -> None:
+def _measure(node: Node, pairs: Iterable[tuple[Entry, Held]], above: Mapping[int, int], now: Any) -> None:
     """The node's seconds per item; also a sign of life."""
-    speeds = reports.measured(node.speeds, pairs, pace_key)
+    speeds = reports.measured(node.speeds, pairs, lambda kind, run: pace_key(kind, above.get(run, run)))
     alive = {"last_beat_at": now} if registry.is_online(node, now) else {}  # one that has said good-bye stays offline
     Node.objects.filter(pk=node.pk).update(speeds=speeds, **alive)
 

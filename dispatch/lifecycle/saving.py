@@ -30,6 +30,20 @@ def saved(receipts: Sequence[Receipt]) -> None:
 
 
 @retried
+def copied(receipts: Sequence[Receipt]) -> None:
+    """These receipts' rows, which were passed on, are in this relay's own store, too."""
+    with write():
+        Receipt.objects.filter(pk__in=[each.pk for each in receipts], kept_at=None).update(kept_at=timezone.now())
+
+
+@retried
+def not_copied(receipt: Receipt) -> None:
+    """The node above has the rows of ``receipt``, this relay cannot save them any more."""
+    with write():
+        Receipt.objects.filter(pk=receipt.pk).update(keep=False)
+
+
+@retried
 def damaged(receipt: Receipt, detail: str) -> None:
     """The spooled rows of ``receipt`` cannot be read: its items are done again, with no attempt counted."""
     with write():

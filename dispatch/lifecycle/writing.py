@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Value
 from django.db.models.functions import Concat
@@ -108,6 +109,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         saved_at=settled,
         purged_at=settled,
         origin_id=effect.origin,
+        keep=settled is None and effect.origin is not None and _keeps(effect.type),
     )
     at = moment(now)
     update_rows(
@@ -128,6 +130,11 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
             progress=F("progress") + items,
             started_at=now,
         )
+
+
+def _keeps(task_type: str) -> bool:
+    """Whether rows that pass through this relay are saved here, too."""
+    return settings.CASCADE.relay_keeps_rows and task_type in executors.EXECUTORS
 
 
 def _as_sent(outcome: ItemOutcome) -> list[Any]:

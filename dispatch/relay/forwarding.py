@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from dispatch import lifecycle
 from dispatch.models import Allocation, Origin, Receipt, Shard
-from dispatch.relay import leased
+from dispatch.relay import inputs, leased
 from dispatch.results import room
 from dispatch.states import ShardState
 from nodes import failpoints
@@ -232,6 +232,7 @@ def settled(sending: Sending) -> None:
     receipts = list(Receipt.objects.filter(pk__in=sending.receipts, saved_at=None))
     if sending.last:
         Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
+        inputs.drop([sending.origin])
     if receipts:
         lifecycle.saved(receipts)
         purge()
@@ -241,6 +242,6 @@ def settled(sending: Sending) -> None:
 
 
 def purge() -> None:
-    """What was kept for the parent and has reached it is removed. Repeating it changes nothing."""
-    passed = Receipt.objects.filter(origin__isnull=False, saved_at__isnull=False, purged_at=None)
+    """What was kept for the parent alone and has reached it is removed. Repeating it changes nothing."""
+    passed = Receipt.objects.filter(origin__isnull=False, saved_at__isnull=False, purged_at=None, keep=False)
     room.purge(list(passed.values_list("pk", "segment")))

@@ -24,11 +24,12 @@ LAPSED = "the tokens of its rate have lapsed: nothing was heard of the node abov
 @dataclass(frozen=True, slots=True)
 class Above:
     """``runs``: those that came from above, with their ceilings. ``left``: slots under each. ``held``: run -> node ->
-    slots. ``stopped``: runs that are given to nobody now, and why. ``unbegun``: of a run that came with tokens, the
-    shards that had no start yet.
+    slots. ``of``: run -> its number above. ``stopped``: runs that are given to nobody now, and why. ``unbegun``: of a
+    run that came with tokens, the shards that had no start yet.
     """
 
     runs: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    of: dict[int, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     held: dict[int, dict[int, int]] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
@@ -39,10 +40,10 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     """The ceilings that hold now."""
     if settings.CASCADE.role != "relay":
         return Above()
-    rows = list(Origin.objects.filter(closed_at=None).values_list("run", "slots", "rate", "held_at"))
+    rows = list(Origin.objects.filter(closed_at=None).values_list("run", "slots", "above", "rate", "held_at"))
     if not rows:
         return Above()
-    granted = {run: slots for run, slots, _, _ in rows}
+    granted = {run: slots for run, slots, *_ in rows}
     types = {demand.run: demand.type for demand in demands}
     held: dict[int, dict[int, int]] = defaultdict(dict)
     live = Allocation.objects.filter(run__in=granted, state__in=LIVE, node__isnull=False).order_by()
@@ -62,12 +63,12 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     runs = {
         run: tuple(name for name in (f"run {run}", ALL, f"type {types.get(run)}") if name in left) for run in granted
     }
-    stopped = {run: ISLAND for run, _, _, since in rows if since}
+    stopped = {run: ISLAND for run, *_, since in rows if since}
     if here.silence() >= here.lease:
-        stopped |= {run: LAPSED for run, _, rate, since in rows if not since and (rate or _paced(run))}
+        stopped |= {run: LAPSED for run, _, _, rate, since in rows if not since and (rate or _paced(run))}
     returned = {demand.run for demand in demands if demand.returned}
-    unbegun = leased.unbegun(run for run, _, rate, _ in rows if rate and run in returned)
-    return Above(runs, left, held, stopped, unbegun)
+    unbegun = leased.unbegun(run for run, *_, rate, _ in rows if rate and run in returned)
+    return Above(runs, {run: of for run, _, of, *_ in rows}, left, held, stopped, unbegun)
 
 
 def _paced(run: int) -> bool:
@@ -80,8 +81,12 @@ def bounded(demand: Demand, above: Above) -> Demand:
     """``demand`` under its ceilings, if it came from above."""
     if (names := above.runs.get(demand.run)) is None:
         return demand
-    stopped = above.stopped.get(demand.run, "")
     may = above.unbegun.get(demand.run)
-    returned = demand.returned if may is None else [piece for piece in demand.returned if piece.shard in may]
-    held = above.held.get(demand.run, {})
-    return replace(demand, ceilings=names, held=held, stopped=stopped, returned=returned)
+    return replace(
+        demand,
+        ceilings=names,
+        held=above.held.get(demand.run, {}),
+        measured=above.of[demand.run],
+        stopped=above.stopped.get(demand.run, ""),
+        returned=demand.returned if may is None else [piece for piece in demand.returned if piece.shard in may],
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 
 from nodes import identity
-from nodes.protocol import Conflict
+from nodes.protocol import Conflict, Misdirected
 
 
 @dataclass
@@ -42,31 +45,45 @@ CUT_OFF_BEATS = 2
 here = Place()
 
 
+def own() -> str:
+    """This server's id, whatever it is called and wherever it hangs."""
+    return _read(settings.CASCADE.identity_folder)
+
+
+@lru_cache(maxsize=4)
+def _read(folder: Path) -> str:
+    return identity.own(folder)
+
+
 def path() -> list[list[str]]:
     """From the root to this server, which is last."""
-    settled = settings.CASCADE
-    return [*here.path, [identity.own(settled.data_dir), settled.called]]
+    return [*here.path, [own(), settings.CASCADE.called]]
+
+
+def check_meant(body: Any) -> None:
+    """Raises Misdirected for a message about allocations of another server, whose ids may be those of ours."""
+    if isinstance(body, dict) and body.get("parent") not in (None, "", own()):
+        raise Misdirected("this is about work of another server: say hello again, without it")
 
 
 def check(child: str, name: str) -> None:
     """Whether a relay with the id ``child``, called ``name`` here, may hang below this server. Raises Conflict."""
-    own = path()
-    if any(each == child for each, _ in own):
-        raise Conflict(f"{name} would be its own ancestor: {_shown(own, child, name)}")
-    if len(own) >= settings.CASCADE.max_depth:
+    way = path()
+    if any(each == child for each, _ in way):
+        raise Conflict(f"{name} would be its own ancestor: {_shown(way, child, name)}")
+    if len(way) >= settings.CASCADE.max_depth:
         raise Conflict(
             f"the tree would be deeper than {settings.CASCADE.max_depth} levels (CASCADE_MAX_DEPTH): "
-            f"{_shown(own, child, name)}"
+            f"{_shown(way, child, name)}"
         )
 
 
 def closes_a_circle(above: Sequence[Sequence[str]]) -> str:
     """The path, if this server stands in the path to its own parent; else ""."""
-    mine = identity.own(settings.CASCADE.data_dir)
-    if all(each != mine for each, _ in above):
+    if all(each != own() for each, _ in above):
         return ""
     return " > ".join([*(name for _, name in above), settings.CASCADE.called])
 
 
-def _shown(own: Sequence[Sequence[str]], child: str, name: str) -> str:
-    return " > ".join([*(f"{each} (the same server)" if pk == child else each for pk, each in own), name])
+def _shown(way: Sequence[Sequence[str]], child: str, name: str) -> str:
+    return " > ".join([*(f"{each} (the same server)" if pk == child else each for pk, each in way), name])

@@ -16,6 +16,7 @@ from dispatch.lifecycle.submit import defaults, hands_of
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Origin, Receipt, Run
 from dispatch.rates import KEY_LIMIT
+from dispatch.relay import inputs
 from dispatch.states import RunState
 from nodes import executors, failpoints
 from nodes.protocol import CascadeError, Conflict
@@ -137,12 +138,14 @@ def go_on(parent: str) -> int:
     return found
 
 
+def parent_before() -> str:
+    """Whose allocations are here, as far as any are: a relay that was started anew has lost nothing."""
+    return Origin.objects.filter(closed_at=None).values_list("parent", flat=True).order_by("-pk").first() or ""
+
+
 def held(parent: str) -> list[int]:
-    """The allocations of ``parent`` that are not settled here; where it is not known yet who that is, of whoever it
-    was before: a relay that was started anew has lost nothing.
-    """
-    open_ = Origin.objects.filter(closed_at=None)
-    return list((open_.filter(parent=parent) if parent else open_).values_list("allocation", flat=True))
+    """The allocations of ``parent`` that are not settled here."""
+    return list(Origin.objects.filter(parent=parent, closed_at=None).values_list("allocation", flat=True))
 
 
 def drop(parent: str, allocations: Iterable[int]) -> int:
@@ -171,6 +174,7 @@ def _forget(origin: Origin) -> None:
                 timezone.now(),
             )
         Origin.objects.filter(pk=origin.pk, closed_at=None).update(closed_at=timezone.now())
+    inputs.drop([origin.pk])
     if Run.objects.filter(pk=origin.pk, state=RunState.RUNNING).exists():
         try:
             lifecycle.cancel(origin.pk)

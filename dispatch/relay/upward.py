@@ -21,13 +21,14 @@ from django.db import close_old_connections
 from django.utils import timezone
 
 from dispatch import events
-from dispatch.relay import bundles, forwarding, leased, offering, place, taking
+from dispatch.relay import bundles, forwarding, inputs, leased, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
-from nodes import failpoints, identity
+from nodes import failpoints
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
 from nodes.agent.configuration import Sync
+from nodes.agent.sender import REJECTED
 from nodes.protocol import VERSION
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ LOOK_SECONDS = 0.25
 STUCK = "what is left of it was lost below, or finds no node there; a new start takes new tokens of its rate"
 WATCH_SECONDS = 0.5
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+INPUT_LOOK_SECONDS = 1.0
+INPUT_ATTEMPT = 3
 END_SECONDS = 10.0
 
 
@@ -53,7 +56,7 @@ class Upward:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self.parent = ""
-        """Id of the node above; "" before its first word."""
+        """Id of the node above; before its first word the one that it was before, if what it gave is here still."""
         self._beat_seconds = 5.0
         self._uploaded: set[str] = set()
         self._reporting: set[int] = set()
@@ -80,13 +83,14 @@ class Upward:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
+        self._greeting = asyncio.Lock()
         self._link = Link(self._config, self._hear, self._claim, self._greet)
+        self._link.parent = self.parent = await self._in_thread(taking.parent_before)
+        self._link.moved = self._moved
         self._sync = Sync(bundles.store(), lambda: self._link.rest.fetch("config"), events.relay.set)
         await asyncio.to_thread(self._sync.open)
-        jobs = [
-            asyncio.create_task(job)
-            for job in (self._link.run(), self._beating(), self._forwarding(), self._watching())
-        ]
+        running = (self._link.run(), self._beating(), self._forwarding(), self._bringing(), self._watching())
+        jobs = [asyncio.create_task(job) for job in running]
         ended = asyncio.create_task(self._ended.wait())
         try:
             done, _ = await asyncio.wait([ended, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -148,15 +152,22 @@ class Upward:
 
     async def _greet(self) -> None:
         """Hello, once in this relay's life; later connects only beat, for what is on its way then must not be lost."""
-        await self._beat(hello=not self._greeted.is_set())
-        self._greeted.set()
+        async with self._greeting:
+            await self._beat(hello=not self._greeted.is_set())
+            self._greeted.set()
+
+    def _moved(self) -> None:
+        """What is here is of the parent that was there before: its ids mean other work here."""
+        logger.warning("%s is another parent now: what the old one gave is dropped", self._config.parent)
+        self.parent = ""
+        self._greeted.clear()
 
     async def _beating(self) -> None:
         attempt = 0
         await self._greeted.wait()
         while True:
             try:
-                await self._beat()
+                await self._greet()
                 attempt = 0
                 wait = self._beat_seconds
             except Unreachable as error:
@@ -180,11 +191,14 @@ class Upward:
         reply = await self._link.call("beat", {**body, "leaving": leaving, **hello_})
         self._beat_seconds = float(reply.get("beat_seconds", self._beat_seconds))
         check_protocol(reply)
-        path = reply.get("path") or [["", self._config.parent]]
-        parent = path[-1][0] or self._config.parent[-36:]
+        if not (path := reply.get("path")):
+            raise Refused(
+                HTTPStatus.UPGRADE_REQUIRED, "the parent knows no relays, which this one is: update the parent"
+            )
+        parent = path[-1][0]
         if parent != self.parent:
             await self._in_thread(taking.drop_others, parent)
-            self.parent = parent
+            self.parent = self._link.parent = parent
         self._place(path, reply, sent)
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
@@ -215,7 +229,7 @@ class Upward:
             "executors": sorted(below["types"]),
             "carrier": self._link.carrier,
             "role": "relay",
-            "id": identity.own(settings.CASCADE.data_dir),
+            "id": place.own(),
             "slots": below["slots"],
             "types": below["types"],
             "branches": below["branches"],
@@ -243,10 +257,9 @@ class Upward:
         await self._in_thread(forwarding.purge)
         while True:
             try:
-                await asyncio.to_thread(events.relay.wait, LOOK_SECONDS)
-                events.relay.clear()
+                if sendings := await self._in_thread(self._next):
+                    await self._forward(sendings)
                 if self.parent:
-                    await self._forward()
                     await self._tell_at_once()
                 attempt = 0
             except Unreachable as error:
@@ -262,10 +275,15 @@ class Upward:
                 logger.exception("passing on failed; what waits is tried again")
                 await asyncio.sleep(jitter(attempt + 4))
 
-    async def _forward(self) -> None:
-        sendings = await self._in_thread(forwarding.due, self.parent)
-        if not sendings:
+    def _next(self) -> list[Sending]:
+        """What is to be sent, when there may be something."""
+        events.relay.wait(LOOK_SECONDS)
+        events.relay.clear()
+        if not (sendings := forwarding.due(self.parent) if self.parent else []):
             self._uploaded.clear()
+        return sendings
+
+    async def _forward(self, sendings: Sequence[Sending]) -> None:
         self._reporting = {each.entry["allocation"] for each in sendings}
         try:
             damaged = await self._upload({each.entry["segment"] for each in sendings if each.entry.get("segment")})
@@ -326,11 +344,46 @@ class Upward:
                 logger.error("allocation %s: %s", sending.entry["allocation"], told.get("detail"))
             await self._in_thread(taking.drop, self.parent, [sending.entry["allocation"]])
 
+    # Rows that the work is about come down
+
+    async def _bringing(self) -> None:
+        await self._in_thread(inputs.sweep)
+        while True:
+            await asyncio.to_thread(events.inputs.wait, INPUT_LOOK_SECONDS)
+            events.inputs.clear()
+            try:
+                wanted = await self._in_thread(inputs.wanted, self.parent)
+                for origin in wanted:
+                    await self._bring(origin.pk, origin.allocation)
+            except Unreachable as error:
+                logger.warning("rows to work over wait for %s: %s", self._config.parent, error)
+                await asyncio.sleep(pause(error, INPUT_ATTEMPT))
+            except Refused as error:
+                logger.error("%s refuses rows to work over: %s", self._config.parent, error)
+                await asyncio.sleep(jitter(INPUT_ATTEMPT + 4))
+            except Exception:
+                logger.exception("rows to work over could not be fetched; it is tried again")
+                await asyncio.sleep(INPUT_LOOK_SECONDS)
+
+    async def _bring(self, run: int, allocation: int) -> None:
+        await self._in_thread(inputs.make_room)
+        try:
+            await self._link.rest.download(f"inputs/{allocation}", inputs.file_of(run))
+        except Refused as error:
+            if error.status in GONE:
+                await self._in_thread(taking.drop, self.parent, [allocation])
+            elif error.status in REJECTED:
+                await self._in_thread(inputs.refused, run, str(error))
+            else:
+                raise
+        else:
+            await self._in_thread(inputs.brought, run)
+
     async def _hand_back(self) -> None:
         """What is done is passed on, the rest goes to others."""
         if not self._greeted.is_set():
             return  # who never came has taken nothing
-        await self._forward()
+        await self._forward(await self._in_thread(forwarding.due, self.parent))
         if held := await self._in_thread(taking.held, self.parent):
             await self._give_back(held, "the relay stops")
         await self._beat(leaving=True)

@@ -71,6 +71,10 @@ def reduce_ended() -> int:
         if task_type not in executors.EXECUTORS or not executors.get(task_type).reductions:
             with write():
                 waiting.filter(type=task_type).update(reduction={})
+    # Of a run that came from above the node above has all rows.
+    if waiting.filter(origin__isnull=False).exists():
+        with write():
+            waiting.filter(origin__isnull=False).update(reduction={})
     for pk, task_type in waiting.order_by("pk").values_list("pk", "type")[:MOST_RUNS]:
         try:
             found = reduction(pk, task_type)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import close_old_connections, connection
-from django.db.models import Max, QuerySet
+from django.db.models import Max, Q, QuerySet
 
 from dispatch import backups, events, leading, lifecycle
 from dispatch.models import Allocation, Receipt
@@ -150,8 +150,8 @@ class Saver:
                 raise
             except CascadeError as error:
                 # Accepted by another version of the dataset than the one that runs now.
-                logger.error("receipt %s cannot be read any more, its items are run again: %s", receipt.pk, error)
-                lifecycle.damaged(receipt, f"the result does not fit its table any more: {error}")
+                logger.error("receipt %s cannot be read any more: %s", receipt.pk, error)
+                _again(receipt, f"the result does not fit its table any more: {error}")
                 continue
             whole.append(receipt)
             parts.append(part)
@@ -162,7 +162,9 @@ class Saver:
             return False
         self.store.append(parts)
         self._dirty = True
-        lifecycle.saved(whole)
+        if passed_on := [receipt for receipt in whole if receipt.keep]:
+            lifecycle.copied(passed_on)
+        lifecycle.saved([receipt for receipt in whole if not receipt.keep])
         failpoints.reach("saver.told")
         events.advise()
         return True
@@ -185,17 +187,25 @@ class Saver:
                         *(receipt.pk, receipt.segment),
                     )
                     spool.quarantine(settings.CASCADE.spool, receipt.segment)
-                    lifecycle.lost(receipt, entries, "its rows were lost on disk, in the store and in the spool")
+                    if receipt.keep:
+                        lifecycle.not_copied(receipt)
+                    else:
+                        lifecycle.lost(receipt, entries, "its rows were lost on disk, in the store and in the spool")
                     continue
                 logger.error("the result store has lost the rows of receipt %s: saved again from the spool", receipt.pk)
                 self.store.append([_part(receipt, entries)])
 
     def _settled(self) -> QuerySet[Receipt]:
         """Saved here since the last checkpoint."""
-        return Receipt.objects.filter(saved_at__isnull=False, purged_at=None, origin=None)
+        unpurged = Receipt.objects.filter(saved_at__isnull=False, purged_at=None)
+        return unpurged.filter(Q(origin=None, keep=False) | Q(keep=True, kept_at__isnull=False))
 
     def _next_batch(self) -> list[Receipt]:
-        return self._batch(Receipt.objects.filter(saved_at=None, origin=None).exclude(type__in=self._blocked))
+        own = Receipt.objects.filter(saved_at=None, origin=None)
+        passed_on = Receipt.objects.filter(keep=True, kept_at=None, saved_at__isnull=False, purged_at=None)
+        return self._batch(own.exclude(type__in=self._blocked)) or self._batch(
+            passed_on.exclude(type__in=self._blocked)
+        )
 
     def _batch(self, waiting: QuerySet[Receipt]) -> list[Receipt]:
         """The oldest of them, as many as one transaction of the store may have."""
@@ -248,10 +258,10 @@ class Saver:
         """A flipped bit or a torn file is found by the hash; its items are then done again."""
         if not receipt.segment or spool.verify(settings.CASCADE.spool, receipt.segment):
             return True
-        logger.error("segment %s is damaged; its items are run again", receipt.segment)
+        logger.error("segment %s is damaged", receipt.segment)
         spool.quarantine(settings.CASCADE.spool, receipt.segment)
         # Every receipt that names this segment is caught here when its turn comes.
-        lifecycle.damaged(receipt, "the spooled result was damaged on disk")
+        _again(receipt, "the spooled result was damaged on disk")
         return False
 
     def _tidy(self) -> None:
@@ -275,6 +285,14 @@ class Saver:
         self.store.checkpoint()
         self._dirty = False
         room.purge(settled)
+
+
+def _again(receipt: Receipt, detail: str) -> None:
+    """The rows of ``receipt`` cannot be saved: its items are run again, but for those whose rows the node above has."""
+    if receipt.keep:
+        lifecycle.not_copied(receipt)
+    else:
+        lifecycle.damaged(receipt, detail)
 
 
 def _unsaved(receipt: Receipt, recorded: Container[tuple[int, int, int]]) -> list[dict[str, Any]]:

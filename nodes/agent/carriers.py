@@ -58,6 +58,7 @@ class Refused(CascadeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+        self.detail = message
 
 
 def check_protocol(reply: Body) -> None:
@@ -386,6 +387,11 @@ class Link:
         self.long_poll = 30.0
         self.taking = True
         """Off: no more claims."""
+        self.parent = ""
+        """Id of the server that our allocations are of: each message names it, and any other one refuses that."""
+        self.moved: Callable[[], None] = lambda: None
+        """Called when another server was found at the parent's address."""
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def carrier(self) -> str:
@@ -398,10 +404,36 @@ class Link:
 
     async def call(self, verb: str, body: Body) -> Body:
         """Sends a verb on whatever works now. Raises Unreachable, Refused."""
-        if self._push is not None:
+        return await self._meant(verb, body, REPLY_SECONDS, self._push)
+
+    async def _meant(self, verb: str, body: Body, patience: float, push: Push | None = None) -> Body:
+        """Sends it to the server that it is about. Raises Unreachable, also where another one is there; Refused."""
+        if self.parent:
+            body = {**body, "parent": self.parent}
+        try:
+            reply = await self._exchange(verb, body, patience, push)
+        except Refused as error:
+            if error.status != HTTPStatus.MISDIRECTED_REQUEST:
+                raise
+            if body.get("parent") == self.parent:
+                self._move()
+        else:
+            if body.get("parent", "") == self.parent:
+                return reply
+        raise Unreachable(f"another server answers at {self._config.parent} than before")
+
+    async def _exchange(self, verb: str, body: Body, patience: float, push: Push | None) -> Body:
+        if push is not None:
             with suppress(ValueError):  # too long for a frame
-                return await self._push.call(verb, body)
-        return await self.rest.call(verb, body)
+                return await push.call(verb, body)
+        return await self.rest.call(verb, body, patience=patience)
+
+    def _move(self) -> None:
+        if self._push is not None:  # it may lead to the old one still
+            self._closing = asyncio.create_task(self._push.close())
+            self._push = None
+        self.parent = ""
+        self.moved()
 
     async def run(self) -> None:
         """Keeps the way open, until cancelled."""
@@ -494,7 +526,7 @@ class Link:
                 body = {**self._claim(), "wait": self.long_poll}
                 self._waiting_claim = True
                 try:
-                    reply = await self.rest.call("claim", body, patience=self.long_poll + 15)
+                    reply = await self._meant("claim", body, self.long_poll + 15)
                 finally:
                     self._waiting_claim = False
                 if "work" not in reply:

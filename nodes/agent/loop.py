@@ -116,6 +116,9 @@ class Agent:
         self._outbox = Outbox(config.data_dir)
         self._pool: Pool | None = None
         self._greeted = False
+        self._greeting = asyncio.Lock()
+        self._homeless = False
+        """Whether another server was found where our parent was, and it has not heard our hello yet."""
         self.stopping = False
         self._stop_asked = asyncio.Event()
         self._changed = asyncio.Event()
@@ -133,6 +136,7 @@ class Agent:
         self._sync = None
         if isinstance(self._link, Link):
             rest = self._link.rest
+            self._link.moved = self._moved
             self._sync = Sync(Store(config.data_dir), lambda: rest.fetch("config"), self._paced.set)
         self._sender = Sender(
             self._outbox, self._link, held=self._held, gone=self._take_back, queued=lambda: bool(self._queue)
@@ -145,6 +149,8 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._outbox.open()
         self._held.update(self._outbox.allocations())
+        if isinstance(self._link, Link):
+            self._link.parent = self._outbox.parent
         self._inputs.open()
         if self._sync is not None:
             self._sync.open()
@@ -501,13 +507,14 @@ class Agent:
 
     async def _greet(self) -> None:
         """Hello, once in this agent's life; later connects only beat, for what is on its way then must not be lost."""
-        hello = {} if self._greeted else {"hello": True, "protocol": VERSION}
-        reply = await self._link.call("beat", self._beat_body() | hello)
-        check_protocol(reply)
-        self._heard(reply)
-        if not self._greeted:
-            logger.info("we are %r with %d slots, by %s", self.node, self.capacity, self._link.carrier)
-        self._greeted = True
+        async with self._greeting:
+            hello = {} if self._greeted else {"hello": True, "protocol": VERSION}
+            reply = await self._link.call("beat", self._beat_body() | hello)
+            check_protocol(reply)
+            self._heard(reply)
+            if not self._greeted:
+                logger.info("we are %r with %d slots, by %s", self.node, self.capacity, self._link.carrier)
+            self._greeted, self._homeless = True, False
         self._sender.reached()
         self._fill()
 
@@ -517,10 +524,13 @@ class Agent:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.beat_seconds):
                     await self._paced.wait()
-            if not self._greeted:
+            if not self._greeted and not self._homeless:
                 continue
             try:
-                self._heard(await self._link.call("beat", self._beat_body()))
+                if self._homeless:
+                    await self._greet()
+                else:
+                    self._heard(await self._link.call("beat", self._beat_body()))
             except (Unreachable, Refused) as error:
                 logger.warning("beat: %s", error)
             except Exception:
@@ -541,7 +551,18 @@ class Agent:
             **self._vitals.now(),
         }
 
+    def _moved(self) -> None:
+        """What we hold is of the parent that was there before. It gives it to others; here it is about other work."""
+        logger.warning("%s is another parent now: what was for the old one is dropped", self.config.parent)
+        self._greeted, self._homeless = False, True
+        self._drop(self._held)
+        self._outbox.belong("")
+        self._paced.set()
+
     def _heard(self, reply: Body) -> None:
+        if isinstance(self._link, Link) and (parent := str(reply.get("parent", ""))):
+            self._link.parent = parent
+            self._outbox.belong(parent)
         self.node = str(reply.get("node", self.node))
         beat_seconds = float(reply.get("beat_seconds", self.beat_seconds))
         if beat_seconds < self.beat_seconds:

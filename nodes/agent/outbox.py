@@ -1,5 +1,7 @@
 """Finished work on disk until the parent's receipt, so that an agent that is killed reports after its restart.
 
+Beside it stands whose it is: an agent that was given another parent must not report it there, under the same ids.
+
 Not synced to the platter: what a power cut takes was never acknowledged and is run again by lease.
 """
 
@@ -31,6 +33,8 @@ class Outbox:
         self._batch_of: dict[int, int] = {}
         self._left: dict[int, set[int]] = {}
         self._next = 0
+        self.parent = ""
+        """Id of the server that the entries are for, where it is known."""
 
     def open(self) -> None:
         """Takes the folder and reads what an earlier agent left. Raises BlockingIOError when another one has it."""
@@ -51,6 +55,19 @@ class Outbox:
         for temp in self.folder.glob("*.tmp"):
             temp.unlink()
         self._sweep()
+        with suppress(OSError):
+            self.parent = (self.folder / "parent").read_text().strip()
+
+    def belong(self, parent: str) -> None:
+        """From now on what comes is of the server with this id."""
+        if parent != self.parent:
+            temp = self.folder / "parent.tmp"
+            try:
+                temp.write_text(parent)
+                os.replace(temp, self.folder / "parent")
+            except OSError as error:
+                logger.error("%s cannot be written: %s", self.folder, error.strerror)
+            self.parent = parent
 
     def close(self) -> None:
         self._lock.close()

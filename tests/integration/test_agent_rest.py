@@ -592,3 +592,52 @@ def test_plain_keys_can_be_switched_off(agent):
 def test_a_deactivated_node_is_refused_and_says_why(either):
     either.tree.json("PATCH", f"/api/v1/nodes/{either.id}", json={"active": False})
     assert "not active" in problem(either.say("beat", {}), 401)
+
+
+# Peers of other versions
+
+STRANGE = {"of_tomorrow": {"deep": [1, 2]}, "flags": None}
+
+
+def test_a_peer_too_old_is_told_which_versions_fit_and_gets_nothing(agent):
+    refusal = agent.say("beat", {"hello": True, "boot": "one", "protocol": 0, "executors": ["echo"]})
+    told = problem(refusal, 426)
+    assert f"{agent.name} speaks version 0 of the protocol, this server 1 to 1: update {agent.name}" in told
+    assert agent.tree.nodes()[agent.name]["state"] != "online"
+
+
+def test_a_newer_peer_is_answered_in_the_version_that_both_speak(agent):
+    assert agent.beat(hello=True, protocol=9)["protocol"] == 1
+
+
+def test_fields_that_this_version_does_not_know_are_ignored_in_every_verb(agent):
+    agent.beat(hello=True, protocol=9, role="of_tomorrow", **STRANGE)
+    run = agent.submit("a", "b")
+    work: list[list[Any]] = []
+
+    def claimed() -> bool:
+        work.extend(agent.ask("claim", {"slots": 2, "wait": 1, **STRANGE})["work"])
+        return len(work) == 2
+
+    until(claimed)
+    assert agent.ask("accept", {"allocations": [work[0][0]], **STRANGE}) == {"gone": []}
+    assert agent.ask("release", {"allocations": [work[1][0]], **STRANGE}) == {"released": [work[1][0]]}
+    work += agent.granted(1)
+    for parcel in (work[0], work[2]):
+        reply = agent.ask("report", {"reports": [done(parcel, **STRANGE)], **STRANGE})
+        assert [each["status"] for each in reply["results"]] == [200]
+    assert agent.tree.wait(run)["state"] == "completed"
+
+
+def test_a_relay_of_tomorrow_is_understood_as_far_as_it_goes(agent):
+    told = {"role": "relay", "id": "f" * 32, "slots": 3, "types": {"echo": 3}, "branches": [{}], "racks": 7}
+    reply = agent.beat(hello=True, protocol=9, **told, **STRANGE)
+    assert [name for _, name in reply["path"]]
+    node = agent.tree.nodes()[agent.name]
+    assert (node["state"], node["role"]) == ("online", "relay")
+
+
+def test_a_message_for_another_server_is_421_on_every_verb(agent):
+    for name in VERBS:
+        body = {"allocations": [1], "reports": [], "slots": 1, "parent": "e" * 32}
+        assert agent.say(name, body).status_code == 421

@@ -359,3 +359,17 @@ def test_the_nodes_other_key_keeps_its_socket(socket, agent):
         agent.tree.json("DELETE", f"/api/v1/keys/{first['access_key']}")
         assert other.beat()["node"] == agent.name
         assert socket.closed() == 4401
+
+
+def test_a_peer_too_old_is_told_which_versions_fit_over_a_socket_too(agent):
+    with opened(agent) as socket:
+        reply = socket.ask("beat", {"hello": True, "boot": "one", "protocol": 0})
+        assert reply["status"] == 426
+        assert "this server 1 to 1" in reply["body"]["detail"]
+        assert socket.beat(hello=True, protocol=9, of_tomorrow={})["protocol"] == 1
+
+
+def test_a_message_for_another_server_is_421_over_a_socket_too(agent):
+    with opened(agent) as socket:
+        assert socket.ask("beat", {"held": [1], "parent": "e" * 32})["status"] == 421
+        assert socket.ask("report", {"reports": [], "parent": "e" * 32})["status"] == 421

@@ -85,8 +85,10 @@ def test_what_it_has_no_executor_for_goes_back_and_hinders_nothing_else() -> Non
 
 
 def test_a_relay_that_was_started_anew_still_has_what_it_had() -> None:
+    assert taking.parent_before() == ""
     taken()
-    assert taking.held("") == [70]
+    assert taking.parent_before() == PARENT
+    assert taking.held(PARENT) == [70]
     assert taking.held("q" * 32) == []
 
 
@@ -455,3 +457,15 @@ def test_a_peer_too_old_is_told_which_versions_fit() -> None:
     assert mine.beat(hello=True, protocol=7)["protocol"] == 1
     assert mine.beat(hello=True)["protocol"] == 1
     assert "protocol" not in mine.beat()
+
+
+def test_a_further_piece_of_the_same_run_begins_with_what_was_measured_of_the_last_one() -> None:
+    mine = child(capacity=1)
+    taken(count=40, slots=1, shard_size=0)
+    (first,) = mine.works()[:1]
+    assert first.stop - first.start == 1  # nothing is known of it
+    assert mine.statuses({**done(first), "seconds": 0.01}) == [200]
+    taken(allocation=71, count=40, slots=1, shard_size=0)
+    taking.drop(PARENT, [70])
+    (again, *_) = mine.works()
+    assert again.stop - again.start > 5
