@@ -70,11 +70,11 @@ class LocalTreeError(CascadeError):
 
 @dataclass(frozen=True)
 class Child:
-    """One child: ``quotas`` are slots by task type, ``carrier`` one of pull, push, auto."""
+    """One child: ``quotas`` as for POST /api/v1/nodes, ``carrier`` one of pull, push, auto."""
 
     name: str
     capacity: int = 4
-    quotas: Mapping[str, int] = field(default_factory=dict)
+    quotas: Sequence[Mapping[str, Any]] = ()
     carrier: str = "auto"
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -385,14 +385,10 @@ class LocalTree:
         kept = self._kept()
         missing = [child for child in children if not self._known(kept, child)]
         for child in missing:
-            quotas = [{"task_type": type, "slots": slots} for type, slots in child.quotas.items()]
-            order = {"name": child.name, "capacity": child.capacity, "quotas": quotas}
+            order = {"name": child.name, "capacity": child.capacity, "quotas": list(child.quotas)}
             made = self.json("POST", "/api/v1/nodes", json=order)
             self.keys[child.name] = {name: made[name] for name in ("access_key", "secret_key")}
-            kept["children"][child.name] = {
-                "as": [child.capacity, dict(child.quotas)],
-                "key": self.keys[child.name],
-            }
+            kept["children"][child.name] = {"as": _shape(child), "key": self.keys[child.name]}
         if missing:
             self._keep(kept)
 
@@ -504,7 +500,7 @@ class LocalTree:
     @staticmethod
     def _known(kept: Mapping[str, Any], child: Child) -> bool:
         """Whether the folder has it. Raises LocalTreeError where it was another one."""
-        wanted, made = [child.capacity, dict(child.quotas)], kept["children"].get(child.name)
+        wanted, made = _shape(child), kept["children"].get(child.name)
         if made is not None and made["as"] != wanted:
             raise LocalTreeError(
                 f"a child {child.name!r} was made with capacity and quotas {made['as']},"
@@ -553,6 +549,10 @@ class LocalTree:
         assert self._guard.stdin is not None
         self._guard.stdin.write(f"{sign}{group}\n")
         self._guard.stdin.flush()
+
+
+def _shape(child: Child) -> list[Any]:
+    return [child.capacity, [dict(quota) for quota in child.quotas]]
 
 
 def next_look(began: float) -> float:
