@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,11 +70,11 @@ class LocalTreeError(CascadeError):
 
 @dataclass(frozen=True)
 class Child:
-    """One child: ``quotas`` as for ``manage.py node add --quota``, ``carrier`` one of pull, push, auto."""
+    """One child: ``quotas`` as for POST /api/v1/nodes, ``carrier`` one of pull, push, auto."""
 
     name: str
     capacity: int = 4
-    quotas: Sequence[str] = ()
+    quotas: Sequence[Mapping[str, Any]] = ()
     carrier: str = "auto"
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,7 +88,7 @@ class _Process:
 
 prepared: Callable[[], Path] | None = None
 """Where tests, which start many trees, keep a folder prepared before, without children: new ones begin as copies."""
-COPIED = ("cascade.sqlite3", "local.json")
+COPIED = ("cascade.sqlite3", "secret_key", "local.json")
 
 
 class LocalTree:
@@ -153,15 +152,16 @@ class LocalTree:
         Raises LocalTreeError.
         """
         (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
-        self._prepare(list(self.children.values()))
+        self._prepare()
         self.start_parent()
+        self.introduce(*self.children.values())
         for child in self.children.values():
             self._start_child(child)
         self.wait_for_children(*self.children)
 
     def prepare(self) -> None:
         """Prepares the folder and starts nothing."""
-        self._make(self.data_dir / "local.json", [])
+        self._make()
 
     def start_parent(self) -> None:
         """Starts the parent, on the port it had before if it was running already. Raises LocalTreeError."""
@@ -230,7 +230,7 @@ class LocalTree:
     def add(self, child: Child) -> None:
         """Makes another child known to the running parent, starts it and waits until it has beaten."""
         self.children[child.name] = child
-        self._prepare([child])
+        self.introduce(child)
         self._start_child(child)
         self.wait_for_children(child.name)
 
@@ -380,6 +380,18 @@ class LocalTree:
         answer = self.json("GET", "/api/v1/nodes", params={"limit": 1000})
         return {node["name"]: node for node in answer["results"]}
 
+    def introduce(self, *children: Child) -> None:
+        """Makes nodes of the running parent for those that the folder does not have yet. Raises LocalTreeError."""
+        kept = self._kept()
+        missing = [child for child in children if not self._known(kept, child)]
+        for child in missing:
+            order = {"name": child.name, "capacity": child.capacity, "quotas": list(child.quotas)}
+            made = self.json("POST", "/api/v1/nodes", json=order)
+            self.keys[child.name] = {name: made[name] for name in ("access_key", "secret_key")}
+            kept["children"][child.name] = {"as": _shape(child), "key": self.keys[child.name]}
+        if missing:
+            self._keep(kept)
+
     def wait_for_children(self, *names: str) -> None:
         """Returns when each of these children has beaten since it was started last. Raises LocalTreeError."""
         for name in names:
@@ -436,34 +448,19 @@ class LocalTree:
         }
         return {**base, **own, **self.env, **(env or {})}
 
-    def _prepare(self, children: Sequence[Child]) -> None:
-        """Makes database, operator and nodes, as far as they are not there yet, and remembers their secrets."""
-        file = self.data_dir / "local.json"
+    def _prepare(self) -> None:
+        """Makes database and operator, as far as they are not there yet."""
         fresh = not any((self.data_dir / name).exists() for name in COPIED)
-        copied = prepared is not None and fresh and "CASCADE_DATABASE_URL" not in self.env
-        if prepared is not None and copied:
+        if prepared is not None and fresh and "CASCADE_DATABASE_URL" not in self.env:
             for name in COPIED:
                 shutil.copy(prepared() / name, self.data_dir / name)
-        self._make(file, children, copied=copied)
+            self._take_up(self._kept())
+        else:
+            self._make()
 
-    def _make(self, file: Path, children: Sequence[Child], *, copied: bool = False) -> None:
-        kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"password": "", "children": {}}
-        wanted = {child.name: [child.capacity, list(child.quotas)] for child in children}
-        for name, made in kept["children"].items():
-            if name in wanted and made["as"] != wanted[name]:
-                raise LocalTreeError(
-                    f"{self.data_dir} has a child {name!r} made with capacity and quotas {made['as']},"
-                    f" not {wanted[name]}: take another folder, or remove this one"
-                )
-        missing = {name: spec for name, spec in wanted.items() if name not in kept["children"]}
-        self.password = kept["password"] or secrets.token_urlsafe(12)
-        if copied and not missing:
-            return
-        order = {
-            "username": self.username,
-            "password": "" if kept["password"] else self.password,
-            "children": missing,
-        }
+    def _make(self) -> None:
+        kept = self._kept()
+        order = {"username": self.username, "password": "" if kept["password"] else secrets.token_urlsafe(12)}
         # One process instead of one per command: each costs a second of imports.
         done = subprocess.run(
             [self.python, "-m", "cascade.local"],
@@ -476,12 +473,40 @@ class LocalTree:
         )
         if done.returncode:
             raise LocalTreeError(f"the folder {self.data_dir} could not be prepared:\n{done.stderr[-4000:]}")
-        for name, key in json.loads(done.stdout).items():
-            kept["children"][name] = {"as": missing[name], "key": key}
-        kept["password"] = self.password
+        kept["password"] = kept["password"] or order["password"]
+        kept["token"] = done.stdout.strip()
+        self._keep(kept)
+        self._take_up(kept)
+
+    def _take_up(self, kept: Mapping[str, Any]) -> None:
+        """Secrets of the operator and the children, and a token that spares the parent the check of the password."""
+        self.password = kept["password"]
+        self.keys = {name: made["key"] for name, made in kept["children"].items()}
+        self._session.headers["Authorization"] = f"Bearer {kept['token']}"
+        for child in self.children.values():
+            self._known(kept, child)
+
+    def _kept(self) -> dict[str, Any]:
+        """What this folder's ``local.json`` says."""
+        file = self.data_dir / "local.json"
+        kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"password": "", "children": {}}
+        return kept
+
+    def _keep(self, kept: Mapping[str, Any]) -> None:
+        file = self.data_dir / "local.json"
         with open(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as out:
             json.dump(kept, out, indent=1)
-        self.keys = {name: made["key"] for name, made in kept["children"].items()}
+
+    @staticmethod
+    def _known(kept: Mapping[str, Any], child: Child) -> bool:
+        """Whether the folder has it. Raises LocalTreeError where it was another one."""
+        wanted, made = _shape(child), kept["children"].get(child.name)
+        if made is not None and made["as"] != wanted:
+            raise LocalTreeError(
+                f"a child {child.name!r} was made with capacity and quotas {made['as']},"
+                f" not {wanted}: take another folder, or remove this one"
+            )
+        return made is not None
 
     def _popen(self, name: str) -> subprocess.Popen[bytes]:
         if name not in self._processes:
@@ -526,6 +551,10 @@ class LocalTree:
         self._guard.stdin.flush()
 
 
+def _shape(child: Child) -> list[Any]:
+    return [child.capacity, [dict(quota) for quota in child.quotas]]
+
+
 def next_look(began: float) -> float:
     """Seconds until somebody who waits since ``began`` looks again: a tenth of what it has taken. Looking more often
     tells it hardly sooner, and takes the parent more time than the work that is waited for."""
@@ -546,25 +575,21 @@ def free_port() -> int:
     raise LocalTreeError("no free port found between 20000 and 29999")
 
 
-def _prepare_folder(order: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Runs the commands that make a folder ready, in this process. New children's keys by name."""
+def _prepare_folder(order: Mapping[str, str]) -> str:
+    """Runs the commands that make a folder ready, in this process. A token of the operator."""
     import django
     from django.core.management import call_command
 
     django.setup()
+    from django.contrib.auth.models import User
+    from rest_framework_simplejwt.tokens import AccessToken
+
     call_command("migrate", verbosity=0, interactive=False)
     if order["password"]:
         os.environ["DJANGO_SUPERUSER_PASSWORD"] = order["password"]
         call_command("createsuperuser", username=order["username"], email="", interactive=False, verbosity=0)
-    keys = {}
-    for name, (capacity, quotas) in order["children"].items():
-        out = StringIO()
-        arguments = [argument for quota in quotas for argument in ("--quota", quota)]
-        call_command("node", "add", name, "--capacity", str(capacity), *arguments, "--json", stdout=out)
-        made = json.loads(out.getvalue())
-        keys[name] = {"access_key": made["access_key"], "secret_key": made["secret_key"]}
-    return keys
+    return str(AccessToken.for_user(User.objects.get(username=order["username"])))
 
 
 if __name__ == "__main__":
-    print(json.dumps(_prepare_folder(json.load(sys.stdin))))
+    print(_prepare_folder(json.load(sys.stdin)))

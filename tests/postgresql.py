@@ -28,7 +28,8 @@ def main() -> int:
     given = sys.argv[1:]
     named = [] if any(each.startswith("tests/") for each in given) else RACES
     with postgresql() as url:
-        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *given, *named]
+        # The server is gone afterwards: there is no database to remove.
+        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--reuse-db", *given, *named]
         return subprocess.call(argv, env={**os.environ, "TEST_DATABASE_URL": url})
 
 

@@ -5,6 +5,7 @@ What the second ones say comes at the end. Exit status 1 where either failed.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from tempfile import TemporaryFile
@@ -17,6 +18,8 @@ RACES = ["-n", "2", *SIDE_BY_SIDE]
 
 
 def main() -> int:
+    # Each process of pytest would compile all tests, and each of those that they start all of the project.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with TemporaryFile() as said:
         beside = subprocess.Popen(
             [sys.executable, "-m", "tests.postgresql", *RACES], stdout=said, stderr=subprocess.STDOUT

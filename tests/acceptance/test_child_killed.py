@@ -9,7 +9,7 @@ import pytest
 from cascade.local import Child, LocalTree
 from tests.acceptance.trees import EVEN, QUICK, account, allocations, executing, held, numbered, until
 
-ITEMS = numbered(150)
+ITEMS = numbered(60)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_run_survives_the_kill_of_a_child_in_its_middle(tree, victim, machine)
 
 
 def test_large_results_survive_it_as_well(tree):
-    items = numbered(90, "large")
+    items = numbered(40, "large")
     run = tree.submit("echo", items, params={"seconds": 0.08, "rows": 600}, shard_size=1)
     tree.wait(run, until=lambda progress: progress["saved"] >= 6)
     until(lambda: held(tree, run, "pusher"))

@@ -20,7 +20,7 @@ from tests.acceptance.trees import EVEN, QUICK, account, until
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
-    children = [Child("worker", 2, ["echo=1"])]
+    children = [Child("worker", 2, [{"task_type": "echo", "slots": 1}])]
     with LocalTree(tmp_path_factory.mktemp("commands"), children=children, env=QUICK) as tree:
         yield tree
 

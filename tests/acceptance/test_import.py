@@ -23,8 +23,8 @@ NUMBERS = ("open", "high", "low", "close", "volume")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
     children = [
         Child("puller", 2, carrier="pull"),
-        Child("pusher", 2, ["data_import=2"], carrier="push"),
-        Child("either", 2, ["data_import[AAPL]=1"], carrier="auto"),
+        Child("pusher", 2, [{"task_type": "data_import", "slots": 2}], carrier="push"),
+        Child("either", 2, [{"task_type": "data_import", "item": "AAPL", "slots": 1}], carrier="auto"),
     ]
     with LocalTree(tmp_path_factory.mktemp("import"), children=children, env=QUICK) as tree:
         yield tree

@@ -18,7 +18,7 @@ RUNS = 6
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
     settings = {**QUICK, "CASCADE_LONG_POLL_SECONDS": "0", "CASCADE_FALLBACK_WORKERS": "0"}
     with LocalTree(tmp_path_factory.mktemp("knock"), env=settings) as tree:
-        tree._prepare([Child("served")])
+        tree.introduce(Child("served"))
         key = tree.keys["served"]
         port = ours(
             tree,

@@ -19,7 +19,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
 
 @pytest.fixture(scope="module")
 def node(tree: LocalTree) -> Node:
-    tree._prepare([Child("served", capacity=2)])
+    tree.introduce(Child("served", capacity=2))
     key = tree.keys["served"]
     pair = {"CASCADE_ACCESS_KEY": key["access_key"], "CASCADE_SECRET_KEY": key["secret_key"]}
     node = start(tree, "served", "--parent", tree.url, "--carrier", "pull", **pair)

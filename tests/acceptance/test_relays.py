@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -129,7 +128,7 @@ def test_the_root_killed(tree: Branches) -> None:
 def test_a_relay_frozen_past_its_lease_and_woken(tree: Branches) -> None:
     run, items = pausing(tree)
     tree.relays["eu"].pause("parent")
-    time.sleep(6)
+    until(lambda: allocations(tree.root, run, state="expired"))
     tree.relays["eu"].resume("parent")
     counted_once(tree, run, items)
 

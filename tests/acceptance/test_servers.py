@@ -23,7 +23,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
 
 
 def test_a_run_over_both_carriers_saves_every_row_once(tree: LocalTree) -> None:
-    items = numbered(300)
+    items = numbered(120)
     run = tree.submit("echo", items, shard_size=1)
     assert tree.wait(run)["state"] == "completed"
     assert account(tree, run, items) == EVEN

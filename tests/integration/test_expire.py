@@ -304,7 +304,10 @@ def test_leases_survive_a_restart_of_the_parent(clock: factory.Clock) -> None:
     assert_partition(run)
 
 
-@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+jumps = pytest.mark.parametrize("jump", [3600.0, -3600.0])
+
+
+@jumps
 def test_a_jump_of_the_parents_clock_expires_nothing(
     clock: factory.Clock, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
@@ -325,7 +328,7 @@ def test_a_jump_of_the_parents_clock_expires_nothing(
     assert_partition(run)
 
 
-@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+@jumps
 def test_nor_does_one_by_which_a_beat_was_just_being_written(
     clock: factory.Clock, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:

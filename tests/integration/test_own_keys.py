@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from django.db import connection
 from django.test import Client
 
 from api import agent as agent_routes
-from api import authentication
+from api import authentication, beats
 from dispatch import lifecycle
 from dispatch.lifecycle.staged import Row
 from dispatch.models import Allocation, Receipt, Run, Shard, StagedRow
@@ -213,6 +213,22 @@ def test_every_verb_that_a_child_has_is_among_them():
     assert {*agent_routes.VERBS, *agent_routes.KEY_VERBS} <= VERBS.keys()
 
 
+@pytest.fixture
+def verbs_let_go() -> Iterator[None]:
+    """The threads of the verbs close their connections: else the database could not be removed."""
+    yield
+    for threads in (agent_routes.THREADS, beats.THREAD):
+        gate = threading.Barrier(threads._max_workers)
+
+        def leave(gate: threading.Barrier = gate) -> None:
+            gate.wait(30)
+            connection.close()
+
+        for each in [threads.submit(leave) for _ in range(threads._max_workers)]:
+            each.result()
+
+
+@pytest.mark.usefixtures("verbs_let_go")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("method", "path", "body"),

@@ -252,4 +252,4 @@ def test_verbs_at_once_keep_the_promises_at_every_commit(monkeypatch, settings, 
         try:
             run_state_machine_as_test(machine, settings=length("at_once", steps=8))
         finally:
-            lookout.submit(connection.close)
+            lookout.submit(lambda: connection.close()).result()  # that thread's own; ``connection.close`` is ours

@@ -17,8 +17,6 @@ from nodes import backtesting
 from nodes.backtesting import Costs
 from nodes.providers.sample import Sample
 
-bt = pytest.importorskip("bt", reason="bt is not installed: pip install -r requirements-dev.txt")
-
 TOLERANCE = 1e-9
 CASH = 100_000.0
 RULES = {
@@ -38,8 +36,14 @@ def exposures(bars, rule, short):
     return found if short else np.maximum(found, 0.0)
 
 
+def library():
+    """Loaded by whoever compares: that takes two seconds, and every process of the tests collects this file."""
+    return pytest.importorskip("bt", reason="bt is not installed: pip install -r requirements-dev.txt")
+
+
 def by_bt(bars, positions, commission):
     """bt's account over the same bars: its strategy, which has values and transactions."""
+    bt = library()
     prices = bars.set_index("datetime")["close"].to_frame("one")
     weights = pd.Series(positions, index=prices.index).shift(1).fillna(0.0)
     changes = weights[weights.diff().fillna(weights) != 0].to_frame("one")
@@ -83,7 +87,7 @@ def test_the_metrics_are_those_that_bt_computes():
     bars = bars_of("AAPL")
     positions = exposures(bars, "ma_cross", short=False)
     account = by_bt(bars, positions, 0.1)
-    theirs = bt.ffn.PerformanceStats(account.values.iloc[1:])
+    theirs = library().ffn.PerformanceStats(account.values.iloc[1:])
     ours = backtesting.run(bars, positions, cash=CASH, fill="next_close", costs=Costs(commission=0.1)).metrics
     assert ours["total_return"] == pytest.approx(theirs.total_return, rel=TOLERANCE)
     assert ours["cagr"] == pytest.approx(theirs.cagr, rel=TOLERANCE)

@@ -19,8 +19,8 @@ from cascade.local import Child, LocalTree, LocalTreeError
 from nodes.providers.sample import Sample
 
 CHILDREN = [
-    Child("north", capacity=4, quotas=["data_import=3"], carrier="push"),
-    Child("east", capacity=4, quotas=["data_import=1"], carrier="pull"),
+    Child("north", capacity=4, quotas=[{"task_type": "data_import", "slots": 3}], carrier="push"),
+    Child("east", capacity=4, quotas=[{"task_type": "data_import", "slots": 1}], carrier="pull"),
     Child("south", capacity=2, carrier="push"),
 ]
 EVERY_SECONDS = 0.05
