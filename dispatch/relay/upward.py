@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from dispatch.relay import forwarding, offering, place, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints, identity
-from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
+from nodes.agent.carriers import Body, Line, Link, MakeLine, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
 from nodes.protocol import VERSION
 
@@ -40,9 +41,10 @@ END_SECONDS = 10.0
 class Upward:
     """Runs in a thread of the relay. ``start`` and ``stop`` as every loop's."""
 
-    def __init__(self, config: AgentConfig, version: str) -> None:
+    def __init__(self, config: AgentConfig, version: str, *, line: MakeLine | None = None) -> None:
         self._config = config
         self._version = version
+        self._make = line or partial(Link, config)
         self._boot = secrets.token_hex(8)
         self._thread = threading.Thread(target=self._run, name="upward", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -74,7 +76,7 @@ class Upward:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
-        self._link = Link(self._config, self._hear, self._claim, self._greet)
+        self._link: Line = self._make(self._hear, self._claim, self._greet)
         jobs = [asyncio.create_task(job) for job in (self._link.run(), self._beating(), self._forwarding())]
         ended = asyncio.create_task(self._ended.wait())
         try:
@@ -240,7 +242,7 @@ class Upward:
     async def _upload(self, segments: set[str]) -> set[str]:
         """Brings those to the parent that it does not have. Returns the ones that are damaged here."""
         damaged = set()
-        for segment in segments - self._uploaded:
+        for segment in sorted(segments - self._uploaded):
             try:
                 await self._link.rest.upload(segment, spool.path(settings.CASCADE.spool, segment))
                 self._uploaded.add(segment)
