@@ -102,14 +102,18 @@ class Upward:
     # Work comes in
 
     def _hear(self, message: Body) -> None:
-        job = asyncio.ensure_future(self._heard(message))
+        # At once: a claim that named these again would be answered at once, and so would the one after it.
+        gone = {*(message.get("cancel") or []), *(message.get("ids") or [])}
+        self._held = [each for each in self._held if each not in gone]
+        job = asyncio.ensure_future(self._heard(message, gone))
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
-    async def _heard(self, message: Body) -> None:
+    async def _heard(self, message: Body, gone: set[int]) -> None:
         await self._greeted.wait()  # before that nobody knows whose work it is
         try:
-            if gone := [*(message.get("cancel") or []), *(message.get("ids") or [])]:
+            # Of what is being reported the answer to that says what became of it.
+            if gone := gone - self._reporting:
                 await self._in_thread(taking.drop, self.parent, gone)
             if message.get("work") and not self._stopping:
                 taken = await self._in_thread(taking.take, self.parent, message)
@@ -171,7 +175,6 @@ class Upward:
             await self._in_thread(taking.drop_others, parent)
             self.parent = parent
         self._place(path, reply)
-        # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
 
