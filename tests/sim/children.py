@@ -152,6 +152,7 @@ class Child(Below):
     """A node, its machine's clock and disk, and its agent, if it runs."""
 
     KIND = "child"
+    CAPACITIES = (1, 1, 2, 3)
 
     def __init__(self, world: World, name: str) -> None:
         dice = world.dice(name)

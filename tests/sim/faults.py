@@ -30,6 +30,9 @@ class Undone(Exception):
 class Faults:
     """Chances are low everywhere and high at a few points, other ones in each world, so that worlds differ."""
 
+    NUMBERS: tuple[int, ...] = (0, 2, 5, 8)
+    """How much goes wrong at random moments."""
+
     def __init__(self, world: World) -> None:
         dice = world.dice("faults")
         self._world = world
@@ -113,7 +116,7 @@ class Faults:
         kinds: list[Any] = [self._kill_child, self._stop_child, self._freeze_child, self._cut_off, self._break_socket]
         kinds += [self._kill_parent, self._freeze_parent, self._jump, self._spoil]
         kinds += self._more()
-        for _ in range(dice.choice([0, 2, 5, 8])):
+        for _ in range(dice.choice(self.NUMBERS)):
             world.at(dice.uniform(1.0, world.calm), dice.choice(kinds))
 
     def _more(self) -> list[Any]:

@@ -33,7 +33,7 @@ class Operator:
     def _submit(self, number: int) -> None:
         dice, world = self._dice, self._world
         task_type = dice.choice(["sim", "sim", "sim", "sim_finds"])
-        count = dice.choice([1, 2, 3, 4, 6, 10]) if task_type == "sim" else dice.choice([1, 2])
+        count = dice.choice(world.COUNTS) if task_type == "sim" else dice.choice([1, 2])
         items = [f"r{number}-{index}" for index in range(count)]
         work: dict[str, Any] = {
             "type": task_type,

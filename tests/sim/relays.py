@@ -17,6 +17,7 @@ class Relay(Parent, Below):
     """A server that is the child of another one."""
 
     KIND = "relay"
+    CAPACITIES = (1, 2, 3, 4)
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)

@@ -31,7 +31,11 @@ class Tree(World):
 
     KIND = "t"
     ROOT = "root"
-    CALM = (8.0, 12.0, 20.0, 40.0)
+    CALM = (10.0, 15.0, 25.0, 40.0)
+    # A root hears of what is below with a beat of each level.
+    BEATS = (2.0, 4.0, 6.0)
+    STARTED = 1.0
+    COUNTS = (2, 4, 6, 8)
 
     def __init__(self, seed: int, tell: Any = None) -> None:
         super().__init__(seed, tell)
@@ -53,7 +57,7 @@ class Tree(World):
             for each in range(dice.choice([1, 1, 2])):
                 self._add_child(Child(self, f"leaf-{number}{each}"), server, dice)
         for server in self.servers:
-            if server not in above and dice.random() < 0.2:
+            if server not in above and dice.random() < 0.15:
                 self._add_child(Child(self, f"leaf-of-{server.name}"), server, dice)
 
     def _add_relay(self, relay: Relay, above: Parent, dice: random.Random) -> None:
@@ -87,7 +91,8 @@ class Tree(World):
         super()._make_peace()
 
     def _host(self, dice: random.Random) -> Parent:
-        return dice.choice(list(self._connected()))
+        connected = list(self._connected())
+        return connected[-1] if dice.random() < 0.5 else dice.choice(connected)
 
     def _connected(self) -> Iterator[Parent]:
         found = [self.parent]
@@ -101,6 +106,14 @@ class Tree(World):
 
 class Moves(Faults):
     """What else goes wrong in a tree."""
+
+    NUMBERS = (2, 4, 6, 8)
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        dice = world.dice("relays' faults")
+        if dice.random() < 0.5:
+            self._hot[dice.choice(["relay.taken", "relay.numbered", "relay.passed"])] = dice.choice([0.1, 0.3, 0.6])
 
     def _more(self) -> list[Any]:
         return [self._move, self._move, self._kill_relay, self._kill_relay, self._island]

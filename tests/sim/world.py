@@ -67,6 +67,11 @@ class World(Timeline):
     ROOT = "parent"
     CALM: tuple[float, ...] = (8.0, 15.0, 25.0, 60.0)
     """When nothing goes wrong any more, in seconds."""
+    BEATS: tuple[float, ...] = (6.0, 12.0)
+    STARTED = 5.0
+    """Until when everybody has been started, in seconds."""
+    COUNTS: tuple[int, ...] = (1, 2, 3, 4, 6, 10)
+    """Items of a run."""
 
     def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
         super().__init__()
@@ -169,7 +174,7 @@ class World(Timeline):
         server.promises = Promises(self, server)
         settled = machine.settled
         settled.data_dir = folder
-        settled.beat_seconds = dice.choice([6.0, 12.0])
+        settled.beat_seconds = dice.choice(self.BEATS)
         settled.lease_seconds = settled.beat_seconds * dice.choice([2.5, 4.0])
         settled.offer_seconds = dice.choice([5.0, 15.0])
         settled.offline_seconds = 45.0
@@ -199,10 +204,10 @@ class World(Timeline):
         with above.machine.here():
             self._introduce(child, above, dice)
         self.children[child.name] = child
-        self.at(dice.uniform(0.0, 5.0), child.start)
+        self.at(dice.uniform(0.0, self.STARTED), child.start)
 
     def _introduce(self, child: Any, above: Parent, dice: random.Random) -> None:
-        capacity = dice.choice([1, 1, 2, 3])
+        capacity = dice.choice(child.CAPACITIES)
         quotas = []
         if dice.random() < 0.3:
             limit = dice.choice([None, 1, capacity])
