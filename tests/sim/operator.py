@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.db.models import Q
+
 from dispatch import lifecycle, queue
 from dispatch.models import Run
 from nodes import keys, registry
@@ -23,7 +25,7 @@ class Operator:
 
     def plan(self) -> None:
         world, dice = self._world, self._dice
-        for number in range(dice.choice([1, 1, 1, 2, 3])):
+        for number in range(dice.choice(world.RUNS)):
             world.at(dice.choice([0.0, dice.uniform(0.0, world.calm * 0.6)]), self._submit, number)
         kinds: list[Any] = [self._cancel, self._retry, self._drain, self._capacity, self._limit, self._assign]
         kinds += [self._recall, self._revoke]
@@ -137,7 +139,7 @@ class Operator:
         """Nothing keeps a run from ending any more: nobody drains, and there are no limits."""
 
         def free() -> int:
-            for node in Node.objects.all():
+            for node in Node.objects.filter(Q(draining=True) | Q(quotas__isnull=False)).distinct():
                 registry.update_node(node.pk, quotas=[], draining=False)
             return Run.objects.count()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dispatch import dispatcher
+from dispatch import configuration, dispatcher
 from dispatch.relay import upward
 from dispatch.results import saver
 from nodes import identity, keys, registry
@@ -22,7 +22,7 @@ from tests.sim.relays import Relay
 from tests.sim.store import MemoryStore
 from tests.sim.world import World
 
-DEPTHS = (2, 2, 2, 2, 2, 3, 3, 4)
+DEPTHS = (2, 2, 2, 2, 2, 2, 3, 3, 4)
 """Levels below the root, the leaves' among them."""
 
 
@@ -31,11 +31,12 @@ class Tree(World):
 
     KIND = "t"
     ROOT = "root"
-    CALM = (10.0, 15.0, 25.0, 40.0)
+    CALM = (8.0, 12.0, 18.0, 30.0)
     # A root hears of what is below with a beat of each level.
-    BEATS = (2.0, 4.0, 6.0)
+    BEATS = (3.0, 4.0, 6.0)
     STARTED = 1.0
     COUNTS = (2, 4, 6, 8)
+    RUNS = (1, 1, 1, 2)
 
     def __init__(self, seed: int, tell: Any = None) -> None:
         super().__init__(seed, tell)
@@ -84,6 +85,8 @@ class Tree(World):
         dispatcher.GATHER_SECONDS = dispatcher.UNHURRIED_SECONDS
         saver.IDLE_SECONDS = dice.choice([6.0, 10.0])
         upward.LOOK_SECONDS = 6.0
+        # Nothing here has a schedule, or sources.
+        dispatcher.FIRE_SECONDS = configuration.LOOK_SECONDS = 1e9
 
     def _make_peace(self) -> None:
         for server in self.servers[1:]:

@@ -72,6 +72,8 @@ class World(Timeline):
     """Until when everybody has been started, in seconds."""
     COUNTS: tuple[int, ...] = (1, 2, 3, 4, 6, 10)
     """Items of a run."""
+    RUNS: tuple[int, ...] = (1, 1, 1, 2, 3)
+    """How many there are."""
 
     def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
         super().__init__()
