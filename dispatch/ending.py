@@ -14,6 +14,7 @@ from django.utils import timezone
 from dispatch import events, lifecycle, queue
 from dispatch.models import Allocation, Run
 from dispatch.plans import Demand, Offer
+from dispatch.relay import granted
 from dispatch.states import LIVE, AllocationState, RunState
 from dispatch.tail import Evened, Late, even_out
 from nodes import executors, registry
@@ -47,7 +48,9 @@ def even_out_now() -> frozenset[int]:
 def _look(nodes: Sequence[Node], now: dt.datetime) -> Evened:
     offers = queue.offers(nodes, now)
     demands = {run.pk: _demand(run) for run in _tails().defer("items", "params")}
-    return even_out(demands, offers, _lates(list(demands), offers, now))
+    above = granted.load(list(demands.values()), offers)
+    demands = {run: granted.bounded(demand, above) for run, demand in demands.items()}
+    return even_out(demands, offers, _lates(list(demands), offers, now), above.left)
 
 
 _asked: dict[int, float] = {}

@@ -76,8 +76,16 @@ class Evened:
         return bool(self.copies or self.back or self.cuts)
 
 
-def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequence[Late]) -> Evened:
-    """What is worth doing for ``lates`` (their runs in ``demands``), the longest expected wait first."""
+def even_out(
+    demands: Mapping[int, Demand],
+    offers: Sequence[Offer],
+    lates: Sequence[Late],
+    ceilings: Mapping[str, int] | None = None,
+) -> Evened:
+    """What is worth doing for ``lates`` (their runs in ``demands``), the longest expected wait first. ``ceilings``: the
+    slots that are left under those of the demands.
+    """
+    left_under = dict(ceilings or {})
     seats = {offer.node: Seat(offer) for offer in sorted(offers, key=lambda offer: (offer.name, offer.node))}
     copies: list[Copy] = []
     back: list[Late] = []
@@ -95,8 +103,12 @@ def even_out(demands: Mapping[int, Demand], offers: Sequence[Offer], lates: Sequ
             continue
         if left <= needs * GAIN + (EXCHANGE_SECONDS if late.begun else QUEUED_SECONDS):
             continue
+        if late.begun and any(left_under[name] < 1 for name in demand.ceilings):
+            continue  # the copy would run beside all that was granted for it
         seat.take(demand.type, "", 0)
         if late.begun:
+            for name in demand.ceilings:
+                left_under[name] -= 1
             first = seats[late.node].offer.name if late.node in seats else "its node"
             copies.append(
                 Copy(

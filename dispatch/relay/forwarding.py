@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from django.db.models import Sum
 from django.utils import timezone
 
-from dispatch import lifecycle
+from dispatch import events, lifecycle
 from dispatch.models import Allocation, Origin, Receipt, Shard
 from dispatch.relay import inputs, leased
 from dispatch.results import room
@@ -227,14 +227,20 @@ def _beside(origin: Origin, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {"seconds": seconds, **({"outcomes": sorted(outcomes, key=lambda each: each[0])} if outcomes else {})}
 
 
+@retried
 def settled(sending: Sending) -> None:
     """The parent has it: what was kept for it is done with."""
-    receipts = list(Receipt.objects.filter(pk__in=sending.receipts, saved_at=None))
+    # In one transaction: nobody looks for receipts of what is closed, and without them the last report says less.
+    with write():
+        receipts = list(Receipt.objects.filter(pk__in=sending.receipts, saved_at=None))
+        if receipts:
+            lifecycle.saved(receipts)
+        if sending.last:
+            Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
     if sending.last:
-        Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
         inputs.drop([sending.origin])
     if receipts:
-        lifecycle.saved(receipts)
+        events.changed()
         purge()
     if sending.last and Origin.objects.filter(pk=sending.origin).exclude(rate="").exists():
         with suppress(Conflict):

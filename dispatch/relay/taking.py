@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from django.db import IntegrityError
@@ -173,10 +174,9 @@ def _forget(origin: Origin) -> None:
                 endings.damaged(receipt.pk, receipt.manifest, "the node above does not want it any more"),
                 timezone.now(),
             )
-        Origin.objects.filter(pk=origin.pk, closed_at=None).update(closed_at=timezone.now())
-    inputs.drop([origin.pk])
     if Run.objects.filter(pk=origin.pk, state=RunState.RUNNING).exists():
-        try:
+        with suppress(Conflict):  # it has just ended
             lifecycle.cancel(origin.pk)
-        except Conflict:
-            return  # it has just ended
+    inputs.drop([origin.pk])
+    # Last: a relay that dies on the way does all of this again, as long as it is open.
+    Origin.objects.filter(pk=origin.pk, closed_at=None).update(closed_at=timezone.now())

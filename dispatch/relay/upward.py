@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from dispatch.relay import bundles, forwarding, inputs, leased, offering, place,
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints
-from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
+from nodes.agent.carriers import Body, Connected, Inbound, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
 from nodes.agent.configuration import Sync
 from nodes.agent.sender import REJECTED
@@ -34,6 +35,9 @@ from nodes.protocol import VERSION
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+MakeLink = Callable[[Inbound, Callable[[], Body], Connected], Link]
+"""As ``Link`` without its configuration."""
 
 LOOK_SECONDS = 0.25
 """So often the receipts are looked at that nobody has told of."""
@@ -48,9 +52,10 @@ END_SECONDS = 10.0
 class Upward:
     """Runs in a thread of the relay. ``start`` and ``stop`` as every loop's."""
 
-    def __init__(self, config: AgentConfig, version: str) -> None:
+    def __init__(self, config: AgentConfig, version: str, *, line: MakeLink | None = None) -> None:
         self._config = config
         self._version = version
+        self._make: MakeLink = line or partial(Link, config)
         self._boot = secrets.token_hex(8)
         self._thread = threading.Thread(target=self._run, name="upward", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,7 +89,7 @@ class Upward:
         self._ended = asyncio.Event()
         self._greeted = asyncio.Event()
         self._greeting = asyncio.Lock()
-        self._link = Link(self._config, self._hear, self._claim, self._greet)
+        self._link = self._make(self._hear, self._claim, self._greet)
         self._link.parent = self.parent = await self._in_thread(taking.parent_before)
         self._link.moved = self._moved
         self._sync = Sync(bundles.store(), lambda: self._link.rest.fetch("config"), events.relay.set)
@@ -116,14 +121,18 @@ class Upward:
     # Work comes in
 
     def _hear(self, message: Body) -> None:
-        job = asyncio.ensure_future(self._heard(message))
+        # At once: a claim that named these again would be answered at once, and so would the one after it.
+        gone = {*(message.get("cancel") or []), *(message.get("ids") or [])}
+        self._held = [each for each in self._held if each not in gone]
+        job = asyncio.ensure_future(self._heard(message, gone))
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
-    async def _heard(self, message: Body) -> None:
+    async def _heard(self, message: Body, gone: set[int]) -> None:
         await self._greeted.wait()  # before that nobody knows whose work it is
         try:
-            if gone := [*(message.get("cancel") or []), *(message.get("ids") or [])]:
+            # Of what is being reported the answer to that says what became of it.
+            if gone := gone - self._reporting:
                 await self._in_thread(taking.drop, self.parent, gone)
             if message.get("work") and not self._stopping:
                 taken = await self._in_thread(taking.take, self.parent, message)
@@ -299,7 +308,7 @@ class Upward:
     async def _upload(self, segments: set[str]) -> set[str]:
         """Brings those to the parent that it does not have. Returns the ones that are damaged here."""
         damaged = set()
-        for segment in segments - self._uploaded:
+        for segment in sorted(segments - self._uploaded):
             try:
                 await self._link.rest.upload(segment, spool.path(settings.CASCADE.spool, segment))
                 self._uploaded.add(segment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from dispatch.relay.forwarding import Sending
 from dispatch.results import room
 from dispatch.results.saver import Saver
 from dispatch.states import LIVE, RunState
-from nodes import messages, registry
+from nodes import failpoints, messages, registry
 from nodes.fields import parse_quota
 from nodes.protocol import Conflict, TooOld
 from tests.integration.factory import (
@@ -214,6 +215,47 @@ def test_what_the_parent_does_not_want_any_more_ends_here() -> None:
     assert not Receipt.objects.filter(saved_at=None).exists()
     assert taking.drop(PARENT, [70]) == 0
     assert_partition(run)
+
+
+@pytest.mark.parametrize("effect", [1, 3])
+def test_a_relay_that_dies_while_it_drops_something_drops_it_at_the_next_word(effect: int) -> None:
+    mine = child(capacity=2)
+    run = taken()
+    finish(mine, mine.works()[:1])
+    with pytest.raises(failpoints.Injected), failpoints.armed(_dies(effect)):
+        taking.drop(PARENT, [70])
+    assert taking.held(PARENT) == [70]
+    taking.drop(PARENT, [70])
+    run.refresh_from_db()
+    assert run.state == RunState.CANCELLED
+    assert not Receipt.objects.filter(saved_at=None).exists()
+    assert (taking.held(PARENT), due()) == ([], [])
+
+
+@pytest.mark.parametrize("effect", [1, 4])
+def test_a_relay_that_dies_while_it_settles_the_last_report_settles_it_at_the_next_answer(effect: int) -> None:
+    mine = child(capacity=4)
+    run = taken()
+    finish(mine, mine.works())
+    (last,) = due()
+    with pytest.raises(failpoints.Injected), failpoints.armed(_dies(effect)):
+        forwarding.settled(last)
+    assert due() == [last]
+    forwarding.settled(last)
+    run.refresh_from_db()
+    assert (run.state, taking.held(PARENT)) == (RunState.COMPLETED, [])
+    assert not Receipt.objects.filter(saved_at=None).exists()
+
+
+def _dies(number: int) -> failpoints.Hook:
+    """At this effect."""
+    reached = itertools.count(1)
+
+    def hook(name: str) -> None:
+        if name == "effect" and next(reached) == number:
+            raise failpoints.Injected
+
+    return hook
 
 
 def test_what_came_from_another_parent_is_nobodys_here() -> None:

@@ -8,7 +8,7 @@ import datetime as dt
 import random
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import greenlet
 
@@ -72,6 +72,12 @@ class Loop(asyncio.BaseEventLoop):
         return timers[0].when() if timers else None
 
 
+class Place(Protocol):
+    """Where code of a server finds what is that server's (``machine.Machine``)."""
+
+    def enter(self) -> None: ...
+
+
 class Timeline:
     """The one true time of a world, in seconds since its beginning."""
 
@@ -83,15 +89,21 @@ class Timeline:
 
 
 class Process:
-    """Something with a clock that can freeze or end at any moment. ``rate`` and ``offset``: how wrong its clock is."""
+    """Something with a clock that can freeze or end at any moment. ``rate`` and ``offset``: how wrong its clock is.
 
-    def __init__(self, line: Timeline, name: str, rate: float = 1.0, offset: float = 0.0) -> None:
+    ``machine`` is put in place before anything of it runs, where it has one.
+    """
+
+    def __init__(
+        self, line: Timeline, name: str, rate: float = 1.0, offset: float = 0.0, machine: Place | None = None
+    ) -> None:
         self.name = name
         self.rate = rate
         self.offset = offset
         self.frozen_until = 0.0
         self.dead = False
         self.line = line
+        self.machine = machine
         self._born = line.now
         self.loop = Loop(self)
 
@@ -115,6 +127,8 @@ class Process:
     def step(self) -> None:
         """Everything that is due. A crash in it ends the process."""
         global running
+        if self.machine is not None:
+            self.machine.enter()
         running = self
         asyncio._set_running_loop(self.loop)
         try:
@@ -159,6 +173,8 @@ class Thread:
         """They end where they stand, as their processes have."""
         for thread in cls.begun:
             if not thread._greenlet.dead:
+                if thread.process.machine is not None:
+                    thread.process.machine.enter()
                 thread._greenlet.throw(greenlet.GreenletExit)
         cls.begun.clear()
 
@@ -262,6 +278,6 @@ def install() -> None:
     timezone.now = lambda: dt.datetime.fromtimestamp(wall(), dt.UTC)
 
 
-def dice(seed: int, purpose: str) -> random.Random:
+def dice(seed: int | str, purpose: str) -> random.Random:
     """Chance for one purpose, the same whatever else was thrown, in every process: no hash is in it."""
     return random.Random(f"{seed}/{purpose}")

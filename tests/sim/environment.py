@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tests.sim import clock
 
@@ -68,6 +68,7 @@ def end(status: int) -> NoReturn:
 
 
 def database() -> sqlite3.Connection:
+    """Of the server whose code runs now."""
     from django.db import connection
 
     connection.ensure_connection()
@@ -76,8 +77,19 @@ def database() -> sqlite3.Connection:
     return raw
 
 
-def restore() -> None:
-    """The database as after its migrations."""
+def fresh() -> sqlite3.Connection:
+    """A database as after the migrations, for one more server."""
+    from django.db import connection
+
+    assert _pristine is not None
+    raw: sqlite3.Connection = connection.get_new_connection(connection.get_connection_params())
+    _pristine.backup(raw)
+    raw.isolation_level = None
+    return raw
+
+
+def restore() -> sqlite3.Connection:
+    """The first server's database, as after its migrations."""
     from django.db import connection
 
     raw = database()
@@ -90,6 +102,14 @@ def restore() -> None:
     connection.atomic_blocks = []
     assert _pristine is not None
     _pristine.backup(raw)
+    return raw
+
+
+def _replace(name: str, theirs: Any, made: Any) -> None:
+    """Wherever it was imported to."""
+    for module in [module for path, module in sys.modules.items() if path.startswith(("api.", "dispatch."))]:
+        if getattr(module, name, None) is theirs:
+            setattr(module, name, made)
 
 
 def _adapt() -> None:
@@ -99,20 +119,20 @@ def _adapt() -> None:
 
     from api import agent as rest
     from api import authentication, revoked, sockets  # noqa: F401  (sockets has names of rest's)
+    from dispatch.lifecycle import kept
     from dispatch.results import datasets, decoding
     from nodes import executors
     from nodes.agent import loop
-    from tests.sim import children, parent
+    from tests.sim import children, machine, parent
 
     async def nothing() -> None:
         """There is one connection, and it stays."""
 
     channels.consumer.aclose_old_connections = channels.generic.websocket.aclose_old_connections = nothing
     for name, made in (("in_thread", clock.in_thread), ("perform", parent.perform)):
-        theirs = getattr(rest, name)
-        for module in [module for path, module in sys.modules.items() if path.startswith("api.")]:
-            if getattr(module, name, None) is theirs:
-                setattr(module, name, made)
+        _replace(name, getattr(rest, name), made)
+    for name, each in machine.KEPT.items():
+        _replace(name, getattr(kept, name), each)
     authentication.request_parts = authentication.scope_parts = lambda _: ("", "", [])  # type: ignore[assignment]
     authentication.client_address = lambda _: ""  # type: ignore[assignment]
     authentication.authenticate = lambda *_, **__: parent.authenticated()

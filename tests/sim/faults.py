@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from django.db import OperationalError, connection
 
 from nodes import failpoints
-from tests.sim import children
+from tests.sim.children import Child
 from tests.sim.clock import Thread
 
 if TYPE_CHECKING:
+    from tests.sim.parent import Parent
     from tests.sim.world import World
 
 CHILD_POINTS = ("agent.", "outbox.")
@@ -29,6 +30,9 @@ class Undone(Exception):
 class Faults:
     """Chances are low everywhere and high at a few points, other ones in each world, so that worlds differ."""
 
+    NUMBERS: tuple[int, ...] = (0, 2, 5, 8)
+    """How much goes wrong at random moments."""
+
     def __init__(self, world: World) -> None:
         dice = world.dice("faults")
         self._world = world
@@ -38,6 +42,7 @@ class Faults:
         self._hot = {point: dice.choice([0.03, 0.1, 0.3]) for point in dice.sample(points, dice.choice([0, 1, 2, 3]))}
         self._torn = dice.random() < 0.3
         self.counts: Counter[str] = Counter()
+        self._crashes: Counter[str] = Counter()
 
     # At named points
 
@@ -47,31 +52,34 @@ class Faults:
             self._world.committed()
         if not self._world.troubled or self._dice.random() >= self._hot.get(name, self._base):
             return
-        child = children.of_running()
-        if child is not None:
-            self._in_child(child, name)
-        elif self._world.parent.alive and not name.startswith(CHILD_POINTS):
-            self._in_parent(name)
+        acting = self._world.acting()
+        if isinstance(acting, Child):
+            self._in_child(acting, name)
+        elif acting is not None and acting.alive and not name.startswith(CHILD_POINTS):
+            self._in_parent(acting, name)
 
-    def _in_child(self, child: children.Child, name: str) -> None:
+    def _in_child(self, child: Child, name: str) -> None:
         if name == "outbox.written" and self._dice.random() < 0.3:
             self._count("full", f"{child.name} has no room at {name}")
             raise OSError(errno.ENOSPC, "no space left on device (simulated)")
-        if self.counts[child.name] < MOST_CRASHES:
+        if self._may_crash(child):
             self._count("child killed", f"{child.name} dies at {name}")
-            self.counts[child.name] += 1
             self._plan_return(child)
             child.crash_here()
 
-    def _in_parent(self, name: str) -> None:
-        world, dice = self._world, self._dice
+    def _may_crash(self, who: Any) -> bool:
+        self._crashes[who.name] += 1
+        return self._crashes[who.name] <= MOST_CRASHES
+
+    def _in_parent(self, server: Parent, name: str) -> None:
+        dice = self._dice
         can_wait = Thread.current is not None and not connection.in_atomic_block
         what = dice.choice(["crash", "error", "wait", "wait"] if can_wait else ["crash", "error", "undone"])
         if what == "crash":
-            if self.counts["parent killed"] < MOST_CRASHES:
-                self._count("parent killed", f"the parent dies at {name}")
-                world.after(dice.choice([0.5, 5.0, 60.0]) * dice.random(), world.parent.start)
-                world.parent.crash_here(torn=self._torn and dice.random() < 0.5)
+            if self._may_crash(server):
+                self._count(f"{server.KIND} killed", f"the {server.name} dies at {name}")
+                self._plan_start(server)
+                server.crash_here(torn=self._torn and dice.random() < 0.5)
         elif what == "wait":
             seconds = dice.choice([0.01, 0.5, 5.0, 40.0]) * dice.random()
             self._count("thread stands", f"a thread stands at {name} for {seconds:.2f} s")
@@ -88,7 +96,13 @@ class Faults:
         self.counts[kind] += 1
         self._world.note(what)
 
-    def _plan_return(self, child: children.Child) -> None:
+    def _plan_start(self, server: Any) -> None:
+        if server is self._world.parent:
+            self._world.after(self._dice.choice([0.5, 5.0, 60.0]) * self._dice.random(), server.start)
+        else:
+            self._plan_return(server)
+
+    def _plan_return(self, child: Any) -> None:
         if self._dice.random() < 0.1:
             child.gone = True
             return
@@ -101,17 +115,21 @@ class Faults:
         world, dice = self._world, self._dice
         kinds: list[Any] = [self._kill_child, self._stop_child, self._freeze_child, self._cut_off, self._break_socket]
         kinds += [self._kill_parent, self._freeze_parent, self._jump, self._spoil]
-        for _ in range(dice.choice([0, 2, 5, 8])):
+        kinds += self._more()
+        for _ in range(dice.choice(self.NUMBERS)):
             world.at(dice.uniform(1.0, world.calm), dice.choice(kinds))
 
-    def _some_child(self) -> children.Child:
+    def _more(self) -> list[Any]:
+        """What else goes wrong in worlds of this kind."""
+        return []
+
+    def _some_child(self) -> Any:
         return self._dice.choice(list(self._world.children.values()))
 
     def _kill_child(self) -> None:
         child = self._some_child()
-        if child.alive and self.counts[child.name] < MOST_CRASHES:
-            self.counts[child.name] += 1
-            self._count("child killed", f"{child.name} is hit")
+        if child.alive and self._may_crash(child):
+            self._count(f"{child.KIND} killed", f"{child.name} is hit")
             child.kill()
             self._plan_return(child)
 
@@ -146,7 +164,7 @@ class Faults:
             self._dice.choice(wires).break_off()
 
     def _kill_parent(self) -> None:
-        if self._world.parent.alive and self.counts["parent killed"] < MOST_CRASHES:
+        if self._world.parent.alive and self._may_crash(self._world.parent):
             self._count("parent killed", "the parent is hit")
             self._world.parent.kill(torn=self._torn and self._dice.random() < 0.5)
             self._world.after(self._dice.choice([0.5, 5.0, 60.0]) * self._dice.random(), self._world.parent.start)
@@ -157,13 +175,12 @@ class Faults:
 
     def _spoil(self) -> None:
         """A bit of a spooled segment flips."""
-        from django.conf import settings
-
-        files = sorted(settings.CASCADE.spool.glob("*.arrow"))
+        server = self._world.parent
+        files = sorted(server.machine.settled.spool.glob("*.arrow"))
         if files:
             file = self._dice.choice(files)
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
-            self._world.promises.damaged = True
+            server.promises.damaged = True
             self._count("bit flipped", f"a bit flips in {file.name[:8]}")

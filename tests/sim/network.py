@@ -14,6 +14,7 @@ from nodes.agent import carriers
 from tests.sim.clock import Process
 
 if TYPE_CHECKING:
+    from tests.sim.children import Below
     from tests.sim.world import World
 
 PING_SECONDS = 30.0
@@ -72,8 +73,10 @@ class Network:
         self.messages += 1
         self._world.after(self.delay(), process.call, work, *args)
 
-    async def exchange(self, child: Process, method: str, path: str, content: bytes, patience: float) -> dict[str, Any]:
-        """A request and its answer, seen from a child. Raises Unreachable, Refused."""
+    async def exchange(
+        self, below: Below, child: Process, method: str, path: str, content: bytes, patience: float
+    ) -> dict[str, Any]:
+        """A request of ``below``, whose process is ``child``, and its answer. Raises Unreachable, Refused."""
         answered: asyncio.Future[tuple[int, bytes, str | None] | None] = child.loop.create_future()
 
         def hear(answer: tuple[int, bytes, str | None] | None) -> None:
@@ -88,13 +91,13 @@ class Network:
                 # Mostly one learns of it soon: a reset.
                 self._world.after(self._dice.uniform(0.1, 5.0), child.call, hear, None)
 
-        parent = self._world.parent
+        above, caller = below.above, below.caller
         for _ in range(2 if self.doubled() else 1):
             if self.lost(child.name, UP):
                 self._world.after(self._dice.uniform(0.05, 5.0), child.call, hear, None)
             else:
                 self.messages += 1
-                self._world.after(self.delay(), parent.receive, child.name, method, path, content, answer)
+                self._world.after(self.delay(), above.receive, below, caller, method, path, content, answer)
         try:
             async with asyncio.timeout(patience):
                 came = await answered
@@ -108,9 +111,9 @@ class Network:
 class Rest(carriers.Rest):
     """The production one, whose requests go over this network."""
 
-    def __init__(self, world: World, process: Process, other: carriers.Rest) -> None:
+    def __init__(self, below: Below, process: Process, other: carriers.Rest) -> None:
         self.__dict__.update(other.__dict__)
-        self._world = world
+        self._below = below
         self._process = process
 
     async def _run(self, method: str, path: str, content: bytes | Path, patience: float) -> dict[str, Any]:
@@ -118,20 +121,21 @@ class Rest(carriers.Rest):
             raise carriers.Unreachable("nothing here reads tables, or the configuration")
         sent = content.read_bytes() if isinstance(content, Path) else content
         verb = path.removeprefix("/api/v1/agent/")
-        return await self._world.network.exchange(self._process, method, verb, sent, patience)
+        network = self._below._world.network
+        return await network.exchange(self._below, self._process, method, verb, sent, patience)
 
 
 class Wire:
     """A WebSocket. What is sent arrives in order and once, or the wire breaks; each side learns of that for itself."""
 
-    def __init__(self, world: World, child: Process) -> None:
+    def __init__(self, world: World, child: Process, parent: Process) -> None:
         self.child_name = child.name
         self.open = True
         """Off: what is sent gets lost."""
         self._world = world
         self._network = world.network
         self._child = child
-        self._parent: Process = world.parent.process
+        self._parent = parent
         self._last = {UP: world.now, DOWN: world.now}
         self.to_child: asyncio.Queue[str | None] = asyncio.Queue()
         self.to_parent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -1,30 +1,28 @@
-"""The parent: a process with the production views, sockets, dispatcher and saver, in threads of ``clock``."""
+"""A parent: a process with the production views, sockets, dispatcher and saver, in threads of ``clock``."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-import channels.layers
-
 from api import agent as rest
-from api import beats, limits, revoked, sockets
-from dispatch import configuration, ending, events, queue, synclog
+from api import sockets
+from dispatch import events
 from dispatch.dispatcher import Dispatcher
-from dispatch.lifecycle import kept
-from dispatch.results import room
 from dispatch.results import saver as saver_
 from nodes.keys import Caller
 from nodes.protocol import Unauthenticated
 from tests.sim import environment
 from tests.sim.clock import Bell, Crash, Process, Thread
+from tests.sim.machine import Machine
 from tests.sim.network import Wire
 
 if TYPE_CHECKING:
+    from tests.sim.children import Below
+    from tests.sim.promises import Promises
     from tests.sim.world import World
 
 Answer = Callable[[tuple[int, bytes, str | None] | None], None]
@@ -71,14 +69,20 @@ class Request:
 
 
 class Parent:
-    """Its processes, one after the other."""
+    """Its processes, one after the other. ``machine`` and ``store`` are what stays."""
 
-    def __init__(self, world: World) -> None:
-        dice = world.dice("parent")
+    KIND = "parent"
+    machine: Machine
+    promises: Promises
+
+    def __init__(self, world: World, name: str = "parent") -> None:
+        dice = world.dice(name)
+        self.name = name
         self._world = world
         self._open: dict[Answer, None] = {}
         self.offset = dice.choice([0.0, 3600.0, -86_400.0])
-        self.process: Process = Process(world, "parent")
+        self.store: Any = None
+        self.process: Process = Process(world, name)
         self.process.dead = True
 
     @property
@@ -90,16 +94,15 @@ class Parent:
     def start(self) -> None:
         if self.alive:
             return
-        self._world.note("the parent starts")
-        self.process = Process(self._world, "parent", offset=self.offset)
+        self._world.note(f"the {self.name} starts")
+        self.process = Process(self._world, self.name, offset=self.offset, machine=self.machine)
+        self._world.of[self.process.loop] = self
         self._world.processes.append(self.process)
         self.process.call(self._boot)
 
     def _boot(self) -> None:
-        forget()
+        self.machine.forget()
         events._loop = self.process.loop
-        for name in ("dispatcher", "saver"):
-            setattr(events, name, Bell())
         self.save()
         made = Dispatcher()
         made._stopping = Bell()  # type: ignore[assignment]
@@ -108,7 +111,7 @@ class Parent:
     def save(self) -> None:
         """A saver begins, as in a process that has just started."""
         saver = saver_.Saver()
-        saver.store = self._world.store
+        saver.store = self.store
         saver._stopping = Bell()  # type: ignore[assignment]
         saver_._store = saver.store
         self.thread(saver.run)
@@ -122,9 +125,9 @@ class Parent:
         if not self.alive:
             return
         world = self._world
-        world.note("the parent is killed" + (", and the log is torn" if torn else ""))
+        world.note(f"the {self.name} is killed" + (", and the log is torn" if torn else ""))
         self.process.dead = True
-        world.store = world.store.crash(torn=torn)
+        self.store = self.store.crash(torn=torn)
         for wire in [wire for wire in world.network.wires if wire.of(self.process)]:
             wire.break_off()
         for answer in list(self._open):
@@ -139,15 +142,15 @@ class Parent:
     def freeze(self, seconds: float) -> None:
         if not self.alive:
             return
-        self._world.note(f"the parent freezes for {seconds:.1f} s")
+        self._world.note(f"the {self.name} freezes for {seconds:.1f} s")
         self.process.frozen_until = self._world.now + seconds
         if seconds > 25.0:
-            for wire in list(self._world.network.wires):
+            for wire in [wire for wire in self._world.network.wires if wire.of(self.process)]:
                 wire.fall_silent()
 
     def jump(self, seconds: float) -> None:
         """Somebody sets its clock."""
-        self._world.note(f"the parent's clock jumps by {seconds:.0f} s")
+        self._world.note(f"the {self.name}'s clock jumps by {seconds:.0f} s")
         self.offset += seconds
         self.process.offset = self.offset
 
@@ -166,17 +169,17 @@ class Parent:
 
     # What children send
 
-    def receive(self, child: str, method: str, path: str, content: bytes, answer: Answer) -> None:
+    def receive(self, child: Below, caller: Caller, method: str, path: str, content: bytes, answer: Answer) -> None:
         """A request has arrived at its machine."""
         if not self.alive:
             answer(None)
             return
         self._open[answer] = None
-        self.process.call(self._serve, child, method, path, content, answer)
+        self.process.call(self._serve, child, caller, method, path, content, answer)
 
-    def _serve(self, child: str, method: str, path: str, content: bytes, answer: Answer) -> None:
+    def _serve(self, child: Below, caller: Caller, method: str, path: str, content: bytes, answer: Answer) -> None:
         async def serve() -> None:
-            _caller.set(self._world.children[child].caller)
+            _caller.set(caller)
             request: Any = Request(method, content)
             try:
                 if path == "claim":
@@ -191,20 +194,20 @@ class Parent:
                 sent = 500, json.dumps({"detail": str(error)}).encode(), None
             self._open.pop(answer, None)
             problem = f": {sent[1][:200]!r}" if sent[0] == 500 else ""
-            self._world.note(f"{child} {path[:12]} -> {sent[0]}{problem}")
+            self._world.note(f"{child.name} {path[:12]} -> {sent[0]}{problem}")
             answer(sent)
 
         self._task(serve())
 
-    def upgrade(self, child: str, wire: Wire, hear: Callable[[bool], None]) -> None:
+    def upgrade(self, child: Below, caller: Caller, wire: Wire, hear: Callable[[bool], None]) -> None:
         """A child asks for a socket."""
         if not self.alive or wire._parent is not self.process:
-            self._world.after(0.01, self._world.children[child].process.call, hear, False)
+            self._world.after(0.01, child.process.call, hear, False)
             return
-        self.process.call(self._socket, child, wire, hear)
+        self.process.call(self._socket, child, caller, wire, hear)
 
-    def _socket(self, child: str, wire: Wire, hear: Callable[[bool], None]) -> None:
-        heard = self._world.children[child].process
+    def _socket(self, child: Below, caller: Caller, wire: Wire, hear: Callable[[bool], None]) -> None:
+        heard = child.process
 
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "websocket.send":
@@ -216,7 +219,7 @@ class Parent:
                 wire.break_off()
 
         async def serve() -> None:
-            _caller.set(self._world.children[child].caller)
+            _caller.set(caller)
             wire.to_parent.put_nowait({"type": "websocket.connect"})
             try:
                 await sockets.AgentSocket.as_asgi()({"type": "websocket"}, wire.to_parent.get, send)
@@ -231,23 +234,3 @@ class Parent:
         task.add_done_callback(self._tasks.discard)
 
     _tasks: set[asyncio.Task[None]] = set()
-
-
-def forget() -> None:
-    """What a process knows is gone with it."""
-    kept.about.cache_clear()
-    kept.frozen.cache_clear()
-    configuration.forget()
-    revoked.watch = revoked.Watch()
-    limits.keys = limits.KeyLimits()
-    beats.pace, beats.gathering = beats.Pace(), beats.Gathering()
-    room._waiting, room._looked = 0, -room.LOOK_SECONDS
-    ending._asked.clear()
-    ending._begun.clear()
-    queue._wakes = queue.Wakes()
-    synclog._sums = {}
-    synclog._flushed = 0.0
-    events._listeners.clear()
-    events._loop = None
-    events._count = itertools.count(1)
-    channels.layers.channel_layers.backends.clear()

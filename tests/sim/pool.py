@@ -144,7 +144,7 @@ class Pool:
             return
         entries = []
         for shard in task.bundle:
-            Script.allocation, Script.failing = shard["allocation"], task.failing
+            Script.allocation, Script.failing, Script.way = shard["allocation"], task.failing, self._child.way()
             entries += runner.keep([shard], runner.work([shard], Stops(task.stops)), self._outbox)
         took = (self.now() - task.began) / max(len(entries), 1)
         for entry in entries:

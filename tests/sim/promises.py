@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
 from dispatch import states
+from dispatch.items import item_key
+from dispatch.lifecycle import kept
 from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardState, run_end
 from tests.sim.clock import Thread
 from tests.sim.work import found_by
 
 if TYPE_CHECKING:
+    from tests.sim.parent import Parent
     from tests.sim.world import World
 
 ON_IT = (ShardState.ALLOCATED, ShardState.EXECUTING)
@@ -24,7 +26,7 @@ _RUNS = (
 )
 _SHARDS = "SELECT id, run_id, start, stop, state FROM dispatch_shard ORDER BY run_id, start"
 _ALLOCATIONS = (
-    "SELECT id, run_id, shard_id, node_id, type, item, start, stop, state, delivered FROM dispatch_allocation"
+    "SELECT id, run_id, shard_id, node_id, type, item, start, stop, state, slots, parts FROM dispatch_allocation"
 )
 _RECEIPTS = "SELECT id, node_id, manifest FROM dispatch_receipt WHERE id > ? ORDER BY id"
 
@@ -34,24 +36,37 @@ class Broken(Exception):
 
 
 class Promises:
-    """Keeps what the database said after the last commit."""
+    """Those of one server. Keeps what its database said after the last commit."""
 
-    def __init__(self, world: World, database: sqlite3.Connection) -> None:
+    def __init__(self, world: World, server: Parent) -> None:
         self._world = world
-        self._read = database.execute
+        self._server = server
+        self._read = server.machine.database.execute
         self._changes = -1
         self._runs: dict[int, tuple[Any, ...]] = {}
         self._shards: dict[int, tuple[Any, ...]] = {}
         self._allocations: dict[int, tuple[Any, ...]] = {}
         self._draining: set[int] = set()
         self._receipt = 0
-        self._reported: dict[int, int] = {}
-        """Allocation -> its receipt."""
+        self.accepted: dict[int, set[int]] = {}
+        """Allocation -> its items that receipts have, with rows or without."""
         self.acknowledged: dict[int, list[list[int]]] = {}
         """Allocation whose child has heard a yes -> the ranges of its report."""
         self.damaged = False
         """Spooled bytes were spoiled: what was acknowledged may be run again, and fail then."""
         self.commits = 0
+        self._passed_on: set[int] = set()
+        """Runs of a relay whose rows are kept above."""
+
+    def heard(self, verb: str, body: dict[str, Any], reply: dict[str, Any]) -> None:
+        """A child has its answer. A receipt is a promise."""
+        if verb != "report":
+            return
+        ranges = {(each["allocation"], each.get("part", 0)): each.get("ranges", []) for each in body["reports"]}
+        for result in reply.get("results", []):
+            if result["status"] == 200:
+                key = result["allocation"], result.get("part", 0)
+                self.acknowledged.setdefault(result["allocation"], []).extend(ranges[key])
 
     # After each commit
 
@@ -126,13 +141,23 @@ class Promises:
         return bool(self._read("SELECT growing FROM dispatch_run WHERE id = ?", [run]).fetchone()[0])
 
     def _at_work(self, shards: Any, allocations: Any) -> None:
-        """A shard under way has one live allocation, or a second copy beside it, of the same items; others none."""
+        """A shard under way has one live allocation, or a second copy beside it, of the same items; others none. Of an
+        allocation in parts what is under way in its range is left."""
         held: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        parted: list[tuple[Any, ...]] = []
         for row in allocations.values():
-            if row[8] in LIVE:
+            if row[8] in LIVE and row[10]:
+                parted.append(row)
+            elif row[8] in LIVE:
                 held[row[2]].append(row)
         for pk, run, start, stop, state in shards.values():
             mine = held.pop(pk, [])
+            if state in ON_IT and (of := [row for row in parted if row[1] == run and row[6] <= start < row[7]]):
+                if len(of) + len(mine) > 1:
+                    raise Broken(f"2: shard {pk} of run {run} is with {len(of) + len(mine)}, one of them in parts")
+                if stop > of[0][7]:
+                    raise Broken(f"3: shard {pk} is [{start}, {stop}), longer than its allocation {of[0][0]} in parts")
+                continue
             if state in ON_IT:
                 if not 1 <= len(mine) <= 2:
                     raise Broken(f"2: shard {pk} of run {run} is {state} with {len(mine)} live allocations")
@@ -155,12 +180,18 @@ class Promises:
         if not fresh and not begun:
             return
         live = [row for row in allocations.values() if row[8] in LIVE]
-        on = Counter(row[3] for row in live)
+        on: Counter[int] = Counter()
+        wide: set[int] = set()
+        for row in live:
+            on[row[3]] += row[9]
+            if row[9] > 1:
+                wide.add(row[3])
         executing = Counter(row[3] for row in live if row[8] == "executing")
         for node in {row[3] for row in fresh}:
-            most = nodes[node][0] + settings.CASCADE.lookahead_limit
+            # What is queued ahead for a relay may be as wide as that is.
+            most = nodes[node][0] * (2 if node in wide else 1) + settings.CASCADE.lookahead_limit
             if on[node] > most:
-                raise Broken(f"4: node {node} has {on[node]} live allocations; capacity and window are {most}")
+                raise Broken(f"4: node {node} has {on[node]} slots of live allocations; its window is {most}")
             if node in draining:
                 raise Broken(f"4: node {node} got work while it drains")
         for node in begun:
@@ -169,8 +200,9 @@ class Promises:
         limits = self._read('SELECT node_id, task_type, item, "limit" FROM nodes_quota WHERE "limit" IS NOT NULL')
         for node, task_type, item, limit in limits.fetchall():
             of = [row for row in live if row[3] == node and row[4] == task_type and (not item or row[5] == item)]
-            if len(of) > limit and any(row[0] not in before for row in of):
-                raise Broken(f"4: node {node} was given {len(of)} of {task_type}[{item}]; its limit is {limit}")
+            slots = sum(row[9] for row in of)
+            if slots > limit and any(row[0] not in before for row in of):
+                raise Broken(f"4: node {node} was given {slots} of {task_type}[{item}]; its limit is {limit}")
 
     def _received(self, allocations: Any) -> None:
         """What is accepted is a live allocation's, of this node, once, and about its items."""
@@ -183,23 +215,53 @@ class Promises:
                     raise Broken(f"3: a report of allocation {allocation} is accepted, which is {was and was[8]}")
                 if was[3] != node:
                     raise Broken(f"3: a report of allocation {allocation} of node {was[3]} is accepted from {node}")
-                if allocation in self._reported:
+                if allocation in self.accepted and not allocations[allocation][10]:
                     raise Broken(f"1: allocation {allocation} has a second receipt, {pk}")
-                self._reported[allocation] = pk
+                items = self.accepted.setdefault(allocation, set())
                 for first, last, _, shard in entry["ranges"]:
                     if not was[6] <= first < last <= was[7]:
                         raise Broken(f"1: allocation {allocation} reports [{first}, {last}) of [{was[6]}, {was[7]})")
+                    if twice := items.intersection(range(first, last)):
+                        raise Broken(f"1: allocation {allocation} has brought {sorted(twice)} twice; receipt {pk}")
+                    items.update(range(first, last))
                     if (
                         shard not in self._shards
                         and not self._read("SELECT 1 FROM dispatch_shard WHERE id = ?", [shard]).fetchone()
                     ):
                         raise Broken(f"1: receipt {pk} names shard {shard}, which is not there")
 
+    def _items_of(self, run: int) -> list[str]:
+        frozen = kept.frozen(run)
+        count = self._read("SELECT count FROM dispatch_run WHERE id = ?", [run]).fetchone()[0]
+        return [item_key(item) for item in frozen.slice(0, count)]
+
+    # Whether it has come to rest
+
+    def keyed(self) -> set[str]:
+        """Nodes with a key that counts."""
+        found = self._read(
+            "SELECT DISTINCT name FROM nodes_node JOIN nodes_accesskey ON node_id = nodes_node.id "
+            "WHERE revoked_at IS NULL"
+        )
+        return {name for (name,) in found.fetchall()}
+
+    def unfinished(self) -> str:
+        """What goes on here, in words."""
+        runs = self._read("SELECT id, state, count, saved FROM dispatch_run WHERE state = 'running'").fetchall()
+        receipts = self._read("SELECT id FROM dispatch_receipt WHERE saved_at IS NULL").fetchall()
+        if not runs and not receipts:
+            return ""
+        shards = self._read(
+            "SELECT run_id, start, stop, state, attempts, deaths, losses FROM dispatch_shard "
+            "WHERE state IN ('pending', 'allocated', 'executing', 'spooled')"
+        ).fetchall()
+        return f"runs {runs} have not ended; open shards are {shards}; receipts {receipts} are not saved"
+
     # In the end
 
     def settle(self) -> None:
         """Everything has come to rest. Raises Broken."""
-        stored = self._world.store.stored()
+        stored = self._server.store.stored()
         self._saved_once(stored.rows, stored.ledger)
         self._grown()
         for table in ("dispatch_run WHERE task_id IS NOT NULL AND fire_time IS NOT NULL",):
@@ -210,7 +272,7 @@ class Promises:
                     raise Broken(f"8: task {task} has {count} runs for {fire}")
 
     def _saved_once(self, rows: Any, ledger: Any) -> None:
-        items_of = self._world.items_of
+        items_of = self._items_of
         by_ledger: dict[tuple[int, int], int] = {}
         for run, start, stop, allocation in ledger:
             for index in range(start, stop):
@@ -220,7 +282,7 @@ class Promises:
         saved = {
             (run, index)
             for _, run, start, stop, state in self._shards.values()
-            if state == ShardState.SAVED
+            if state == ShardState.SAVED and run not in self._passed_on
             for index in range(start, stop)
         }
         if lost := saved - by_ledger.keys():
@@ -232,7 +294,8 @@ class Promises:
             key = items_of(run)[index]
             for number in range(self._world.rows):
                 expected[f"{run}/{key}/{number}"] = by_ledger[run, index]
-        found = Counter(uid for uid, *_ in rows)
+        # Relays number runs by themselves.
+        found = Counter(f"{run}/{uid.partition('/')[2]}" for uid, _, _, run, _, _ in rows)
         for uid, count in found.items():
             if count > 1:
                 raise Broken(f"1: row {uid} is saved {count} times")
@@ -241,16 +304,20 @@ class Promises:
                 f"1: rows lost: {sorted(expected.keys() - found.keys())[:5]}; "
                 f"rows that should not be there: {sorted(found.keys() - expected.keys())[:5]}"
             )
-        for uid, maker, run, lineage in rows:
-            if not maker == lineage == expected[uid] or not uid.startswith(f"{run}/"):
-                raise Broken(
-                    f"1: row {uid} is of allocation {maker}; lineage says {lineage}, the ledger {expected[uid]}"
-                )
+        for uid, maker, way, run, lineage, node in rows:
+            ledger_says = expected[f"{run}/{uid.partition('/')[2]}"]
+            here = "/" not in way
+            if lineage != ledger_says or (here and (maker != lineage or not uid.startswith(f"{run}/"))):
+                raise Broken(f"1: row {uid} is of allocation {maker}; lineage says {lineage}, the ledger {ledger_says}")
+            if way != node:
+                raise Broken(f"1: row {uid} of allocation {lineage} came by {way}; its lineage says {node}")
         if self.damaged:
             return
         for allocation, ranges in self.acknowledged.items():
             run = self._allocations[allocation][1]
-            for first, last, _ in ranges:
+            if run in self._passed_on:
+                continue
+            for first, last, *_ in ranges:
                 for index in range(first, last):
                     if by_ledger.get((run, index)) != allocation:
                         raise Broken(f"1: item {index} of run {run} was acknowledged to {allocation}, and is not saved")
@@ -258,7 +325,9 @@ class Promises:
     def _grown(self) -> None:
         """Runs that grow have each item once, and all that saved items have found."""
         for run, row in self._runs.items():
-            items = self._world.items_of(run)
+            if run in self._passed_on:
+                continue
+            items = self._items_of(run)
             if len(items) != len(set(items)):
                 raise Broken(f"2: run {run} has an item twice")
             if row[8] != "sim_finds" or row[1] == RunState.CANCELLED:

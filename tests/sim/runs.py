@@ -14,14 +14,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(
-    seeds: range | int, *, jobs: int = 1, seconds: float | None = None, env: dict[str, str] | None = None
+    seeds: range | int,
+    *,
+    kind: str = "plain",
+    jobs: int = 1,
+    seconds: float | None = None,
+    env: dict[str, str] | None = None,
 ) -> Summary:
     """All of ``seeds`` (a number: so many from 0 on), within ``seconds`` of real time at most.
 
     Raises subprocess.TimeoutExpired, and RuntimeError with its output where the simulator itself failed.
     """
     asked = range(seeds) if isinstance(seeds, int) else seeds
-    command = [sys.executable, "-m", "tests.sim", "--json", "--keep-going"]
+    command = [sys.executable, "-m", "tests.sim", "--json", "--keep-going", "--kind", kind]
     command += ["--from", str(asked.start), "--seeds", str(len(asked)), "--jobs", str(jobs)]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=seconds

@@ -14,11 +14,14 @@ from dispatch.results.store import Part, ResultStore
 from nodes import failpoints
 from nodes.protocol import Conflict
 
+COLUMNS = ("uid", "allocation", "way", "_run", "_allocation", "_node")
+"""What a row says of itself, and what its lineage says."""
+
 
 class Stored(NamedTuple):
-    """``rows``: (uid, allocation that made it, run, allocation by lineage); ``ledger``: its keys and allocation."""
+    """``rows``: as ``COLUMNS``; ``ledger``: its keys and allocation."""
 
-    rows: list[tuple[str, int, int, int]]
+    rows: list[tuple[Any, ...]]
     ledger: list[tuple[int, int, int, int]]
 
 
@@ -26,7 +29,7 @@ class MemoryStore:
     """What the saver uses of a ``ResultStore``."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[str, int, int, int]] = []
+        self._rows: list[tuple[Any, ...]] = []
         self._ledger: dict[tuple[int, int, int], int] = {}
         self._checkpoint: tuple[int, dict[tuple[int, int, int], int]] = (0, {})
 
@@ -43,7 +46,7 @@ class MemoryStore:
 
     def append(self, parts: Sequence[Part]) -> int:
         entries: dict[tuple[int, int, int], int] = {}
-        rows: list[tuple[str, int, int, int]] = []
+        rows: list[tuple[Any, ...]] = []
         for part in parts:
             for run, start, stop, allocation, _, _ in part.entries:
                 key = run, start, stop
@@ -51,8 +54,7 @@ class MemoryStore:
                     raise Conflict(f"saved before: {key}")
                 entries[key] = allocation
             if part.table is not None:
-                names = ("uid", "allocation", "_run", "_allocation")
-                rows += zip(*(part.table.column(name).to_pylist() for name in names), strict=True)
+                rows += zip(*(part.table.column(name).to_pylist() for name in COLUMNS), strict=True)
         if not entries and not rows:
             return 0
         failpoints.reach("store.rows")
@@ -106,7 +108,7 @@ class FileStore(ResultStore):
 
         self.ensure(DATASET)
         with self.reader() as reading:
-            rows = reading.execute("SELECT uid, allocation, _run, _allocation FROM sim_rows").fetchall()
+            rows = reading.execute(f"SELECT {', '.join(COLUMNS)} FROM sim_rows").fetchall()
             ledger = reading.execute("SELECT run, start, stop, allocation FROM ledger").fetchall()
         return Stored(rows, ledger)
 

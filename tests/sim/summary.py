@@ -11,6 +11,7 @@ from typing import Any
 class Summary:
     """``seconds`` are simulated, ``took`` real ones. ``broken``: {"seed", "promise", "trace"} each."""
 
+    kind: str = "plain"
     seeds: int = 0
     seconds: float = 0.0
     took: float = 0.0
@@ -29,7 +30,7 @@ class Summary:
 
     @property
     def crashes(self) -> int:
-        return self.faults["parent killed"] + self.faults["child killed"]
+        return sum(self.faults[f"{who} killed"] for who in ("parent", "relay", "child"))
 
     def add(self, other: Summary) -> None:
         for name in ("seeds", "seconds", "messages", "commits", "rows"):
@@ -46,9 +47,10 @@ class Summary:
         return cls(**{**plain, "faults": Counter(plain["faults"]), "reached": Counter(plain["reached"])})
 
     def text(self) -> str:
-        faults = ", ".join(f"{kind} {count}" for kind, count in sorted(self.faults.items()) if "child-" not in kind)
+        faults = ", ".join(f"{kind} {count}" for kind, count in sorted(self.faults.items()))
+        what = "trees" if self.kind == "tree" else "worlds"
         lines = [
-            f"{self.seeds} worlds, {self.hours:.1f} simulated hours in {self.took:.0f} s, {self.messages} messages, "
+            f"{self.seeds} {what}, {self.hours:.1f} simulated hours in {self.took:.0f} s, {self.messages} messages, "
             f"{self.commits} commits, {self.rows} rows saved",
             f"faults: {faults or 'none'}",
         ]

@@ -9,7 +9,7 @@ from nodes.executors.base import Column, Dataset, Executor, Item, ItemFailed, Ou
 
 DATASET = Dataset(
     table="sim",
-    columns=(Column("uid", "string"), Column("allocation", "int64")),
+    columns=(Column("uid", "string"), Column("allocation", "int64"), Column("way", "string")),
     key=("uid",),
 )
 
@@ -18,6 +18,8 @@ class Script:
     """How items go when they run; set by the pool before it has the production code run them."""
 
     allocation = 0
+    way = ""
+    """Whose pool it is: its name, behind those of the relays above it."""
     failing: Mapping[str, bool] = {}
     """Key of an item that fails now -> whether another attempt may follow."""
 
@@ -34,7 +36,9 @@ class Sim(Executor):
         key = str(item)
         if key in Script.failing:
             raise ItemFailed(f"{key} fails", retry=Script.failing[key])
-        return [(f"{self.run_id}/{key}/{number}", Script.allocation) for number in range(self.given["rows"])]
+        return [
+            (f"{self.run_id}/{key}/{number}", Script.allocation, Script.way) for number in range(self.given["rows"])
+        ]
 
 
 class Finds(Sim):

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import heapq
 import os
 import random
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
-from dispatch.items import item_key
-from dispatch.lifecycle import kept
 from nodes import failpoints, registry
 from nodes.agent import runner
 from nodes.agent.config import AgentConfig
 from nodes.fields import QuotaSpec
-from tests.sim import children, clock, environment, parent
+from tests.sim import children, clock, environment
 from tests.sim.children import Child
 from tests.sim.clock import Process, Thread, Timeline
 from tests.sim.faults import Faults
+from tests.sim.machine import Machine
 from tests.sim.network import Network
 from tests.sim.operator import Operator
+from tests.sim.parent import Parent
 from tests.sim.pool import Fates
 from tests.sim.promises import Broken, Promises
 from tests.sim.store import FileStore, MemoryStore
@@ -44,7 +45,7 @@ REAL_STORE = 10
 class Result:
     """What became of one world."""
 
-    seed: int
+    seed: str
     digest: str
     """Of everything that happened in it: the same whenever it is run."""
     broken: str = ""
@@ -59,7 +60,20 @@ class Result:
 
 
 class World(Timeline):
-    """See ``run``."""
+    """A parent and its children. See ``run``."""
+
+    KIND = ""
+    """Before the seed, where a person names it."""
+    ROOT = "parent"
+    CALM: tuple[float, ...] = (8.0, 15.0, 25.0, 60.0)
+    """When nothing goes wrong any more, in seconds."""
+    BEATS: tuple[float, ...] = (6.0, 12.0)
+    STARTED = 5.0
+    """Until when everybody has been started, in seconds."""
+    COUNTS: tuple[int, ...] = (1, 2, 3, 4, 6, 10)
+    """Items of a run."""
+    RUNS: tuple[int, ...] = (1, 1, 1, 2, 3)
+    """How many there are."""
 
     def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
         super().__init__()
@@ -75,7 +89,7 @@ class World(Timeline):
         self._keep: list[Process] = []
         self._folder = environment.folder / f"world-{os.getpid()}"  # worlds of other processes are beside it
         dice = self.dice("world")
-        self.calm = dice.choice([8.0, 15.0, 25.0, 60.0])
+        self.calm = dice.choice(self.CALM)
         self.rows = dice.choice([0, 1, 1, 2, 3])
         self.timeout = dice.choice([8.0, 15.0])
         keys = [f"r{run}-{index}" for run in range(3) for index in range(10)]
@@ -86,17 +100,20 @@ class World(Timeline):
             doomed=frozenset(dice.sample(keys, dice.choice([0, 0, 2, 6]))),
             fails=dice.choice([0.0, 0.0, 0.1, 0.3]),
         )
-        self.store: Any = None
-        self.children: dict[str, Child] = {}
+        self.children: dict[str, Any] = {}
+        """By name; whatever has a key of a server here."""
+        self.of: dict[asyncio.AbstractEventLoop, Parent | Child] = {}
+        """Whose process has this loop."""
         self.network = Network(self)
         self.faults = Faults(self)
-        self.parent = parent.Parent(self)
+        self.parent = Parent(self, self.ROOT)
+        self.servers = [self.parent]
         self.operator = Operator(self)
 
     # For all of it
 
     def dice(self, purpose: str) -> random.Random:
-        return clock.dice(self.seed, purpose)
+        return clock.dice(f"{self.KIND}{self.seed}", purpose)
 
     @property
     def troubled(self) -> bool:
@@ -118,8 +135,13 @@ class World(Timeline):
             self._tell(line)
 
     def committed(self) -> None:
-        """Called at each commit of the control database."""
-        self.look(self.promises.look)
+        """Called at each commit of a control database."""
+        assert Machine.current is not None
+        self.look(Machine.current.server.promises.look)
+
+    def acting(self) -> Parent | Child | None:
+        """Whose code runs now."""
+        return None if clock.running is None else self.of.get(clock.running.loop)
 
     def look(self, what: Callable[[], None]) -> None:
         if self._broken:
@@ -134,74 +156,77 @@ class World(Timeline):
         self.reached[name] += 1
         self.faults.reach(name)
 
-    def heard(self, child: str, verb: str, body: dict[str, Any], reply: dict[str, Any]) -> None:
-        """A child has its answer. A receipt is a promise."""
-        if verb == "report":
-            ranges = {entry["allocation"]: entry.get("ranges", []) for entry in body["reports"]}
-            for result in reply.get("results", []):
-                if result["status"] == 200:
-                    self.promises.acknowledged[result["allocation"]] = ranges[result["allocation"]]
-
-    def items_of(self, run: int) -> list[str]:
-        frozen = kept.frozen(run)
-        count = self._read("SELECT count FROM dispatch_run WHERE id = ?", [run]).fetchone()[0]
-        return [item_key(item) for item in frozen.slice(0, count)]
-
     # Its beginning
 
     def _make(self) -> None:
-        environment.restore()
-        parent.forget()
-        self._read = environment.database().execute
-        self.promises = Promises(self, environment.database())
+        Machine.current = None
         random.seed(self.seed)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         dice = self.dice("settings")
-        settled = settings.CASCADE
-        settled.data_dir = self._folder
-        settled.beat_seconds = dice.choice([6.0, 12.0])
+        self._set_up(self.parent, Machine(self.parent, environment.restore(), settings.CASCADE), self._folder, dice)
+        self._set_pace(dice)
+        real = self.seed % REAL_STORE == REAL_STORE - 1
+        self.parent.store = FileStore(self._folder) if real else MemoryStore()
+        self.parent.start()
+        self._people(dice)
+
+    def _set_up(self, server: Parent, machine: Machine, folder: Path, dice: random.Random) -> None:
+        server.machine = machine
+        server.promises = Promises(self, server)
+        settled = machine.settled
+        settled.data_dir = folder
+        settled.beat_seconds = dice.choice(self.BEATS)
         settled.lease_seconds = settled.beat_seconds * dice.choice([2.5, 4.0])
         settled.offer_seconds = dice.choice([5.0, 15.0])
         settled.offline_seconds = 45.0
         settled.lookahead_limit = dice.choice([0, 2, 4])
         settled.worker_deaths = dice.choice([1, 2, 3])
+
+    def _set_pace(self, dice: random.Random) -> None:
+        """Of all servers' loops, in longer steps than in production: what nobody woke them for costs a world most of
+        its time."""
         from dispatch import dispatcher, synclog
         from dispatch.results import saver
 
-        # Longer than in production: what nobody woke them for costs a world most of its time.
         dispatcher.PASS_SECONDS = dice.choice([3.0, 6.0])
         saver.IDLE_SECONDS = dice.choice([3.0, 6.0])
         saver.CHECKPOINT_SECONDS = dice.choice([2.0, 20.0])
         synclog.FLUSH_SECONDS = 30.0
         # Rows beyond this go as segments.
         runner.INLINE_ROWS = dice.choice([2000, 2000, 0])
-        self.store = FileStore(self._folder) if self.seed % REAL_STORE == REAL_STORE - 1 else MemoryStore()
-        self.parent.start()
-        for number in range(dice.choice([1, 2, 2, 3])):
-            self._add_child(f"child-{number}", dice)
 
-    def _add_child(self, name: str, dice: random.Random) -> None:
-        capacity = dice.choice([1, 1, 2, 3])
+    def _people(self, dice: random.Random) -> None:
+        """Who is there beside the parent."""
+        for number in range(dice.choice([1, 2, 2, 3])):
+            self._add_child(Child(self, f"child-{number}"), self.parent, dice)
+
+    def _add_child(self, child: Any, above: Parent, dice: random.Random) -> None:
+        """``child``, which starts soon, has a key of ``above``."""
+        with above.machine.here():
+            self._introduce(child, above, dice)
+        self.children[child.name] = child
+        self.at(dice.uniform(0.0, self.STARTED), child.start)
+
+    def _introduce(self, child: Any, above: Parent, dice: random.Random) -> None:
+        capacity = dice.choice(child.CAPACITIES)
         quotas = []
         if dice.random() < 0.3:
             limit = dice.choice([None, 1, capacity])
             quotas.append(QuotaSpec("sim", slots=dice.choice([0, 1]), limit=limit))
         if dice.random() < 0.1:
             quotas.append(QuotaSpec("sim", slots=1, limit=1, item="r0-1"))
-        node, key = registry.add_node(name, capacity=capacity, quotas=quotas)
+        node, key = registry.add_node(child.name, capacity=capacity, quotas=quotas)
         config = AgentConfig(
             parent="http://parent.example",
             access_key=key.access_key,
             secret_key=key.secret_key,
             carrier=dice.choice(["push", "pull", "pull", "auto"]),
-            data_dir=Path(self._folder / name),
+            data_dir=Path(self._folder / child.name),
             drain_seconds=5.0,
         )
-        child = Child(self, name, node.pk, config)
+        child.belongs(above, node.pk, config)
         child.has_key(key)
-        self.children[name] = child
-        self.at(dice.uniform(0.0, 5.0), child.start)
 
     def _make_peace(self) -> None:
         """From now on nothing goes wrong any more, and whoever can comes back."""
@@ -214,8 +239,13 @@ class World(Timeline):
                 child.process.frozen_until = 0.0
             child.start()
         # One at least can work: a machine that is new, and knows nothing of what was.
-        self._add_child("newcomer", self.dice("newcomer"))
+        dice = self.dice("newcomer")
+        self._add_child(Child(self, "newcomer"), self._host(dice), dice)
         self.after(0.5, self.operator.make_good)
+
+    def _host(self, dice: random.Random) -> Parent:
+        """Who gets one more child."""
+        return self.parent
 
     # Its course
 
@@ -227,19 +257,21 @@ class World(Timeline):
             self.operator.plan()
             try:
                 self._course()
-                if not self._broken:
-                    self.look(self.promises.settle)
+                for server in self.servers:
+                    with server.machine.here():
+                        self.look(server.promises.settle)
             finally:
                 self._end()
-        rows = self._read("SELECT coalesce(sum(rows), 0) FROM dispatch_run").fetchone()[0]
+        database = self.parent.machine.database
+        rows = database.execute("SELECT coalesce(sum(rows), 0) FROM dispatch_run").fetchone()[0]
         return Result(
-            self.seed,
+            f"{self.KIND}{self.seed}",
             self._hash.hexdigest(),
             self._broken,
             list(self._trace) if self._broken else [],
             self.now,
             self.network.messages,
-            self.promises.commits,
+            sum(server.promises.commits for server in self.servers),
             rows,
             self.faults.counts,
             self.reached,
@@ -275,27 +307,24 @@ class World(Timeline):
         self.note(self._broken)
 
     def _at_rest(self) -> bool:
-        # Whose key was revoked keeps what it has, for nobody takes it.
-        keyed = self._read(
-            "SELECT DISTINCT name FROM nodes_node JOIN nodes_accesskey ON node_id = nodes_node.id "
-            "WHERE revoked_at IS NULL"
-        )
-        heard = {name for (name,) in keyed.fetchall()}
-        return not self._unfinished() and all(
-            child.agent is None or not len(child.agent._outbox) or name not in heard
-            for name, child in self.children.items()
-        )
+        return not self._unfinished()
 
     def _unfinished(self) -> str:
-        runs = self._read("SELECT id, state, count, saved FROM dispatch_run WHERE state = 'running'").fetchall()
-        receipts = self._read("SELECT id FROM dispatch_receipt WHERE saved_at IS NULL").fetchall()
-        if not runs and not receipts:
-            return ""
-        shards = self._read(
-            "SELECT run_id, start, stop, state, attempts, deaths, losses FROM dispatch_shard "
-            "WHERE state IN ('pending', 'allocated', 'executing', 'spooled')"
-        ).fetchall()
-        return f"runs {runs} have not ended; open shards are {shards}; receipts {receipts} are not saved"
+        """What still goes on, in words."""
+        for server in self._connected():
+            if told := server.promises.unfinished():
+                return f"{server.name}: {told}"
+            # Whose key was revoked keeps what it has, for nobody takes it.
+            heard = server.promises.keyed()
+            for child in self.children.values():
+                agent = getattr(child, "agent", None)
+                if child.above is server and agent is not None and child.name in heard and len(agent._outbox):
+                    return f"{child.name} has {agent._outbox.allocations()} to report"
+        return ""
+
+    def _connected(self) -> Iterator[Parent]:
+        """The servers that have a way to the root."""
+        yield self.parent
 
     def _end(self) -> None:
         """Nothing of it is left behind."""
@@ -303,8 +332,9 @@ class World(Timeline):
             process.dead = True
         Thread.end_all()
         for child in self.children.values():
-            if child.agent is not None:
+            if getattr(child, "agent", None) is not None:
                 child._end(child.process)
-        self.store.remove()
+        for server in self.servers:
+            server.store.remove()
         children.forget()
         self._events.clear()

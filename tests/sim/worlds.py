@@ -14,15 +14,26 @@ from multiprocessing.process import BaseProcess
 
 from tests.sim import clock
 from tests.sim.summary import Summary
+from tests.sim.trees import Tree
 from tests.sim.world import World
 
+KINDS: dict[str, type[World]] = {"plain": World, "tree": Tree}
+Seed = tuple[str, int]
+"""Kind and number."""
 
-def replay(seed: int, tell: Callable[[str], None] | None = None) -> Summary:
+
+def read(text: str) -> Seed:
+    """As a broken promise names it: 7, or t7 for a tree. Raises ValueError."""
+    return ("tree", int(text[1:])) if text.startswith(Tree.KIND) else ("plain", int(text))
+
+
+def replay(kind: str, seed: int, tell: Callable[[str], None] | None = None) -> Summary:
     """One world."""
     _quiet()
     began = clock.real_monotonic()
-    result = World(seed, tell).run()
+    result = KINDS[kind](seed, tell).run()
     summary = Summary(
+        kind,
         1,
         result.seconds,
         clock.real_monotonic() - began,
@@ -34,14 +45,14 @@ def replay(seed: int, tell: Callable[[str], None] | None = None) -> Summary:
         digest=result.digest,
     )
     if result.broken:
-        summary.broken.append({"seed": seed, "promise": result.broken, "trace": result.trace})
+        summary.broken.append({"seed": result.seed, "promise": result.broken, "trace": result.trace})
     return summary
 
 
-def run(seeds: Sequence[int], *, jobs: int = 1, keep_going: bool = False) -> Summary:
-    """All of ``seeds``, or up to the first that breaks a promise."""
+def run(seeds: Sequence[Seed], *, jobs: int = 1, keep_going: bool = False) -> Summary:
+    """All of ``seeds``, which are of one kind, or up to the first that breaks a promise."""
     began = clock.real_monotonic()
-    total, digests = Summary(), hashlib.sha256()
+    total, digests = Summary(seeds[0][0] if seeds else ""), hashlib.sha256()
     begun: deque[tuple[Connection, BaseProcess]] = deque()
     left = iter(seeds)
     while True:
@@ -60,12 +71,12 @@ def run(seeds: Sequence[int], *, jobs: int = 1, keep_going: bool = False) -> Sum
     return total
 
 
-def _begin(seed: int) -> tuple[Connection, BaseProcess]:
+def _begin(seed: Seed) -> tuple[Connection, BaseProcess]:
     """A world in a fork of this process: Django is set up, its database is in memory, and what one world leaves in some
     module reaches no other one. From this thread, as SQLite's connections are bound to theirs."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(replay(seed)))
+    process = context.Process(target=lambda: sender.send(replay(*seed)))
     process.start()
     sender.close()
     return receiver, process

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dispatch.plans import Demand, Offer
 from dispatch.tail import Late, even_out
 
@@ -70,6 +72,13 @@ def test_a_free_slot_is_given_once() -> None:
     lates = [late(), late(allocation=8, shard=4)]
     evened = even_out({1: DEMAND}, [busy(1, capacity=2), offer(2)], lates)
     assert len(evened.copies) == 1
+
+
+def test_a_copy_takes_one_of_the_slots_that_were_granted_above() -> None:
+    demand = replace(DEMAND, ceilings=("run 1",))
+    lates = [late(), late(allocation=8, shard=4)]
+    offers = [busy(1, capacity=2), offer(2, capacity=2)]
+    assert [len(even_out({1: demand}, offers, lates, {"run 1": left}).copies) for left in (0, 1, 2)] == [0, 1, 2]
 
 
 def test_the_longest_wait_is_shortened_first() -> None:
