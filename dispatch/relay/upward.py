@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -19,13 +19,13 @@ from django.conf import settings
 from django.db import close_old_connections
 
 from dispatch import events
-from dispatch.relay import forwarding, offering, place, taking
+from dispatch.relay import asking, forwarding, offering, place, subtree, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints, identity
 from nodes.agent.carriers import Body, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
-from nodes.protocol import VERSION
+from nodes.protocol import VERSION, CascadeError
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,12 @@ class Upward:
     # Work comes in
 
     def _hear(self, message: Body) -> None:
-        job = asyncio.ensure_future(self._heard(message))
+        self._begin(self._heard(message))
+        for question in message.get("ask") or []:
+            self._begin(self._tell(question))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.ensure_future(work)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
@@ -121,6 +126,22 @@ class Upward:
             logger.warning("an offer could not be accepted: %s", error)
         except Exception:
             logger.exception("what came from above could not be taken")
+
+    async def _tell(self, question: Body) -> None:
+        """Says what hangs here, or further down. Nobody waits long for it, so it is not tried again."""
+        try:
+            try:
+                body = await asking.answer(self._in_thread, question["path"], question["within"])
+                told = {"status": HTTPStatus.OK, "body": body}
+            except CascadeError as error:
+                known = (HTTPStatus.NOT_FOUND, HTTPStatus.GATEWAY_TIMEOUT)
+                status = error.status if error.status in known else HTTPStatus.GATEWAY_TIMEOUT
+                told = {"status": status, "detail": str(error)}
+            await self._link.call("tell", {"answers": [{"id": question["id"], **told}]})
+        except (Unreachable, Refused) as error:
+            logger.warning("a question of the parent could not be answered: %s", error)
+        except Exception:
+            logger.exception("a question of the parent could not be answered")
 
     def _claim(self) -> Body:
         return {"boot": self._boot, "slots": self._slots, "held": self._held}
@@ -172,6 +193,8 @@ class Upward:
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
+        for question in reply.get("ask") or []:
+            self._begin(self._tell(question))
 
     def _place(self, path: list[list[str]], reply: Body) -> None:
         if circle := place.closes_a_circle(path):
@@ -194,6 +217,7 @@ class Upward:
             "slots": below["slots"],
             "types": below["types"],
             "branches": below["branches"],
+            "subtree": subtree.now(),
         }
 
     # What is done goes up

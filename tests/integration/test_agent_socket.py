@@ -174,7 +174,7 @@ def test_a_frame_of_another_kind_is_answered_and_the_socket_stays(socket, agent,
     reply = socket.next(lambda frame: frame["type"] == "reply")
     assert reply["status"] == 400
     assert reply["body"]["field"] == "type"
-    assert "accept, beat, release, report" in reply["body"]["detail"]
+    assert "accept, beat, release, report, tell" in reply["body"]["detail"]
     assert socket.beat()["node"] == agent.name
 
 
