@@ -24,6 +24,7 @@ ANSWERS_LIMIT = 100
 TOLD_LIMIT = 4_000_000
 """Characters of one answer."""
 SLOTS_TOLD = ("capacity", "used", "queued")
+CARRIERS = ("pull", "push", "http")
 ROLES = ("child", "relay", "parent", "standalone")
 STATES = ("online", "draining", "offline", "inactive")
 SECONDS_LIMIT = 1e10
@@ -296,9 +297,7 @@ def _key(name: str) -> int:
 
 
 def _carrier(value: Any) -> str:
-    if value not in ("pull", "push", "http"):
-        raise FieldError("carrier", f"{shown(value)} is not one of: pull, push, http")
-    return str(value)
+    return _word(value, "carrier", CARRIERS)
 
 
 def read_release(body: Any) -> tuple[tuple[int, ...], str]:
@@ -373,7 +372,7 @@ def _child_in_full(value: Any, name: str) -> dict[str, Any]:
     return {
         **_child(value, name),
         "id": whole("id"),
-        "carrier": None if body.get("carrier") is None else _carrier(body["carrier"]),
+        "carrier": None if body.get("carrier") is None else _word(body["carrier"], f"{name}.carrier", CARRIERS),
         "allowed": whole("allowed"),
         "quotas": None if quotas is None else [_quota(each, f"{name}.quotas") for each in quotas],
         "labels": texts("labels", 100),

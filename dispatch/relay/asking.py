@@ -70,7 +70,7 @@ async def answer(run: InThread, path: Sequence[str], within: float) -> Picture:
     try:
         node = await run(registry.find_node, path[0])
     except NotFound as error:
-        raise NotFound(f"below {settings.CASCADE.called} {error}") from None
+        raise NotFound(f"below {settings.CASCADE.called}: {error}") from None
     return await ask(run, node.pk, path[1:], within - HOP_SECONDS)
 
 
