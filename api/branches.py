@@ -80,17 +80,17 @@ class Twig:
 
 
 def _facts(told: Mapping[str, Any]) -> list[str]:
-    """What is known of a node beside its slots; nothing of one that was told in short."""
-    if "id" not in told or told["id"] is None:
+    """What is known of a node beside its slots: nothing of one that was told in short, all of one told in full."""
+    if told.get("id") is None:
         return []
     found = [" · ".join(word for word in (told["carrier"], told["version"]) if word)]
     found += [f"configuration {told['config_version']}"] if told["config_version"] else []
-    found += [f"{name}={value}" for name, value in sorted(told["labels"].items())]
-    for quota in told["quotas"]:
+    found += [f"{name}={value}" for name, value in sorted((told["labels"] or {}).items())]
+    for quota in told["quotas"] or ():
         item = f"[{quota['item']}]" if quota["item"] else ""
         limit = "" if quota["limit"] is None else f" (limit {quota['limit']})"
         found.append(f"quota {quota['task_type']}{item}={quota['slots']}{limit}")
-    found += [f"{name} {_pace(seconds)}" for name, seconds in sorted(told["speeds"].items())]
+    found += [f"{name} {_pace(seconds)}" for name, seconds in sorted((told["speeds"] or {}).items())]
     return [fact for fact in found if fact]
 
 
