@@ -29,7 +29,7 @@ from django.views.decorators.csrf import csrf_exempt
 from api import authentication, beats, errors, limits
 from api.errors import json_error, respond
 from dispatch import configuration, events, lifecycle, synclog
-from dispatch.relay import place
+from dispatch.relay import asking, place
 from dispatch.results import inputs, room, spool
 from nodes import keys, messages
 from nodes.keys import Caller
@@ -75,6 +75,7 @@ VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "claim": lambda caller, body: lifecycle.claim(caller, messages.read_claim(body)),
     "release": lambda caller, body: lifecycle.release(caller, *messages.read_release(body)),
     "report": lambda caller, body: _report(caller, body),
+    "tell": lambda caller, body: asking.told(caller, messages.read_tell(body)),
 }
 
 KEY_VERBS: dict[str, Callable[[Caller, Any], Body]] = {
@@ -258,7 +259,7 @@ def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, 
 
 @_answering
 async def verb(request: HttpRequest, verb: str) -> HttpResponse:
-    """accept, beat, report, release, rotate, retire: one exchange."""
+    """accept, beat, report, release, tell, rotate, retire: one exchange."""
     if verb not in VERBS and verb not in KEY_VERBS:
         return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
     if request.method != "POST":
@@ -304,7 +305,7 @@ async def claim(request: HttpRequest) -> HttpResponse:
 
 
 def _has_news(reply: Body) -> bool:
-    return bool(reply["work"] or reply["cancel"])
+    return bool(reply["work"] or reply["cancel"] or reply.get("ask"))
 
 
 def _only(method: str) -> HttpResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from django.db.models.functions import Substr
 from django.template.loader import get_template
 from django.utils import timezone
 
+from api.branches import Branch
 from api.pace import Pace, counters
 from api.parts import (
     AllocationView,
@@ -32,7 +33,9 @@ from api.parts import (
     left,
     rate,
 )
+from dispatch import leaves
 from dispatch.models import Allocation, Run, Shard
+from dispatch.relay import subtree
 from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardState
 from nodes.models import Node, Quota
 from nodes.registry import state_of
@@ -47,7 +50,10 @@ ERROR_SHOWN = 240
 """Characters of an error on the overview; the whole of it is one click away."""
 
 Held = tuple[int | None, int, str, str, str, int, int]
-"""Live allocations summed up: node, run, type, item, state, how many, their items."""
+"""Live allocations summed up: node, run, type, item, state, their slots, their items."""
+
+Row = NodeView | Branch | RunView | AllocationView
+_KINDS: Mapping[type[Row], str] = {NodeView: "node", Branch: "branch", RunView: "run", AllocationView: "allocation"}
 
 _RUN_FIELDS = (
     "id",
@@ -71,7 +77,7 @@ def live_allocations() -> list[Held]:
     return list(
         Allocation.objects.filter(state__in=LIVE)
         .values_list("node_id", "run_id", "type", "item", "state")
-        .annotate(number=Count("id"), items=Sum(F("stop") - F("start")))
+        .annotate(number=Sum("slots"), items=Sum(F("stop") - F("start")))
         .order_by()
     )
 
@@ -115,6 +121,8 @@ _NODE_FIELDS = (
     "memory",
     "executors",
     "version",
+    "subtree",
+    "subtree_at",
 )
 
 
@@ -153,6 +161,20 @@ def _node_view(node: Node, state: str, quotas: Sequence[Mapping[str, Any]], use:
         executors=tuple(str(name) for name in node.executors),
         version=node.version,
     )
+
+
+def _tree(node: Node, view: NodeView) -> dict[str, int]:
+    """What the node comes to with all that hangs below it."""
+    below = subtree.numbers_of(node.subtree) if node.role == Node.Role.RELAY else None
+    slots = {"capacity": view.capacity, "used": view.used, "queued": view.queued}
+    return subtree.numbers({"role": node.role, "state": view.state.word, "below": below, **slots})
+
+
+def _pairs(nodes: Sequence[tuple[Node, str]], views: Sequence[NodeView]) -> Iterator[tuple[NodeView, Branch | None]]:
+    """Each node with the branch below it, if it has one."""
+    for (node, state), view in zip(nodes, views, strict=True):
+        relay = node.role == Node.Role.RELAY and node.subtree is not None
+        yield view, Branch.kept(node, state) if relay else None
 
 
 def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Node, str]], never: set[tuple[int, str]]) -> str:
@@ -215,7 +237,7 @@ def _run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float 
 
 
 def _allocation_views() -> list[AllocationView]:
-    latest = (
+    latest = list(
         Allocation.objects.order_by("-id")
         .annotate(brief=Substr("error", 1, ERROR_SHOWN + 1))
         .values(
@@ -233,8 +255,10 @@ def _allocation_views() -> list[AllocationView]:
             "brief",
             "run__name",
             "node__name",
+            "node__role",
         )[:ALLOCATIONS_SHOWN]
     )
+    paths = leaves.below_relays(row["id"] for row in latest if row["node__role"] == Node.Role.RELAY)
     return [
         AllocationView(
             id=row["id"],
@@ -245,6 +269,7 @@ def _allocation_views() -> list[AllocationView]:
             stop=row["stop"],
             attempt=row["attempt"],
             node=row["node__name"] or "removed",
+            ran_by=tuple(paths.get(row["id"], ())),
             state=State.of(row["state"]),
             reason=row["reason"],
             granted=iso(row["granted_at"]),
@@ -316,13 +341,9 @@ class Overview:
             for run in runs
         ]
         flying = sum(in_flight.values())
-        reached = [node for node in node_views if node.state.word in ("online", "draining")]
+        tree = [_tree(node, view) for (node, _), view in zip(nodes, node_views, strict=True)]
         totals = TotalsView(
-            nodes=len(nodes),
-            online=len(reached),
-            capacity=sum(node.capacity for node in reached),
-            used=sum(node.used for node in reached),
-            queued=sum(node.queued for node in reached),
+            **{name: sum(each[name] for each in tree) for name in ("nodes", "online", "capacity", "used", "queued")},
             running=sums["number"],
             waiting=f"{max(0, (sums['open'] or 0) - flying):,}",
             in_flight=f"{flying:,}",
@@ -334,17 +355,20 @@ class Overview:
         )
         return self._render(
             {"totals": totals, "throughput": PaceView(self._pace.curves(seconds))},
-            {"node": node_views, "run": run_views, "allocation": allocation_views},
+            {
+                "nodes": [each for view, branch in _pairs(nodes, node_views) for each in (view, branch) if each],
+                "runs": run_views,
+                "allocations": allocation_views,
+            },
         )
 
-    def _render(
-        self, single: Mapping[str, View], many: Mapping[str, Sequence[NodeView | RunView | AllocationView]]
-    ) -> Snapshot:
+    def _render(self, single: Mapping[str, View], many: Mapping[str, Sequence[Row]]) -> Snapshot:
         wanted: dict[str, tuple[str, View]] = {name: (name, view) for name, view in single.items()}
         lists = {}
-        for kind, views in many.items():
-            lists[f"{kind}s"] = tuple(f"{kind}-{view.id}" for view in views)
-            wanted |= {f"{kind}-{view.id}": (kind, view) for view in views}
+        for name, views in many.items():
+            found = {f"{(kind := _KINDS[type(view)])}-{view.id}": (kind, view) for view in views}
+            lists[name] = tuple(found)
+            wanted |= found
         parts = {}
         for name, (kind, view) in wanted.items():
             part = self._last.get(name)

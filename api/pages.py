@@ -19,7 +19,7 @@ from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_safe
 
-from api import overview
+from api import below, overview
 from nodes.transactions import write
 
 
@@ -127,6 +127,7 @@ def favicon(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("", front_page, name="overview"),
+    path("nodes/<int:pk>/below", below.page, name="below"),
     path("sign-in/<str:uidb64>/<str:token>/", sign_in, name="sign-in"),
     path("healthz", healthz, name="healthz"),
     path("favicon.ico", favicon),

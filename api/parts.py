@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.utils.safestring import SafeString, mark_safe
 
@@ -153,6 +154,11 @@ class NodeView:
     executors: tuple[str, ...]
     version: str
 
+    @property
+    def slots(self) -> str:
+        use = "with a run of it" if self.role == "relay" else "in use"
+        return f"{self.used} of {self.capacity} slots {use}, {self.queued} queued"
+
 
 @dataclass(frozen=True)
 class RunView:
@@ -181,12 +187,18 @@ class AllocationView:
     stop: int
     attempt: int
     node: str
+    ran_by: tuple[str, ...]
+    """Of a relay's: the ways to those that did what is done of it."""
     state: State
     reason: str
     granted: str
     progress: str
     rows: str
     error: str
+
+    @property
+    def others(self) -> int:
+        return len(self.ran_by) - 1
 
 
 @dataclass(frozen=True)
@@ -218,7 +230,8 @@ class PaceView:
     curves: tuple[Spark, ...]
 
 
-View = NodeView | RunView | AllocationView | TotalsView | PaceView
+View = Any
+"""One of the above, or a ``branches.Branch``."""
 
 
 @dataclass(frozen=True)

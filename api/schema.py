@@ -9,7 +9,7 @@ from api.serializers import WorkOptions
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
 from nodes.executors.described import plain_schema
-from nodes.messages import ENTRIES_LIMIT, IDS_LIMIT, LOG_LIMIT, TEXT_LIMIT
+from nodes.messages import ANSWERS_LIMIT, ENTRIES_LIMIT, IDS_LIMIT, LOG_LIMIT, TEXT_LIMIT
 from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
 
 Json = dict[str, Any]
@@ -145,6 +145,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
                 "executors": _list(_text(), "Task types it can run."),
                 "carrier": _text(enum=["pull", "push", "http"]),
                 "leaving": _flag("It is about to stop."),
+                "subtree": _object({}, description="Of a relay: as 'subtree' of a node."),
                 "config": _whole("The version of the configuration that it has, 0 for none."),
             }
         ),
@@ -170,6 +171,26 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
         "Hands work back that has not begun; no attempt is counted.",
         _object({"allocations": _ids("Handed back."), "detail": _cut(200, "Why.")}, ("allocations",)),
         _object({"released": _ids("Those that were still this node's.")}),
+    ),
+    "tell": (
+        "Answers what a relay was asked, which came as 'ask' with a claim, a beat or on the socket.",
+        _object(
+            {
+                "answers": _list(
+                    _object(
+                        {
+                            "id": _whole("The question's."),
+                            "status": {"type": "integer", "enum": [200, 404, 504]},
+                            "body": _object({}, description="With 200: as of GET /api/v1/nodes/{id}/below."),
+                            "detail": _cut(TEXT_LIMIT, "Else: why there is none."),
+                        },
+                        ("id",),
+                    ),
+                    maxItems=ANSWERS_LIMIT,
+                )
+            }
+        ),
+        _object({"taken": _ids("Those that somebody waited for.")}),
     ),
     "rotate": (
         "Registers a key that the child has made itself. Signed by its present key, which stays valid until retired.",

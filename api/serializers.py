@@ -12,6 +12,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from api.serializers_tree import Subtree
 from dispatch import schedule, webhook_bodies
 from dispatch.lifecycle import origins
 from dispatch.lifecycle.submit import check_items, check_work, defaults, with_settings
@@ -23,6 +24,7 @@ from nodes.models import AccessKey, Node, Quota
 
 FACTS = ("device_name", "device_type", "ip_address", "callback_url", "configs")
 """Of what clients of other dialects say of themselves; the rest may be long."""
+RAN_BY = "Who did what is done of it: a node, or below a relay the way to one, like eu/paris/3. At most 50."
 LARGEST_COUNT = 2**31 - 1
 """What an integer column of PostgreSQL holds."""
 # Marks that turn the reading direction: a name that holds one reads as another name.
@@ -458,6 +460,8 @@ class NodeShare(serializers.Serializer[Any]):
 class ShardSerializer(serializers.ModelSerializer[Shard]):
     run = serializers.IntegerField(source="run_id", read_only=True)
 
+    ran_by = serializers.ListField(child=serializers.CharField(), read_only=True, default=list, help_text=RAN_BY)
+
     class Meta:
         model = Shard
         fields = (
@@ -466,6 +470,7 @@ class ShardSerializer(serializers.ModelSerializer[Shard]):
             "start",
             "stop",
             "state",
+            "ran_by",
             "attempts",
             "deaths",
             "not_before",
@@ -482,6 +487,7 @@ class AllocationInList(serializers.ModelSerializer[Allocation]):
     shard = serializers.IntegerField(source="shard_id", read_only=True)
     node = serializers.IntegerField(source="node_id", read_only=True, allow_null=True)
     node_name = serializers.CharField(source="node.name", read_only=True, default=None, allow_null=True)
+    ran_by = serializers.ListField(child=serializers.CharField(), read_only=True, default=list, help_text=RAN_BY)
 
     class Meta:
         model = Allocation
@@ -491,6 +497,7 @@ class AllocationInList(serializers.ModelSerializer[Allocation]):
             "shard",
             "node",
             "node_name",
+            "ran_by",
             "type",
             "item",
             "start",
@@ -548,6 +555,7 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
     in_use = serializers.IntegerField(read_only=True, help_text="Slots with live work.")
     quotas = NodeQuota(many=True, read_only=True)
     facts = serializers.SerializerMethodField(help_text="What its client said of itself, in short.")
+    subtree = Subtree(read_only=True, allow_null=True, help_text="Of a relay: what hangs below it, in short.")
 
     class Meta:
         model = Node
@@ -581,6 +589,8 @@ class NodeSerializer(serializers.ModelSerializer[Node]):
             "synced_at",
             "facts",
             "speeds",
+            "subtree",
+            "subtree_at",
         )
         read_only_fields = fields
 

@@ -19,6 +19,7 @@ from api import authentication, beats, limits, revoked
 from api.agent import VERBS, check_turn, in_thread, perform
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
+from dispatch.relay import asking
 from nodes import keys
 from nodes.executors.base import shown
 from nodes.keys import Caller
@@ -78,7 +79,7 @@ class AgentSocket(AsyncWebsocketConsumer):
             kind = frame.get("type") if isinstance(frame, dict) else None
             number = frame.get("id") if isinstance(frame, dict) else None
             if not isinstance(kind, str) or kind not in VERBS or kind == "claim":
-                raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, release, report")
+                raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, release, report, tell")
             assert self.caller is not None
             limits.keys.check(self.caller.access_key)
             limits.keys.charge(self.caller.access_key, size=len(text_data or ""))
@@ -162,6 +163,12 @@ class AgentSocket(AsyncWebsocketConsumer):
 
     async def node_shorten(self, message: dict[str, Any]) -> None:
         await self._say({"type": "shorten", "shorten": message["shorten"]})
+
+    async def node_ask(self, message: dict[str, Any]) -> None:
+        """There is a question to this node, a relay. Should it be lost, whoever asked is told so."""
+        assert self.caller is not None
+        if ask := await in_thread(asking.take, self.caller.node_id):
+            await self._say({"type": "ask", "ask": ask})
 
     async def node_keys(self, message: dict[str, Any]) -> None:
         """A key of the node was revoked: whether it is this one is looked at before the next offer."""

@@ -8,6 +8,7 @@ from django.views.decorators.csrf import csrf_exempt
 from rest_framework.routers import SimpleRouter
 
 from api import (
+    below,
     views,
     views_configuration,
     views_docs,
@@ -45,6 +46,7 @@ urlpatterns = [
     path("v1/agent/", include("api.agent")),
     path("v1/token", views.SignIn.as_view(), name="token"),
     path("v1/token/refresh", views.Refresh.as_view(), name="token-refresh"),
+    path("v1/nodes/<int:pk>/below", below.children, name="node-below"),
     path("v1/", include(router.urls)),
     path("v1/keys/<str:access_key>", views_nodes.Key.as_view(), name="key"),
     path("v1/scheduler", views_schedule.Scheduler.as_view(), name="scheduler"),

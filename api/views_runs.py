@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import IntegrityError
 from django.db.models import Count, F, QuerySet, Sum
@@ -39,7 +39,7 @@ from api.serializers import (
 from api.views import Flag, Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
 from api.views_schedule import ScheduleSerializer, shown
 from api.views_tables import ROWS, STREAM, table_response
-from dispatch import lifecycle, queue
+from dispatch import leaves, lifecycle, queue
 from dispatch.lifecycle import origins
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard, Task
@@ -49,6 +49,8 @@ from nodes import executors
 from nodes.models import Node
 from nodes.protocol import Conflict, FieldError
 from nodes.transactions import write
+
+Found = TypeVar("Found", Shard, Allocation)
 
 IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
@@ -372,6 +374,21 @@ class Shards(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     filterset_class = ShardFilters
     ordering_fields = ("id", "start", "state", "attempts", "updated_at")
 
+    def paginate_queryset(self, queryset: Any) -> list[Any] | None:
+        page = super().paginate_queryset(queryset)
+        return None if page is None else _with_leaves(page, leaves.of_shards(page))
+
+    def get_object(self) -> Shard:
+        found: Shard = super().get_object()
+        return _with_leaves([found], leaves.of_shards([found]))[0]
+
+
+def _with_leaves(some: list[Found], paths: Mapping[int, list[str]]) -> list[Found]:
+    """``some`` with ``ran_by``."""
+    for each in some:
+        each.ran_by = paths[each.pk]  # type: ignore[attr-defined]
+    return some
+
 
 class AllocationFilters(filters.FilterSet):
     run = WholeFilter(field_name="run_id", help_text="A run's id.")
@@ -399,8 +416,16 @@ class Allocations(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     def get_queryset(self) -> QuerySet[Allocation]:
         found = Allocation.objects.order_by("-id").select_related("node")
         # Of the node only its name is shown; its speeds and executors are JSON to be parsed.
-        columns = [name for name in AllocationInList.Meta.fields if name != "node_name"]
+        columns = [name for name in AllocationInList.Meta.fields if name not in ("node_name", "ran_by")]
         return found.only(*columns, *(() if self.action == "list" else ("log",)), "node__name")
 
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
         return AllocationInList if self.action == "list" else AllocationSerializer
+
+    def paginate_queryset(self, queryset: Any) -> list[Any] | None:
+        page = super().paginate_queryset(queryset)
+        return None if page is None else _with_leaves(page, leaves.of_allocations(page))
+
+    def get_object(self) -> Allocation:
+        found: Allocation = super().get_object()
+        return _with_leaves([found], leaves.of_allocations([found]))[0]

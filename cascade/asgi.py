@@ -30,12 +30,13 @@ def _parent() -> Any:
     http: Any = get_asgi_application()
     agents: Any = AgentHandler()
     browser = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(live.websocket_urlpatterns)))
+    bare = r"^(?:api/v1/agent/|api/v1/nodes/\d+/below$|nodes/\d+/below$|healthz$)"
     alone = settings.CASCADE.role == "standalone"
     mine = [re_path(node.PREFIXES, agents)] if alone else []
     routes = ProtocolTypeRouter(
         {
             # What watches this process knows no host name of ours, and no TLS.
-            "http": URLRouter([re_path(r"^(?:api/v1/agent/|healthz$)", agents), *mine, re_path(r"", http)]),
+            "http": URLRouter([re_path(bare, agents), *mine, re_path(r"", http)]),
             # An agent is no browser: it has no cookie that another site could use, and every upgrade is authenticated.
             "websocket": URLRouter([*sockets.websocket_urlpatterns, re_path(r"", browser)]),
         }

@@ -112,9 +112,17 @@ def _reader(
     return pa.RecordBatchReader.from_batches(datasets.schema(dataset), [])
 
 
-def _ask(url: str, table: str, format: str, run: int | None, how: Mapping[str, Any]) -> requests.Response:
-    import requests
+def asked(path: str, query: Mapping[str, Any]) -> Any:
+    """The running server's answer to a GET of its API, as JSON. Raises FieldError, NotFound, and Unreachable with what
+    to do.
+    """
+    if (url := server()) is None:
+        raise Unreachable(f"the running server has to be asked, and none is at work here; {_file()} would name it")
+    with closing(_get(url, path, query)) as answer:
+        return answer.json()
 
+
+def _ask(url: str, table: str, format: str, run: int | None, how: Mapping[str, Any]) -> requests.Response:
     path = f"/api/v1/runs/{run}/results" if run is not None else f"/api/v1/tables/{table}/rows"
     query: dict[str, Any] = {f"where.{name}": value for name, value in (how.get("where") or {}).items()}
     query |= {
@@ -124,6 +132,12 @@ def _ask(url: str, table: str, format: str, run: int | None, how: Mapping[str, A
     }
     query |= {"limit": how.get("limit"), "offset": how.get("offset"), "raw": "true" if how.get("raw") else None}
     query |= {"distinct": "true" if how.get("distinct") else None}
+    return _get(url, path, query)
+
+
+def _get(url: str, path: str, query: Mapping[str, Any]) -> requests.Response:
+    import requests
+
     headers = {"Authorization": f"Bearer {_token()}"}
     if settings.CASCADE.https:
         headers["X-Forwarded-Proto"] = "https"  # as the proxy in front of it says, which we pass by
@@ -139,7 +153,7 @@ def _ask(url: str, table: str, format: str, run: int | None, how: Mapping[str, A
             )
         except requests.RequestException as error:
             raise Unreachable(
-                f"the server that holds the results does not answer at {url}: {error}. If it is gone, remove {_file()}"
+                f"the running server does not answer at {url}: {error}. If it is gone, remove {_file()}"
             ) from None
         if answer.status_code >= 400:
             raise _refusal(answer, url)
@@ -165,7 +179,7 @@ def _token() -> str:
     user = get_user_model().objects.filter(is_active=True, is_staff=True).order_by("pk").first()
     if user is None:
         raise Unreachable(
-            "the running server holds the results and answers members of the staff only, and there is none yet; "
+            "the running server has to be asked and answers members of the staff only, and there is none yet; "
             "make one: python manage.py createsuperuser"
         )
     return str(AccessToken.for_user(user))

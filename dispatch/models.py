@@ -381,6 +381,39 @@ class Allocation(models.Model):
         return f"allocation {self.pk}"
 
 
+class LeafWork(models.Model):
+    """Items [start, stop) of an allocation that a node below a relay ran. Of other nodes their allocations tell it."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="+", db_index=False)
+    allocation = models.ForeignKey(Allocation, on_delete=models.CASCADE, related_name="leaves")
+    start = models.PositiveIntegerField()
+    stop = models.PositiveIntegerField()
+    path = models.CharField(max_length=700, help_text="Names from this server's node down: eu/paris/3.")
+
+    class Meta:
+        ordering = ["id"]
+        indexes = [models.Index(fields=["run", "start"], name="leaf_work_of_items")]
+
+    def __str__(self) -> str:
+        return f"{self.path}: run {self.run_id} [{self.start}, {self.stop})"
+
+
+class Question(models.Model):
+    """What a relay below is asked: its nodes in full, or those of the relay at ``path`` below it. Gone in seconds."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="questions")
+    path = models.JSONField(default=list)
+    within = models.FloatField(help_text="Seconds that the answer is waited for.")
+    asked_at = models.DateTimeField(default=timezone.now)
+    sent_at = models.DateTimeField(null=True)
+    answered_at = models.DateTimeField(null=True)
+    status = models.PositiveSmallIntegerField(null=True, help_text="As of an HTTP answer.")
+    body = models.JSONField(null=True)
+
+    def __str__(self) -> str:
+        return f"question {self.pk} to {self.node_id}"
+
+
 class StagedRow(models.Model):
     """A row that a child uploaded ahead of its report, once per ``key`` within the allocation."""
 

@@ -171,6 +171,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "dialect",
         "registration",
         "said",
+        "branch",
         "state",
         "in_use",
         "version",
@@ -201,6 +202,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     "dialect",
                     "registration",
                     "said",
+                    "branch",
                     "version",
                     "config_version",
                     "synced_at",
@@ -246,7 +248,15 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if node.embedded:
             return "This server"
         dialect = "" if node.dialect == Node.Dialect.NATIVE else f" ({node.get_dialect_display()})"
-        return f"{node.get_role_display()}{dialect}"
+        told = node.subtree if node.role == Node.Role.RELAY else None
+        below = f", {told['online']} of {told['nodes']} below it online" if told else ""
+        return f"{node.get_role_display()}{dialect}{below}"
+
+    @admin.display(description="below it")
+    def branch(self, node: Node) -> str:
+        if node.role != Node.Role.RELAY or node.pk is None:
+            return "–"
+        return format_html('<a href="{}">what hangs there now</a>', reverse("below", args=[node.pk]))
 
     @admin.display(description="facts")
     def said(self, node: Node) -> str:

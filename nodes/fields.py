@@ -22,6 +22,7 @@ from nodes.models import Node, name_validator
 from nodes.protocol import SLOTS_LIMIT, FieldError
 
 CAPACITY_LIMIT = 10_000
+PATH_LEVELS = 64
 _TASK_TYPE = re.compile(r"\A[a-z_][a-z0-9_]{0,59}\Z")
 _LABEL = re.compile(r"\A[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?\Z")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -83,6 +84,19 @@ def check_quotas(quotas: Sequence[QuotaSpec], capacity: int) -> None:
             item = f"[{spec.item}]" if spec.item else ""
             raise FieldError(f"quotas.{index}.task_type", f"{spec.task_type}{item} is named twice; once is allowed")
         seen.add((spec.task_type, spec.item))
+
+
+def read_path(name: str, text: str) -> list[str]:
+    """Names of nodes, each below the one before: ``paris/lyon``; none for an empty text. Raises FieldError."""
+    names = text.strip("/").split("/") if text.strip("/") else []
+    if len(names) > PATH_LEVELS:
+        raise FieldError(name, f"has {len(names)} names; at most {PATH_LEVELS} are allowed")
+    for each in names:
+        try:
+            name_validator(each)
+        except ValidationError:
+            raise FieldError(name, f"{shown(each)} is no node's name; a path is like paris/lyon") from None
+    return names
 
 
 def read_whole(name: str, value: Any, least: int, most: int) -> int:

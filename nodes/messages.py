@@ -13,10 +13,22 @@ from typing import Any
 
 from nodes import identity
 from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, shown
-from nodes.protocol import OLDEST, SLOTS_LIMIT, VERSION, FieldError
+from nodes.protocol import CHILDREN_TOLD, OLDEST, SLOTS_LIMIT, SUMMARY_NUMBERS, VERSION, FieldError
 
 BRANCHES_LIMIT = 100
 CONFIGS_LIMIT = 10
+NODES_LIMIT = 10_000_000
+"""In one subtree."""
+CHILDREN_LIMIT = 100
+"""Named in what a relay says of its subtree with each beat."""
+ANSWERS_LIMIT = 100
+TOLD_LIMIT = 4_000_000
+"""Characters of one answer."""
+SLOTS_TOLD = ("capacity", "used", "queued")
+CARRIERS = ("pull", "push", "http")
+ROLES = ("child", "relay", "parent", "standalone")
+STATES = ("online", "draining", "offline", "inactive")
+SECONDS_LIMIT = 1e10
 PATH_LIMIT = 500
 """Characters of the names of nodes from one node down to another."""
 IDS_LIMIT = 20_000
@@ -78,6 +90,20 @@ class Beat:
     """Of a relay: what its nodes can do now."""
     id: str = ""
     """Of a relay: who it is, wherever it hangs."""
+    subtree: dict[str, Any] | None = None
+    """Of a relay: what hangs below it, in short; see ``dispatch.relay.subtree``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A relay's answer to a question, ``status`` as of an HTTP answer: with 200 ``body`` has what hangs below the node
+    that was asked for, else ``detail`` says why it does not.
+    """
+
+    id: int
+    status: int
+    body: dict[str, Any] | None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +234,43 @@ def read_beat(body: Any) -> Beat:
         protocol=_whole(body.get("protocol", OLDEST), "protocol"),
         below=_below(body) if body.get("role") == "relay" else None,
         id=identity.check(_text(body.get("id", ""), "id", 40)) if body.get("role") == "relay" else "",
+        subtree=_subtree(body["subtree"]) if body.get("role") == "relay" and "subtree" in body else None,
     )
+
+
+def _subtree(value: Any) -> dict[str, Any]:
+    body = read_object(value, "subtree")
+    children = _list(body.get("children", []), "subtree.children", CHILDREN_LIMIT)
+    return {
+        **_numbers(body, "subtree"),
+        "children": [_child(each, f"subtree.children[{at}]") for at, each in enumerate(children)],
+        "more": _whole(body.get("more", 0), "subtree.more", 0, NODES_LIMIT),
+    }
+
+
+def _numbers(body: dict[str, Any], name: str) -> dict[str, int]:
+    return {each: _whole(body.get(each, 0), f"{name}.{each}", 0, NODES_LIMIT) for each in SUMMARY_NUMBERS}
+
+
+def _child(value: Any, name: str) -> dict[str, Any]:
+    """A node of a relay, in short."""
+    body = read_object(value, name)
+    below = body.get("below")
+    return {
+        "name": _text(body.get("name", ""), f"{name}.name", 100),
+        "role": _word(body.get("role", "child"), f"{name}.role", ROLES),
+        "state": _word(body.get("state", "online"), f"{name}.state", STATES),
+        **{
+            part: _whole(body.get(part, 0), f"{name}.{part}", 0, NODES_LIMIT) for part in ("capacity", "used", "queued")
+        },
+        "below": None if below is None else _numbers(read_object(below, f"{name}.below"), f"{name}.below"),
+    }
+
+
+def _word(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise FieldError(name, f"{shown(value)} is not one of: {', '.join(allowed)}")
+    return str(value)
 
 
 def _below(body: dict[str, Any]) -> Below:
@@ -250,9 +312,7 @@ def _key(text: str, name: str) -> int:
 
 
 def _carrier(value: Any) -> str:
-    if value not in ("pull", "push", "http"):
-        raise FieldError("carrier", f"{shown(value)} is not one of: pull, push, http")
-    return str(value)
+    return _word(value, "carrier", CARRIERS)
 
 
 def read_release(body: Any) -> tuple[tuple[int, ...], str]:
@@ -265,6 +325,96 @@ def read_release(body: Any) -> tuple[tuple[int, ...], str]:
 
 def read_accept(body: Any) -> tuple[int, ...]:
     return read_release(body)[0]
+
+
+def read_tell(body: Any) -> list[Told]:
+    """Answers to what this node was asked."""
+    body = read_object(body)
+    answers = _list(body.get("answers", []), "answers", ANSWERS_LIMIT)
+    return [_told(each, f"answers[{at}]") for at, each in enumerate(answers)]
+
+
+def _told(value: Any, name: str) -> Told:
+    body = read_object(value, name)
+    if "id" not in body:
+        raise FieldError(f"{name}.id", "is required: the question's")
+    status = body.get("status", 200)
+    if status not in (200, 404, 504) or isinstance(status, bool):
+        raise FieldError(f"{name}.status", f"{shown(status)} is not one of: 200, 404, 504")
+    about = _picture(body.get("body"), f"{name}.body") if status == 200 else None
+    return Told(
+        _whole(body["id"], f"{name}.id"), status, about, _text(body.get("detail", ""), f"{name}.detail", TEXT_LIMIT)
+    )
+
+
+def _picture(value: Any, name: str) -> dict[str, Any]:
+    """What hangs below a relay, in full; see ``dispatch.relay.subtree.in_full``."""
+    body = read_object(value, name)
+    children = _list(body.get("children", []), f"{name}.children", CHILDREN_TOLD)
+    found = {
+        "node": _text(body.get("node", ""), f"{name}.node", 100),
+        "live": body.get("live") is True,
+        "seconds_ago": _perhaps(body, name, "seconds_ago", SECONDS_LIMIT),
+        "below": None if (below := body.get("below")) is None else _numbers(read_object(below, name), f"{name}.below"),
+        "children": [_child_in_full(each, f"{name}.children[{at}]") for at, each in enumerate(children)],
+        "more": _whole(body.get("more", 0), f"{name}.more", 0, NODES_LIMIT),
+    }
+    if (size := len(_plain(found, name))) > TOLD_LIMIT:
+        raise FieldError(name, f"has {size} characters; at most {TOLD_LIMIT} are allowed")
+    return found
+
+
+def _child_in_full(value: Any, name: str) -> dict[str, Any]:
+    body = read_object(value, name)
+
+    def whole(field: str) -> int | None:
+        return None if body.get(field) is None else _whole(body[field], f"{name}.{field}")
+
+    def texts(field: str, most: int) -> dict[str, str] | None:
+        if body.get(field) is None:
+            return None
+        found = read_object(body[field], f"{name}.{field}")
+        _list(list(found), f"{name}.{field}", most)
+        return {_text(key, f"{name}.{field}", 100): _text(each, f"{name}.{field}", 200) for key, each in found.items()}
+
+    def list_of(field: str, most: int) -> list[Any] | None:
+        return None if body.get(field) is None else _list(body[field], f"{name}.{field}", most)
+
+    types, quotas = list_of("types", 100), list_of("quotas", 100)
+    speeds = None if body.get("speeds") is None else read_object(body["speeds"], f"{name}.speeds")
+    if speeds is not None:
+        _list(list(speeds), f"{name}.speeds", 100)
+    return {
+        **_child(value, name),
+        "id": whole("id"),
+        "carrier": None if body.get("carrier") is None else _word(body["carrier"], f"{name}.carrier", CARRIERS),
+        "allowed": whole("allowed"),
+        "quotas": None if quotas is None else [_quota(each, f"{name}.quotas") for each in quotas],
+        "labels": texts("labels", 100),
+        "version": None if body.get("version") is None else _text(body["version"], f"{name}.version", 40),
+        "config_version": whole("config_version"),
+        "types": None if types is None else [_text(each, f"{name}.types", 60) for each in types],
+        "speeds": None
+        if speeds is None
+        else {_text(key, f"{name}.speeds", 60): _number(each, f"{name}.speeds") for key, each in speeds.items()},
+        **{each: _perhaps(body, name, each, 100.0) for each in ("cpu", "memory")},
+        **{each: _perhaps(body, name, each, SECONDS_LIMIT) for each in ("beat_seconds_ago", "below_seconds_ago")},
+    }
+
+
+def _perhaps(body: dict[str, Any], name: str, field: str, most: float) -> float | None:
+    return None if body.get(field) is None else _number(body[field], f"{name}.{field}", most)
+
+
+def _quota(value: Any, name: str) -> dict[str, Any]:
+    body = read_object(value, name)
+    limit = body.get("limit")
+    return {
+        "task_type": _text(body.get("task_type", ""), f"{name}.task_type", 60),
+        "item": _text(body.get("item", ""), f"{name}.item", 200),
+        "slots": _whole(body.get("slots", 0), f"{name}.slots", 0, SLOTS_LIMIT),
+        "limit": None if limit is None else _whole(limit, f"{name}.limit", 0, SLOTS_LIMIT),
+    }
 
 
 def read_rotate(body: Any) -> str:

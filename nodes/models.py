@@ -102,6 +102,8 @@ class Node(models.Model):
     synced_at = models.DateTimeField(null=True, editable=False, help_text="When it got that.")
     losses = models.PositiveIntegerField(default=0, editable=False, help_text="Times it lost its work, in a row.")
     lost_at = models.DateTimeField(null=True, editable=False, help_text="The last of these times.")
+    subtree = models.JSONField(null=True, editable=False, help_text="Of a relay: what hangs below it, in short.")
+    subtree_at = models.DateTimeField(null=True, editable=False, help_text="When it said that.")
     # Measured by the parent from reports: task type -> seconds per item, moving average.
     speeds = models.JSONField(default=dict, blank=True, editable=False)
     # Grows with every grant to any node: who has waited longest, for balancer 'round_robin'.

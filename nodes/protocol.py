@@ -1,6 +1,6 @@
 """The agent protocol: its version, its errors, and what its messages look like. Shared by parent and agent.
 
-Five verbs travel on every carrier, with the same payloads and replies (JSON):
+Six verbs travel on every carrier, with the same payloads and replies (JSON):
 
 claim    {"boot", "slots", "held": [id…], "wait": s}
          -> {"runs": {id: {type, params, timeout, priority}},
@@ -11,15 +11,17 @@ beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cp
           "executors", "carrier", "config": version, "protocol": VERSION (with hello)}
          -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark",
              "parent": id of the server, "protocol": the version that both speak (to a hello)}
-         A relay adds {"role": "relay", "id", "slots", "types": {type: slots}, "branches": [{label: value}…]}: who it is
-         and what its nodes can do now, and is told {"path": [[id, name]…] from the root to the parent, "limits": {type:
-         slots}}.
+         A relay adds {"role": "relay", "id", "slots", "types": {type: slots}, "branches": [{label: value}…],
+         "subtree"}: who it is, what its nodes can do now, and what hangs below it in short (SUMMARY_NUMBERS, and some
+         of its children), and is told {"path": [[id, name]…] from the root to the parent, "limits": {type: slots}}.
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
 Any of them may name its "parent", the id of the server whose allocations it is about. Another one answers 421: it may
 have given out the same ids for other work.
 
 cancel   parent to child: a frame on the socket, or in the reply to claim and beat.
+ask      to a relay, the same way: [{"id", "path": [name…], "within": s}…]: what hangs below the node at that path?
+tell     {"answers": [{"id", "status": 200 | 404 | 504, "body" | "detail"}…]} -> {"taken": [id…]}     (answers an ask)
 shorten  the same: [[allocation, stop]…], a wish: end before item ``stop``, and report what is done by then.
 
 A report's entry is one finished allocation:
@@ -49,6 +51,13 @@ OLDEST = 1
 """Peers from this version on are understood. Both sides say theirs with the first beat, and speak the lower one."""
 
 SLOTS_LIMIT = 1_000_000
+SUMMARY_NUMBERS = ("nodes", "leaves", "online", "capacity", "used", "queued", "depth")
+"""What is said of a subtree: nodes in all, those that run work, those that are there, slots of these, slots in use and
+queued, levels."""
+CHILDREN_SUMMED = 20
+"""So many nodes are named in what a relay says of its subtree with each beat."""
+CHILDREN_TOLD = 1000
+"""So many are told in full to whoever asks."""
 INLINE_ROWS = 2000
 """Up to so many rows travel inside the report; above that an Arrow segment costs less."""
 SEGMENT_BYTES_LIMIT = 256 * 1024 * 1024
@@ -72,6 +81,7 @@ class CascadeError(Exception):
     ├── TooOld                speaks a version that is not understood  426
     ├── TooMany               of these for now; come back later        429
     ├── NotYet                it is still to come; ask again            503
+    ├── NoAnswer              who was to be asked does not answer      504
     └── StorageFull           no room on the parent's disk             507
     """
 
@@ -156,6 +166,10 @@ class NotYet(CascadeError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class NoAnswer(CascadeError):
+    status = 504
 
 
 class StorageFull(CascadeError):

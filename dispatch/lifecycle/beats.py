@@ -13,7 +13,7 @@ from dispatch import configuration, events
 from dispatch.lifecycle.grants import release_unheld
 from dispatch.lifecycle.leases import renew, renew_all, start_all
 from dispatch.models import Allocation
-from dispatch.relay import leased, place
+from dispatch.relay import asking, leased, place
 from dispatch.states import LIVE
 from nodes import keys, registry
 from nodes.keys import Caller
@@ -103,6 +103,8 @@ def _hear(node: Node | Unauthenticated, sent: Beat, now: datetime) -> Heard | Ca
                 place.check(sent.id, node.name)
                 _only(node, sent.id)
             sign.known.update(role=Node.Role.RELAY, facts=_facts(node, sent.id, sent.below))
+            if sent.subtree is not None:
+                sign.known.update(subtree=sent.subtree, subtree_at=now)
     except CascadeError as error:
         return error
     return Heard(node, sent, sign)
@@ -140,8 +142,13 @@ def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dic
         "config_mark": in_force.mark,
         "parent": place.own(),
         **({"protocol": min(sent.protocol, VERSION)} if sent.hello else {}),
-        **({} if sent.below is None else {"path": place.path(), "limits": _limits(node)}),
+        **({} if sent.below is None else _to_relay(node)),
     }
+
+
+def _to_relay(node: Node) -> dict[str, Any]:
+    ask = asking.take(node.pk)
+    return {"path": place.path(), "limits": _limits(node), **({"ask": ask} if ask else {})}
 
 
 def _limits(node: Node) -> dict[str, int]:

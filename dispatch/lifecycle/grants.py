@@ -19,6 +19,7 @@ from dispatch.lifecycle.cuts import postpone, shorten
 from dispatch.lifecycle.kept import about, beyond, frozen, remembered
 from dispatch.lifecycle.writing import SHARD_COLUMNS
 from dispatch.models import Allocation, RateLease, Run, Shard
+from dispatch.relay import asking
 from dispatch.states import LIVE, AllocationState, RunState, ShardState
 from nodes import executors, keys, registry
 from nodes.keys import Caller
@@ -147,7 +148,8 @@ def claim(caller: Caller, asked: Claim, *, most: int | None = None) -> dict[str,
     if ids:
         synclog.note(node.pk, "claim", synclog.PULL, count=len(ids))
         events.changed(allocate=False)
-    return {**package(found), "cancel": gone, "drain": node.draining}
+    ask = asking.take(node.pk) if node.role == Node.Role.RELAY else []
+    return {**package(found), "cancel": gone, "drain": node.draining, **({"ask": ask} if ask else {})}
 
 
 def offered(node_id: int, after: int = 0) -> list[Parcel]:

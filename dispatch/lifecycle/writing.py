@@ -17,7 +17,7 @@ from dispatch import events
 from dispatch.deciding import effects as e
 from dispatch.deciding.records import DIGEST
 from dispatch.lifecycle import found, memories
-from dispatch.models import Allocation, Delivery, Receipt, Run, Shard
+from dispatch.models import Allocation, Delivery, LeafWork, Receipt, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, RUN, SHARD, AllocationState, RunState, ShardState, before, run_end
 from nodes import executors, failpoints
 from nodes.messages import ItemOutcome
@@ -90,7 +90,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
                 [first, last, rows, pieces.get(shard := line.shard_of(first), {}).get(first, shard)]
                 for first, last, rows in line.ranges
             ],
-            **({"nodes": [f"{node.name}/{name}" for name in line.nodes], "by": line.by} if line.nodes else {}),
+            **({"nodes": [_path(node, name) for name in line.nodes], "by": line.by} if line.nodes else {}),
             **({"outcomes": [_as_sent(each) for each in line.outcomes]} if line.outcomes else {}),
             **({"hopeless": line.hopeless} if line.hopeless else {}),
         }
@@ -110,6 +110,16 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         purged_at=settled,
         origin_id=effect.origin,
         keep=settled is None and effect.origin is not None and _keeps(effect.type),
+    )
+    insert_rows(
+        LeafWork,
+        ("run_id", "allocation_id", "start", "stop", "path"),
+        [
+            (line.run, line.allocation, first, last, _path(node, line.nodes[number]))
+            for line in effect.lines
+            if line.nodes
+            for (first, last, _), number in zip(line.ranges, line.by, strict=True)
+        ],
     )
     at = moment(now)
     update_rows(
@@ -135,6 +145,11 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
 def _keeps(task_type: str) -> bool:
     """Whether rows that pass through this relay are saved here, too."""
     return settings.CASCADE.relay_keeps_rows and task_type in executors.EXECUTORS
+
+
+def _path(node: Node, name: str) -> str:
+    """The way from here to the node that ``node``, a relay, calls so."""
+    return f"{node.name}/{name}"
 
 
 def _as_sent(outcome: ItemOutcome) -> list[Any]:

@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -22,7 +22,7 @@ from django.db import close_old_connections
 from django.utils import timezone
 
 from dispatch import events
-from dispatch.relay import bundles, forwarding, inputs, leased, offering, place, taking
+from dispatch.relay import asking, bundles, forwarding, inputs, leased, offering, place, subtree, taking
 from dispatch.relay.forwarding import Sending
 from dispatch.results import spool
 from nodes import failpoints
@@ -30,7 +30,7 @@ from nodes.agent.carriers import Body, Connected, Inbound, Link, Refused, Unreac
 from nodes.agent.config import AgentConfig
 from nodes.agent.configuration import Sync
 from nodes.agent.sender import REJECTED
-from nodes.protocol import VERSION
+from nodes.protocol import VERSION, CascadeError
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,12 @@ class Upward:
         # At once: a claim that named these again would be answered at once, and so would the one after it.
         gone = {*(message.get("cancel") or []), *(message.get("ids") or [])}
         self._held = [each for each in self._held if each not in gone]
-        job = asyncio.ensure_future(self._heard(message, gone))
+        self._begin(self._heard(message, gone))
+        for question in message.get("ask") or []:
+            self._begin(self._tell(question))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.ensure_future(work)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
@@ -148,6 +153,22 @@ class Upward:
             logger.warning("an offer could not be accepted: %s", error)
         except Exception:
             logger.exception("what came from above could not be taken")
+
+    async def _tell(self, question: Body) -> None:
+        """Says what hangs here, or further down. Nobody waits long for it, so it is not tried again."""
+        try:
+            try:
+                body = await asking.answer(self._in_thread, question["path"], question["within"])
+                told = {"status": HTTPStatus.OK, "body": body}
+            except CascadeError as error:
+                known = (HTTPStatus.NOT_FOUND, HTTPStatus.GATEWAY_TIMEOUT)
+                status = error.status if error.status in known else HTTPStatus.GATEWAY_TIMEOUT
+                told = {"status": status, "detail": str(error)}
+            await self._link.call("tell", {"answers": [{"id": question["id"], **told}]})
+        except (Unreachable, Refused) as error:
+            logger.warning("a question of the parent could not be answered: %s", error)
+        except Exception:
+            logger.exception("a question of the parent could not be answered")
 
     def _claim(self) -> Body:
         return {"boot": self._boot, "slots": self._slots, "held": self._held}
@@ -214,6 +235,8 @@ class Upward:
             await self._in_thread(taking.drop, self.parent, gone)
         await self._in_thread(taking.go_on, self.parent)
         self._sync.heard(reply.get("config"), reply.get("config_mark"))
+        for question in reply.get("ask") or []:
+            self._begin(self._tell(question))
 
     def _place(self, path: list[list[str]], reply: Body, sent: float) -> None:
         if circle := place.closes_a_circle(path):
@@ -242,6 +265,7 @@ class Upward:
             "slots": below["slots"],
             "types": below["types"],
             "branches": below["branches"],
+            "subtree": subtree.now(),
         }
 
     # Cut off

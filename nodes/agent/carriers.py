@@ -533,7 +533,8 @@ class Link:
                     raise Unreachable("the answer to a claim names no work: it is not one of a parent")
                 self._inbound({"type": "claimed", **reply})
                 attempt = 0
-                if not reply["work"] and not reply.get("cancel") and loop.time() - began < EMPTY_SECONDS:
+                empty = not reply["work"] and not reply.get("cancel") and not reply.get("ask")
+                if empty and loop.time() - began < EMPTY_SECONDS:
                     await self._pause(EMPTY_SECONDS)  # a parent that lets nobody wait
             except Unreachable as error:
                 attempt, away = attempt + 1, True

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from cascade.local import LocalTree, next_look
 from nodes import executors, signing
@@ -119,6 +124,66 @@ class Agent:
         """All that was saved of a run, with lineage."""
         found: list[dict[str, Any]] = self.tree.json("GET", f"/api/v1/runs/{run}/results", params={"raw": "true"})
         return found
+
+
+class Socket:
+    """An open socket of ``agent``; frames that come while another is waited for are kept."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.numbers = itertools.count()
+        self.kept: deque[dict[str, Any]] = deque()
+
+    def say(self, frame: Any) -> None:
+        self.socket.send(frame if isinstance(frame, (str, bytes)) else json.dumps(frame))
+
+    def next(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = SOON) -> dict[str, Any]:
+        """The next frame that is ``wanted``. Raises TimeoutError, ConnectionClosed."""
+        for frame in list(self.kept):
+            if wanted(frame):
+                self.kept.remove(frame)
+                return frame
+        deadline = time.monotonic() + seconds
+        while True:
+            frame = json.loads(self.socket.recv(timeout=max(0.0, deadline - time.monotonic())))
+            if wanted(frame):
+                return frame
+            self.kept.append(frame)
+
+    def ask(self, verb: str, body: Any) -> dict[str, Any]:
+        """The reply frame to ``verb``."""
+        number = next(self.numbers)
+        self.say({"type": verb, "id": number, "body": body})
+        return self.next(lambda frame: frame["type"] == "reply" and frame["re"] == number)
+
+    def beat(self, **body: Any) -> dict[str, Any]:
+        known = {"boot": "one", "executors": executors.names(), "version": "0.0-test", "carrier": "push"}
+        reply = self.ask("beat", {**known, **body})
+        assert reply["status"] == 200, reply
+        found: dict[str, Any] = reply["body"]
+        return found
+
+    def offered(self, count: int) -> list[list[Any]]:
+        """So many allocations, as offers bring them."""
+        work: list[list[Any]] = []
+        while len(work) < count:
+            work += self.next(lambda frame: frame["type"] == "offer")["work"]
+        return work
+
+    def closed(self) -> int:
+        """The code with which the parent has closed it."""
+        with pytest.raises(ConnectionClosed) as closed:
+            self.next(lambda _: False)
+        assert closed.value.rcvd is not None
+        return closed.value.rcvd.code
+
+
+@contextmanager
+def opened(agent: Agent, headers: dict[str, str] | None = None) -> Iterator[Socket]:
+    url = f"{agent.tree.url}/ws/agent".replace("http", "ws", 1)
+    headers = agent.headers("GET", "/ws/agent") if headers is None else headers
+    with connect(url, additional_headers=headers, open_timeout=SOON, proxy=None) as socket:
+        yield Socket(socket)
 
 
 def done(parcel: list[Any], **more: Any) -> dict[str, Any]:

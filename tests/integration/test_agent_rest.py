@@ -17,7 +17,7 @@ from nodes import signing
 from tests.integration import agents
 from tests.integration.agents import NO_ROW, UPLOAD_LIMIT, Agent, done, echo_segment, until
 
-VERBS = ["accept", "beat", "claim", "release", "report"]
+VERBS = ["accept", "beat", "claim", "release", "report", "tell"]
 
 
 @pytest.fixture(scope="module")

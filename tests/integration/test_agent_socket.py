@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
 from cascade.local import LocalTree
-from nodes import executors, signing
+from nodes import signing
 from nodes.protocol import FRAME_BYTES_LIMIT
 from tests.integration import agents
-from tests.integration.agents import NO_ROW, SOON, Agent, done, until
+from tests.integration.agents import NO_ROW, Agent, Socket, done, opened, until
 
 
 @pytest.fixture(scope="module")
@@ -30,66 +25,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
 @pytest.fixture
 def agent(tree: LocalTree) -> Agent:
     return Agent(tree)
-
-
-class Socket:
-    """An open socket of ``agent``; frames that come while another is waited for are kept."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-        self.numbers = itertools.count()
-        self.kept: deque[dict[str, Any]] = deque()
-
-    def say(self, frame: Any) -> None:
-        self.socket.send(frame if isinstance(frame, (str, bytes)) else json.dumps(frame))
-
-    def next(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = SOON) -> dict[str, Any]:
-        """The next frame that is ``wanted``. Raises TimeoutError, ConnectionClosed."""
-        for frame in list(self.kept):
-            if wanted(frame):
-                self.kept.remove(frame)
-                return frame
-        deadline = time.monotonic() + seconds
-        while True:
-            frame = json.loads(self.socket.recv(timeout=max(0.0, deadline - time.monotonic())))
-            if wanted(frame):
-                return frame
-            self.kept.append(frame)
-
-    def ask(self, verb: str, body: Any) -> dict[str, Any]:
-        """The reply frame to ``verb``."""
-        number = next(self.numbers)
-        self.say({"type": verb, "id": number, "body": body})
-        return self.next(lambda frame: frame["type"] == "reply" and frame["re"] == number)
-
-    def beat(self, **body: Any) -> dict[str, Any]:
-        known = {"boot": "one", "executors": executors.names(), "version": "0.0-test", "carrier": "push"}
-        reply = self.ask("beat", {**known, **body})
-        assert reply["status"] == 200, reply
-        found: dict[str, Any] = reply["body"]
-        return found
-
-    def offered(self, count: int) -> list[list[Any]]:
-        """So many allocations, as offers bring them."""
-        work: list[list[Any]] = []
-        while len(work) < count:
-            work += self.next(lambda frame: frame["type"] == "offer")["work"]
-        return work
-
-    def closed(self) -> int:
-        """The code with which the parent has closed it."""
-        with pytest.raises(ConnectionClosed) as closed:
-            self.next(lambda _: False)
-        assert closed.value.rcvd is not None
-        return closed.value.rcvd.code
-
-
-@contextmanager
-def opened(agent: Agent, headers: dict[str, str] | None = None) -> Iterator[Socket]:
-    url = f"{agent.tree.url}/ws/agent".replace("http", "ws", 1)
-    headers = agent.headers("GET", "/ws/agent") if headers is None else headers
-    with connect(url, additional_headers=headers, open_timeout=SOON, proxy=None) as socket:
-        yield Socket(socket)
 
 
 @pytest.fixture
@@ -174,7 +109,7 @@ def test_a_frame_of_another_kind_is_answered_and_the_socket_stays(socket, agent,
     reply = socket.next(lambda frame: frame["type"] == "reply")
     assert reply["status"] == 400
     assert reply["body"]["field"] == "type"
-    assert "accept, beat, release, report" in reply["body"]["detail"]
+    assert "accept, beat, release, report, tell" in reply["body"]["detail"]
     assert socket.beat()["node"] == agent.name
 
 

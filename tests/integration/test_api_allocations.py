@@ -43,7 +43,7 @@ def test_an_allocation_tells_why_there_what_went_wrong_and_its_log(api: Api, run
 def test_the_list_is_newest_first_without_logs_and_costs_a_fixed_number_of_queries(
     api: Api, run: Run, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
-    with django_assert_num_queries(4) as captured:
+    with django_assert_num_queries(5) as captured:
         answer = api.get("allocations")
     assert answer.body["count"] == 40
     ids = [allocation["id"] for allocation in answer.body["results"]]

@@ -36,7 +36,7 @@ def test_the_list_is_newest_first_filtered_and_costs_a_fixed_number_of_queries(
     api: Api, run: Run, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     cut(submit(type="echo", items=["a"]), 0, 1)
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(6):
         answer = api.get(f"shards?run={run.pk}")
     assert answer.body["count"] == 40
     ids = [shard["id"] for shard in answer.body["results"]]

@@ -53,6 +53,15 @@ def test_add_stores_the_node_as_told():
     assert [str(quota) for quota in node.quotas.all()] == ["data_import=4", "data_import[AAPL]=2 (limit 3)"]
 
 
+def test_a_relay_is_started_as_one():
+    text = run("add", "eu", "--role", "relay", "--url", "https://parent.example")
+    assert "runserver 8001 --role relay --parent https://parent.example" in text
+    assert "nodes.agent" not in text
+    made = json.loads(run("add", "us", "--role", "relay", "--json"))
+    assert "--role relay" in made["command"]
+    assert "agent_command" not in made
+
+
 def test_add_prints_the_secret_and_commands_ready_to_paste():
     text = run("add", "alpha", "--url", "https://parent.example")
     row = AccessKey.objects.get()

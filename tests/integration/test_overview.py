@@ -16,8 +16,8 @@ from django.utils import timezone
 from api.overview import ALLOCATIONS_SHOWN, ENDED_SHOWN, ERROR_SHOWN, Overview, live_allocations
 from api.parts import PaceView, RunView
 from dispatch.models import Run, Shard
-from nodes.models import Quota
-from tests.integration.records import allocation, node, run
+from nodes.models import Node, Quota
+from tests.integration.records import allocation, hold, node, run
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("overview")]
 
@@ -269,6 +269,76 @@ def test_empty_states_go_when_there_is_something(browser: Client) -> None:
     assert "is-empty" not in browser.get("/").content.decode()
 
 
+# ---- branches ----
+
+BELOW = {"nodes": 4, "leaves": 3, "online": 3, "capacity": 12, "used": 7, "queued": 2, "depth": 2}
+PARIS = {"name": "paris", "role": "relay", "state": "online", "capacity": 9, "used": 6, "queued": 2}
+BERLIN = {"name": "berlin", "role": "child", "state": "offline", "capacity": 2, "used": 0, "queued": 0, "below": None}
+
+
+def relay(name: str = "eu", **fields: Any) -> Any:
+    children = [{**PARIS, "below": {**BELOW, "nodes": 2, "depth": 1}}, BERLIN]
+    told = {**BELOW, "children": children, "more": 3}
+    return node(name, **{"role": "relay", "subtree": told, "subtree_at": timezone.now(), **fields})
+
+
+def test_below_a_relay_stands_its_branch_with_totals_and_what_it_named(overview: Overview, browser: Client) -> None:
+    at, other = relay(), node("here")
+    assert overview.look().lists["nodes"] == (f"node-{at.id}", f"branch-{at.id}", f"node-{other.id}")
+    text = row(browser, f"branch-{at.id}")
+    for words in ("below eu", "7/12 +2", "3 of 4 nodes online, 2 levels", "paris relay", "? offline", "and 3 more"):
+        assert words in text
+    html = browser.get("/").content.decode()
+    assert f'data-below="/nodes/{at.id}/below?path=paris"' in html
+    assert f'href="/nodes/{at.id}/below"' in html
+
+
+def test_the_totals_are_those_of_the_whole_tree(browser: Client) -> None:
+    relay()
+    relay("us", last_beat_at=None)
+    hold(node("here", capacity=3), 2)
+    assert re.search(r"Nodes online 5 /11 Slots in use 9 /15 \+2 queued", row(browser, "totals"))
+
+
+def test_a_branch_that_is_gone_says_how_old_the_picture_is(overview: Overview) -> None:
+    hour_ago = timezone.now() - dt.timedelta(hours=1)
+    at = relay(last_beat_at=hour_ago, subtree_at=hour_ago)
+    assert "as it said <time" in overview.look().parts[f"branch-{at.id}"].html
+
+
+def test_a_branch_is_drawn_anew_only_when_it_changes(overview: Overview) -> None:
+    at = relay()
+    first = overview.look().parts[f"branch-{at.id}"]
+    Node.objects.update(subtree_at=timezone.now(), last_beat_at=timezone.now())
+    assert overview.look().parts[f"branch-{at.id}"] is first
+
+
+def test_names_below_are_text(browser: Client) -> None:
+    at = relay()
+    told = {**at.subtree, "children": [{**PARIS, "name": EVIL[:100], "below": None}, {**BERLIN, "name": EVIL[:100]}]}
+    Node.objects.update(subtree=told)
+    html = browser.get("/").content.decode()
+    assert "<img src=x" not in html
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;") >= 2
+    assert "path=%3Cimg" in html
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_page_of_a_branch_that_is_gone_shows_what_was_said_last(browser: Client) -> None:
+    at = relay(last_beat_at=timezone.now() - dt.timedelta(hours=1))
+    html = browser.get(f"/nodes/{at.id}/below").content.decode()
+    for words in ("Below <bdi>eu</bdi>", "It is not there", "paris", "berlin", "3 of 4 nodes online"):
+        assert words in html
+    fragment = browser.get(f"/nodes/{at.id}/below?fragment").content.decode()
+    assert "<html" not in fragment
+    assert "berlin" in fragment
+    answer = browser.get(f"/nodes/{at.id}/below?path=paris")
+    assert answer.status_code == 504
+    assert "eu is offline" in answer.content.decode()
+    assert browser.get("/nodes/999999/below").status_code == 404
+    assert "is no node's name" in browser.get(f"/nodes/{at.id}/below?path=a//b").content.decode()
+
+
 # ---- what it costs ----
 
 
@@ -285,6 +355,7 @@ def test_queries_do_not_grow_with_nodes_and_runs_and_read_no_blobs() -> None:
     few = _look_queries()
     for number in range(20):
         at = node(f"n{number}")
+        relay(f"r{number}")
         Quota.objects.create(node=at, task_type="data_import", slots=1)
         of = run(50, name=f"r{number}")
         allocation(of, at, 0, 10)

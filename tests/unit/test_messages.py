@@ -43,7 +43,25 @@ NEARLY = st.fixed_dictionaries(
         "seconds": SCALAR,
     },
 )
+COUNTED = ("nodes", "leaves", "online", "capacity", "used", "queued", "depth")
+CHILD = somehow(*COUNTED, "name", "role", "state", "below", "labels", "quotas", "types", "speeds", "beat_seconds_ago")
+SUBTREE = st.fixed_dictionaries({}, optional={"children": st.lists(CHILD, max_size=2), "more": SCALAR}) | somehow(
+    *COUNTED
+)
+ANSWER = st.fixed_dictionaries(
+    {"id": st.integers(0, 5) | SCALAR, "status": st.sampled_from((200, 404, 504)) | SCALAR},
+    optional={
+        "detail": TEXT | JSON,
+        "body": st.fixed_dictionaries({"children": st.lists(CHILD, max_size=2)})
+        | somehow("node", "seconds_ago", "below"),
+    },
+)
 BODIES: list[tuple[Reader, st.SearchStrategy[Any]]] = [
+    (
+        messages.read_beat,
+        st.fixed_dictionaries({"role": st.just("relay"), "id": st.just("a" * 32), "subtree": SUBTREE}),
+    ),
+    (messages.read_tell, st.fixed_dictionaries({"answers": st.lists(ANSWER, max_size=2)}) | somehow("answers")),
     (messages.read_claim, somehow("boot", "slots", "wait", "held")),
     (
         messages.read_beat,
@@ -87,7 +105,23 @@ def read(**fields: Any) -> messages.Entry:
     return entry
 
 
+_CHILD = "answers[0].body.children[0]"
+_WRONG: list[tuple[str, Any]] = [
+    *(("labels", {"a": 1}), ("labels", {str(each): "" for each in range(101)}), ("types", [1]), ("quotas", [1])),
+    *(("speeds", {"echo": "fast"}), ("cpu", 101), ("carrier", "pigeon"), ("id", -1), ("below", [1])),
+]
 BAD: list[tuple[Reader, Any, str]] = [
+    (messages.read_tell, {"answers": {}}, "answers"),
+    (messages.read_tell, {"answers": [{"id": 1}] * 101}, "answers"),
+    (messages.read_tell, {"answers": [{"status": 404}]}, "answers[0].id"),
+    (messages.read_tell, {"answers": [{"id": 1, "status": 500}]}, "answers[0].status"),
+    (messages.read_tell, {"answers": [{"id": 1}]}, "answers[0].body"),
+    (messages.read_tell, {"answers": [{"id": 1, "body": {"children": [{}] * 1001}}]}, "answers[0].body.children"),
+    (messages.read_tell, {"answers": [{"id": 1, "body": {"seconds_ago": -1}}]}, "answers[0].body.seconds_ago"),
+    *(
+        (messages.read_tell, {"answers": [{"id": 1, "body": {"children": [{field: value}]}}]}, f"{_CHILD}.{field}")
+        for field, value in _WRONG
+    ),
     (messages.read_claim, [], "body"),
     (messages.read_claim, {"slots": -1}, "slots"),
     (messages.read_claim, {"slots": True}, "slots"),

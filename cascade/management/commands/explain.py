@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from cascade import console
-from dispatch import lifecycle, queue
+from dispatch import leaves, lifecycle, queue
 from dispatch.models import Allocation, Run
 from dispatch.states import RunState
 from nodes.models import Node
@@ -67,6 +67,7 @@ class Command(console.Command):
         found = Allocation.objects.filter(pk=options["allocation"]).select_related("node").first()
         if found is None:
             raise NotFound(f"there is no allocation {options['allocation']}")
+        ran_by = leaves.of_allocations([found])[found.pk]
         about = {
             "allocation": found.pk,
             "run": found.run_id,
@@ -74,6 +75,7 @@ class Command(console.Command):
             "stop": found.stop,
             "attempt": found.attempt,
             "node": found.node.name if found.node else None,
+            "ran_by": ran_by if options["json"] else ", ".join(ran_by),
             "state": found.state,
             "reason": found.reason,
             "granted_at": found.granted_at,

@@ -196,7 +196,9 @@ class Command(console.Command):
             return
         environment = f"CASCADE_ACCESS_KEY={key.access_key} CASCADE_SECRET_KEY={key.secret_key}"
         parent = shlex.quote(options["url"] or reach.server() or URL)
-        served = f"{environment} python manage.py runserver 8001 --role child --parent {parent}"
+        relay = key.node.role == Node.Role.RELAY
+        role = "relay" if relay else "child"
+        served = f"{environment} python manage.py runserver 8001 --role {role} --parent {parent}"
         bare = f"{environment} python -m nodes.agent --parent {parent}"
         if options["json"]:
             made = {
@@ -205,10 +207,11 @@ class Command(console.Command):
                 "access_key": key.access_key,
                 "secret_key": key.secret_key,
                 "command": served,
-                "agent_command": bare,
+                **({} if relay else {"agent_command": bare}),
             }
             self.tell_json(made)
             return
+        without = "" if relay else f"\nor, without Django:\n\n  {bare}\n"
         self.stdout.write(f"""{headline}
 
   access key  {key.access_key}
@@ -218,11 +221,7 @@ class Command(console.Command):
 Start it with:
 
   {served}
-
-or, without Django:
-
-  {bare}
-""")
+{without}""")
 
 
 def _add_url(parser: ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 // waits for {seen: seq} before the next. Each part's newest HTML is kept here; the document follows unless it is paused,
 // a list is being pointed or tabbed through (its rows then stay where they are), or a row's text is being selected.
 
+import {carry} from "./branches.js";
 import {setClock} from "./times.js";
 
 const SILENCE = 8000; // the server speaks every 2 s; after so long the connection is dead without knowing it
@@ -42,6 +43,7 @@ const FOCUSABLE = "a[href], button, summary, [tabindex]";
 function replace(old, source) {
   const fresh = make(source);
   const at = old.contains(document.activeElement) ? [...old.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement) : -1;
+  carry(old, fresh);
   old.replaceWith(fresh);
   if (at >= 0) fresh.querySelectorAll(FOCUSABLE)[at]?.focus({preventScroll: true});
 }

@@ -1,4 +1,5 @@
 // The overview: wires the parts of the page to the live socket.
+import {followBranches} from "./branches.js";
 import {offerCopies} from "./copy.js";
 import {followLive} from "./live.js";
 import {offerZones, setClock, tickTimes} from "./times.js";
@@ -20,6 +21,7 @@ setClock(Number(document.documentElement.dataset.now));
 offerCopies(document);
 offerZones(document.getElementById("zone"));
 showFailures();
+followBranches();
 setInterval(tickTimes, 1000);
 followLive("/ws/live", () => {
   tickTimes();
