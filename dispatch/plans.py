@@ -75,11 +75,13 @@ class Demand:
     """Why it is given to nobody now."""
     measured: int = 0
     """The run that it is a piece of, above: what was measured of other pieces says how fast this one goes. 0: none."""
+    tokens: bool = False
+    """It came with tokens of a rate limit of a node above."""
 
     @property
     def rated(self) -> bool:
         """A rate limit holds for it, or may hold for some of its items."""
-        return bool(self.rate) or self.stretches is not None
+        return bool(self.rate) or self.stretches is not None or self.tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ LAPSED = "the tokens of its rate have lapsed: nothing was heard of the node abov
 @dataclass(frozen=True, slots=True)
 class Above:
     """``runs``: those that came from above, with their ceilings. ``left``: slots under each. ``held``: run -> node ->
-    slots. ``of``: run -> its number above. ``stopped``: runs that are given to nobody now, and why. ``unbegun``: of a
-    run that came with tokens, the shards that had no start yet.
+    slots. ``of``: run -> its number above. ``stopped``: runs that are given to nobody now, and why. ``tokens``: runs that
+    came with tokens; ``unbegun``: their shards that wait and had no start yet.
     """
 
     runs: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -34,6 +34,7 @@ class Above:
     held: dict[int, dict[int, int]] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
     unbegun: dict[int, set[int]] = field(default_factory=dict)
+    tokens: frozenset[int] = frozenset()
 
 
 def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
@@ -68,7 +69,8 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
         stopped |= {run: LAPSED for run, _, _, rate, since in rows if not since and (rate or _paced(run))}
     returned = {demand.run for demand in demands if demand.returned}
     unbegun = leased.unbegun(run for run, *_, rate, _ in rows if rate and run in returned)
-    return Above(runs, {run: of for run, _, of, *_ in rows}, left, held, stopped, unbegun)
+    tokens = frozenset(run for run, *_, rate, _ in rows if rate)
+    return Above(runs, {run: of for run, _, of, *_ in rows}, left, held, stopped, unbegun, tokens)
 
 
 def _paced(run: int) -> bool:
@@ -89,4 +91,5 @@ def bounded(demand: Demand, above: Above) -> Demand:
         measured=above.of[demand.run],
         stopped=above.stopped.get(demand.run, ""),
         returned=demand.returned if may is None else [piece for piece in demand.returned if piece.shard in may],
+        tokens=demand.run in above.tokens,
     )

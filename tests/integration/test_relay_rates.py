@@ -15,7 +15,7 @@ from dispatch.relay import forwarding, leased, place, taking
 from dispatch.states import LIVE, RunState
 from nodes import executors, messages
 from tests.integration import factory
-from tests.integration.factory import Child, assert_partition, child, dispatch, failure, submit
+from tests.integration.factory import Child, assert_partition, child, dispatch, done, failure, submit
 from tests.integration.test_relay import PARENT, due, finish, offered
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folder")]
@@ -227,6 +227,20 @@ def test_items_count_as_begun_when_a_node_has_them_and_are_told() -> None:
     assert leased.begun(PARENT) == {"70": 4}
     mine.works()
     assert leased.begun(PARENT) == {"70": 8}
+
+
+@pytest.mark.usefixtures("relay")
+def test_nothing_of_it_is_queued_ahead_since_what_a_node_has_counts_as_begun() -> None:
+    mine = child(capacity=1)
+    warm = taken(allocation=60, key="", count=40, slots=1, shard_size=1)
+    for _ in range(3):
+        works = mine.works()
+        assert set(mine.statuses(*({**done(work), "seconds": 0.001} for work in works))) == {200}
+    assert (len(mine.works()), bool(mine.works())) == (1, True), "short work without a rate is queued ahead"
+    taking.drop(PARENT, [60])
+    assert not warm.allocations.filter(state__in=LIVE).exists()
+    taken(count=40, shard_size=1)
+    assert (len(mine.works()), bool(mine.works())) == (1, False)
 
 
 @pytest.mark.usefixtures("relay")
