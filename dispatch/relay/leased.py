@@ -135,7 +135,8 @@ def stuck(parent: str, now: dt.datetime) -> list[int]:
     had its one start, or finds no node."""
     late = now - dt.timedelta(seconds=IDLE_SECONDS)
     found = []
-    for origin in Origin.objects.filter(parent=parent, closed_at=None).exclude(rate="").select_related("run"):
+    open_ = Origin.objects.filter(parent=parent, closed_at=None).exclude(rate="").select_related("run")
+    for origin in open_.defer("run__items", "memory"):
         run = origin.run
         if _with_node(run.pk) or Receipt.objects.filter(origin=origin, saved_at=None).exists():
             continue
