@@ -272,7 +272,8 @@ def _configuration() -> Json:
         "operationId": "agent_config",
         "summary": "Tasks, sources and type settings as of the version in force.",
         "description": 'Gzip of two lines of JSON: {"version", "mark", "digest", "bytes"}, where the digest is the '
-        'SHA-256 of the second line, and {"tasks", "sources", "settings", "left_out"}.',
+        'SHA-256 of the second line, and {"tasks", "sources", "settings", "left_out"}; of a relay also '
+        '"levels", the versions above that it is made of, and "settings_of", those of tasks with "of".',
         "tags": [AGENT],
         "security": [{"signature": []}, {"plainKey": []}],
         "responses": {

@@ -12,8 +12,11 @@ beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cp
          -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark",
              "parent": id of the server, "protocol": the version that both speak (to a hello)}
          A relay adds {"role": "relay", "id", "slots", "types": {type: slots}, "branches": [{label: value}…],
-         "subtree"}: who it is, what its nodes can do now, and what hangs below it in short (SUMMARY_NUMBERS, and some
-         of its children), and is told {"path": [[id, name]…] from the root to the parent, "limits": {type: slots}}.
+         "subtree", "begun": {id: items}, "configs": {version: nodes}}: who it is, what its nodes can do now, what hangs
+         below it in short (SUMMARY_NUMBERS, and some of its children), how many items of what came with tokens of a
+         rate they have begun, and which configurations they have. It is told {"path": [[id, name]…] from the root to
+         the parent, "limits": {type: slots}}, and with work {"slots": {id: slots}, "rates": {id: key of the rate whose
+         tokens come with it}}, and of a run name, shard_size, labels, rate_key and island_seconds.
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
 Any of them may name its "parent", the id of the server whose allocations it is about. Another one answers 421: it may

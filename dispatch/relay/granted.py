@@ -24,8 +24,8 @@ LAPSED = "the tokens of its rate have lapsed: nothing was heard of the node abov
 @dataclass(frozen=True, slots=True)
 class Above:
     """``runs``: those that came from above, with their ceilings. ``left``: slots under each. ``held``: run -> node ->
-    slots. ``of``: run -> its number above. ``stopped``: runs that are given to nobody now, and why. ``tokens``: runs that
-    came with tokens; ``unbegun``: their shards that wait and had no start yet.
+    slots. ``of``: run -> its number above. ``stopped``: runs that are given to nobody now, and why. ``tokens``: runs
+    that came with tokens; ``unbegun``: their shards that wait and had no start yet.
     """
 
     runs: dict[int, tuple[str, ...]] = field(default_factory=dict)
