@@ -398,6 +398,21 @@ class LeafWork(models.Model):
         return f"{self.path}: run {self.run_id} [{self.start}, {self.stop})"
 
 
+class Above(models.Model):
+    """What the node above has told this server, a relay, last. One row: for its other processes, and its next start."""
+
+    path = models.JSONField(default=list, help_text="[id, name] of each node from the root to the parent.")
+    capacity = models.PositiveIntegerField(help_text="Slots that this subtree may take.")
+    limits = models.JSONField(default=dict, help_text="Of these, by type.")
+    told_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name_plural = "above"
+
+    def __str__(self) -> str:
+        return " > ".join(name for _, name in self.path)
+
+
 class Question(models.Model):
     """What a relay below is asked: its nodes in full, or those of the relay at ``path`` below it. Gone in seconds."""
 

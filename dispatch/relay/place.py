@@ -1,4 +1,4 @@
-"""Where this server hangs in the tree, as its parent has told: ``upward`` keeps it, whoever answers below asks."""
+"""Where this server hangs in the tree, as its parent has told ``upward``; whoever answers below asks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 
+from dispatch.models import Above
 from nodes import identity
 from nodes.protocol import Conflict, Misdirected
 
@@ -43,6 +44,7 @@ class Place:
 
 CUT_OFF_BEATS = 2
 here = Place()
+"""In the process that has the line to the parent."""
 
 
 def own() -> str:
@@ -55,9 +57,27 @@ def _read(folder: Path) -> str:
     return identity.own(folder)
 
 
+def tell(told: Place) -> None:
+    """The parent has said so. What is new of it is written down for other processes of this server."""
+    global here
+    if (told.path, told.capacity, told.limits) != (here.path, here.capacity, here.limits):
+        known = {"path": told.path, "capacity": told.capacity, "limits": told.limits}
+        Above.objects.update_or_create(pk=1, defaults=known)
+    here = told
+
+
+def remembered() -> Place:
+    """As it was told last, to whichever process."""
+    row = Above.objects.filter(pk=1).first()
+    return Place() if row is None else Place(row.path, row.capacity, row.limits)
+
+
 def path() -> list[list[str]]:
     """From the root to this server, which is last."""
-    return [*here.path, [own(), settings.CASCADE.called]]
+    above = here.path
+    if not above and settings.CASCADE.role == "relay":
+        above = remembered().path  # another process has the line to the parent
+    return [*above, [own(), settings.CASCADE.called]]
 
 
 def check_meant(body: Any) -> None:

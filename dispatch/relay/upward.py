@@ -69,7 +69,7 @@ class Upward:
         self._jobs: set[asyncio.Future[None]] = set()
 
     def start(self) -> None:
-        place.here = place.Place()
+        place.here = place.remembered()
         self._thread.start()
 
     def stop(self) -> None:
@@ -229,7 +229,7 @@ class Upward:
         if parent != self.parent:
             await self._in_thread(taking.drop_others, parent)
             self.parent = self._link.parent = parent
-        self._place(path, reply, sent)
+        await self._place(path, reply, sent)
         # Of what is being reported the answer to that says what became of it.
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
@@ -238,11 +238,12 @@ class Upward:
         for question in reply.get("ask") or []:
             self._begin(self._tell(question))
 
-    def _place(self, path: list[list[str]], reply: Body, sent: float) -> None:
+    async def _place(self, path: list[list[str]], reply: Body, sent: float) -> None:
         if circle := place.closes_a_circle(path):
             raise Refused(HTTPStatus.CONFLICT, f"this relay is above itself: {circle}")
         beat, lease = self._beat_seconds, float(reply.get("lease_seconds", place.here.lease))
-        place.here = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}), sent, beat, lease)
+        told = place.Place(path, int(reply["capacity"]), dict(reply.get("limits") or {}), sent, beat, lease)
+        await self._in_thread(place.tell, told)
 
     def _beat_body(self) -> Body:
         below = offering.now()

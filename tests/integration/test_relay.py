@@ -435,6 +435,18 @@ def test_a_circle_and_a_tree_too_deep_are_refused_with_the_path() -> None:
         beaten(mine, "c")
 
 
+def test_where_it_hangs_is_known_to_its_other_processes_and_its_next_start() -> None:
+    told = place.Place([["c" * 32, "root"]], 7, {"echo": 2})
+    place.tell(told)
+    assert place.here is told
+    place.here = place.Place()  # as in a process that has no line to the parent
+    assert [name for _, name in place.path()] == ["root", settings.CASCADE.called]
+    with pytest.raises(Conflict, match="its own ancestor"):
+        beaten(child("eu", capacity=9), "c")
+    again = place.remembered()
+    assert (again.path, again.capacity, again.limits) == (told.path, 7, {"echo": 2})
+
+
 def test_the_same_id_twice_is_refused_while_both_are_here() -> None:
     first, second = child("eu", capacity=9), child("us", capacity=9)
     beaten(first, "a")
