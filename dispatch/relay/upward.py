@@ -63,6 +63,7 @@ class Upward:
         self.parent = ""
         """Id of the node above; before its first word the one that it was before, if what it gave is here still."""
         self._beat_seconds = 5.0
+        self._sync: Sync | None = None
         self._uploaded: set[str] = set()
         self._reporting: set[int] = set()
         """Allocations whose reports are on their way."""
@@ -92,8 +93,9 @@ class Upward:
         self._link = self._make(self._hear, self._claim, self._greet)
         self._link.parent = self.parent = await self._in_thread(taking.parent_before)
         self._link.moved = self._moved
-        self._sync = Sync(bundles.store(), lambda: self._link.rest.fetch("config"), events.relay.set)
-        await asyncio.to_thread(self._sync.open)
+        if (sync := self._synced()) is not None:
+            await asyncio.to_thread(sync.open)
+        self._sync = sync
         running = (self._link.run(), self._beating(), self._forwarding(), self._bringing(), self._watching())
         jobs = [asyncio.create_task(job) for job in running]
         ended = asyncio.create_task(self._ended.wait())
@@ -108,8 +110,17 @@ class Upward:
             for job in jobs:
                 job.cancel()
             await asyncio.wait(jobs, timeout=END_SECONDS)
-            self._sync.close()
+            if sync is not None:
+                sync.close()
             self._link.close()
+
+    def _synced(self) -> Sync | None:
+        """What keeps the parent's configuration here."""
+        return Sync(bundles.store(), lambda: self._link.rest.fetch("config"), events.relay.set)
+
+    @property
+    def _version_here(self) -> int:
+        return 0 if self._sync is None else self._sync.number
 
     async def _in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
         def run() -> Result:
@@ -234,7 +245,8 @@ class Upward:
         if gone := set(reply.get("cancel") or ()) - self._reporting:
             await self._in_thread(taking.drop, self.parent, gone)
         await self._in_thread(taking.go_on, self.parent)
-        self._sync.heard(reply.get("config"), reply.get("config_mark"))
+        if self._sync is not None:
+            self._sync.heard(reply.get("config"), reply.get("config_mark"))
         for question in reply.get("ask") or []:
             self._begin(self._tell(question))
 
@@ -250,7 +262,7 @@ class Upward:
         self._held = taking.held(self.parent)
         self._slots = below["slots"]
         self._begun = leased.begun(self.parent) if self.parent else {}
-        self._version_told = self._sync.number
+        self._version_told = self._version_here
         return {
             "begun": self._begun,
             "config": self._version_told,
@@ -362,7 +374,7 @@ class Upward:
     async def _tell_at_once(self) -> None:
         """What was begun makes room for others; a new configuration is seen. What goes no further here goes back."""
         begun, stuck = await self._in_thread(leased.told, self.parent, timezone.now())
-        if (begun, self._sync.number) != (self._begun, self._version_told):
+        if (begun, self._version_here) != (self._begun, self._version_told):
             await self._beat()
         if stuck:
             await self._give_back(stuck, STUCK)

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+class SimulatedUpward(Upward):
+    """Its configuration is nothing to a world."""
+
+    def _synced(self) -> None:
+        return None
+
+
 class Relay(Parent, Below):
     """A server that is the child of another one."""
 
@@ -30,7 +37,7 @@ class Relay(Parent, Below):
     def _boot(self) -> None:
         super()._boot()
         process = self.process
-        self.upward = Upward(self._config, "sim", line=self.line)
+        self.upward = SimulatedUpward(self._config, "sim", line=self.line)
         running = process.loop.create_task(self.upward._main())
 
         def ended(_: Any) -> None:

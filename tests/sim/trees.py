@@ -84,7 +84,7 @@ class Tree(World):
         dispatcher.PASS_SECONDS = dice.choice([6.0, 10.0])
         dispatcher.GATHER_SECONDS = dispatcher.UNHURRIED_SECONDS
         saver.IDLE_SECONDS = dice.choice([6.0, 10.0])
-        upward.LOOK_SECONDS = 6.0
+        upward.LOOK_SECONDS = upward.WATCH_SECONDS = upward.INPUT_LOOK_SECONDS = 6.0
         # Nothing here has a schedule, or sources.
         dispatcher.FIRE_SECONDS = configuration.LOOK_SECONDS = 1e9
 
