@@ -50,7 +50,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "boot": "one", "hello": False, "held": [1], "running": [1], "progress": {"1": 1}, "cpu": 1.0, "memory": 1.0,
         "disk": 1.0, "version": "1", "executors": ["echo"], "carrier": "push", "leaving": False, "config": 1,
         "protocol": 1, "role": "relay", "id": "ab" * 16, "slots": 2, "types": {"echo": 2}, "branches": [{"zone": "a"}],
-        "subtree": {**_COUNTS, "children": [_CHILD]},
+        "begun": {"1": 1}, "configs": {"1": 1}, "subtree": {**_COUNTS, "children": [_CHILD]},
     },
 }  # fmt: skip
 """A body of each verb that a socket takes, with every field that ``nodes.messages`` reads."""
