@@ -455,6 +455,9 @@ class NodeShare(serializers.Serializer[Any]):
     items = serializers.IntegerField(help_text="In these shards.")
     rows = serializers.IntegerField()
     reasons = serializers.DictField(child=serializers.IntegerField(), help_text="Why it got them, counted.")
+    leaves = serializers.DictField(
+        child=serializers.IntegerField(), help_text="Of a relay: items that are done, by the way to who ran them."
+    )
 
 
 class ShardSerializer(serializers.ModelSerializer[Shard]):

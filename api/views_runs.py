@@ -340,13 +340,18 @@ def shares(run: Run) -> list[dict[str, Any]]:
     )
     by_node: dict[str | None, dict[str, Any]] = {}
     for group in groups:
-        name = group["node__name"]
-        share = by_node.setdefault(name, {"node": name, "shards": 0, "items": 0, "rows": 0, "reasons": Counter()})
+        share = by_node.setdefault(group["node__name"], _no_share(group["node__name"]))
         share["shards"] += group["shards"]
         share["items"] += group["items"]
         share["rows"] += group["total"]
         share["reasons"][_in_short(group["reason"])] += group["shards"]
+    for node, ways in leaves.of_run(run).items():
+        by_node.setdefault(node, _no_share(node))["leaves"] = ways
     return sorted(by_node.values(), key=lambda share: (-share["shards"], share["node"] or ""))
+
+
+def _no_share(node: str | None) -> dict[str, Any]:
+    return {"node": node, "shards": 0, "items": 0, "rows": 0, "reasons": Counter(), "leaves": {}}
 
 
 def _in_short(reason: str) -> str:

@@ -6,9 +6,9 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from django.db.models import Min
+from django.db.models import F, Min, Sum
 
-from dispatch.models import Allocation, LeafWork, Shard
+from dispatch.models import Allocation, LeafWork, Run, Shard
 from dispatch.states import AllocationState, ShardState
 
 DONE = (ShardState.SPOOLED, ShardState.SAVED)
@@ -34,6 +34,15 @@ def below_relays(allocations: Iterable[int]) -> dict[int, list[str]]:
         if len(paths[pk]) < PATHS:
             paths[pk].append(path)
     return paths
+
+
+def of_run(run: Run) -> dict[str | None, dict[str, int]]:
+    """By relay: items that its nodes have done of the run, by path."""
+    found: dict[str | None, dict[str, int]] = defaultdict(dict)
+    works = LeafWork.objects.filter(run=run).order_by("path").values_list("allocation__node__name", "path")
+    for name, path, items in works.annotate(items=Sum(F("stop") - F("start"))):
+        found[name][path] = items
+    return found
 
 
 def of_shards(shards: Iterable[Shard]) -> dict[int, list[str]]:

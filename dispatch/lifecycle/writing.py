@@ -111,16 +111,14 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         origin_id=effect.origin,
         keep=settled is None and effect.origin is not None and _keeps(effect.type),
     )
-    insert_rows(
-        LeafWork,
-        ("run_id", "allocation_id", "start", "stop", "path"),
-        [
-            (line.run, line.allocation, first, last, _path(node, line.nodes[number]))
-            for line in effect.lines
-            if line.nodes
-            for (first, last, _), number in zip(line.ranges, line.by, strict=True)
-        ],
-    )
+    works = [
+        (line.run, line.allocation, first, last, _path(node, line.nodes[number]))
+        for line in effect.lines
+        if line.nodes
+        for (first, last, _), number in zip(line.ranges, line.by, strict=True)
+    ]
+    if works:
+        insert_rows(LeafWork, ("run_id", "allocation_id", "start", "stop", "path"), works)
     at = moment(now)
     update_rows(
         Allocation,

@@ -34,8 +34,9 @@ class Branches:
         until(lambda: all(self.online(name) for name in self.relays))
 
     def online(self, name: str) -> bool:
-        found = self.root.json("GET", "/api/v1/nodes")
-        return any(each["name"] == name and each["state"] == "online" for each in found["results"])
+        """The root has heard of the relay and of its leaves."""
+        branch = self.root.nodes()[name]["subtree"]
+        return branch is not None and bool(branch["online"] == LEAVES)
 
     def rows(self, run: int) -> list[dict[str, Any]]:
         return list(self.root.json("GET", f"/api/v1/runs/{run}/results", params={"raw": "true"}))
@@ -72,7 +73,7 @@ def counted_once(tree: Branches, run: int, items: list[str]) -> None:
 
 
 def test_progress_moves_while_a_relay_still_has_the_rest(tree: Branches) -> None:
-    items = [f"s{number}" for number in range(8)]
+    items = [f"s{number}" for number in range(12)]  # more than there are slots
     run = tree.root.submit("echo", items, params={"seconds": 1.5}, shard_size=1)
     seen = until(lambda: 0 < tree.root.progress(run)["saved"] < len(items), 30)
     assert seen

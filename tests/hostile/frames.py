@@ -31,7 +31,18 @@ _ENTRY: dict[str, Any] = {
     "failure": {"kind": "error", "message": "text"},
     "outcomes": [[0, {"found": ["x"], "memory": {"a": 1}, "status": "ok", "counts": {"new": 1}}]],
 }
+_COUNTS: dict[str, Any] = {
+    "nodes": 1, "leaves": 1, "online": 1, "capacity": 1, "used": 1, "queued": 1, "depth": 1, "more": 0,
+}  # fmt: skip
+_CHILD: dict[str, Any] = {
+    "name": "a", "role": "child", "state": "online", "capacity": 1, "used": 1, "queued": 1, "below": _COUNTS, "id": 1,
+    "carrier": "push", "allowed": 1, "labels": {"zone": "a"}, "version": "1", "config_version": 1, "types": ["echo"],
+    "quotas": [{"task_type": "echo", "item": "", "slots": 1, "limit": 1}], "speeds": {"echo": 1.0}, "cpu": 1.0,
+    "memory": 1.0, "beat_seconds_ago": 1.0, "below_seconds_ago": 1.0,
+}  # fmt: skip
+_PICTURE = {"node": "a", "live": True, "seconds_ago": 0.0, "below": _COUNTS, "children": [_CHILD], "more": 0}
 BODIES: dict[str, dict[str, Any]] = {
+    "tell": {"answers": [{"id": 1, "status": 200, "detail": "text", "body": _PICTURE}]},
     "accept": {"allocations": [1]},
     "release": {"allocations": [1], "detail": "text"},
     "report": {"reports": [_ENTRY]},
@@ -39,6 +50,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "boot": "one", "hello": False, "held": [1], "running": [1], "progress": {"1": 1}, "cpu": 1.0, "memory": 1.0,
         "disk": 1.0, "version": "1", "executors": ["echo"], "carrier": "push", "leaving": False, "config": 1,
         "protocol": 1, "role": "relay", "id": "ab" * 16, "slots": 2, "types": {"echo": 2}, "branches": [{"zone": "a"}],
+        "begun": {"1": 1}, "configs": {"1": 1}, "subtree": {**_COUNTS, "children": [_CHILD]},
     },
 }  # fmt: skip
 """A body of each verb that a socket takes, with every field that ``nodes.messages`` reads."""

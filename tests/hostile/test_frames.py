@@ -13,7 +13,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from nodes.messages import Beat, Below, Entry, ItemOutcome
+from nodes.messages import Beat, Below, Entry, ItemOutcome, Told
 from tests.hostile import frames
 from tests.hostile.victim import Victim, victim
 from tests.integration.agents import SOON
@@ -60,6 +60,7 @@ def test_the_frames_here_have_every_field_that_messages_have() -> None:
     assert set(Entry.__dataclass_fields__) - {"message", "inline", "digest", "by"} <= entry
     outcome = frames.BODIES["report"]["reports"][0]["outcomes"][0][1]
     assert set(ItemOutcome.__dataclass_fields__) - {"index"} <= set(outcome)
+    assert set(Told.__dataclass_fields__) <= set(frames.BODIES["tell"]["answers"][0])
 
 
 def test_each_field_of_each_verb_with_each_wrong_type_is_answered(parent: Victim, witness: Socket) -> None:

@@ -352,8 +352,8 @@ def test_shares_say_what_each_node_did_and_why(api: Api, spoilt: Run) -> None:
     answer = api.get(f"runs/{spoilt.pk}/nodes")
     assert answer.status == 200
     assert answer.body == [
-        {"node": "north", "shards": 2, "items": 9, "rows": 33, "reasons": {"quota of 4 for echo": 2}},
-        {"node": "south", "shards": 1, "items": 3, "rows": 3, "reasons": {"free capacity": 1}},
+        {"node": "north", "shards": 2, "items": 9, "rows": 33, "reasons": {"quota of 4 for echo": 2}, "leaves": {}},
+        {"node": "south", "shards": 1, "items": 3, "rows": 3, "reasons": {"free capacity": 1}, "leaves": {}},
     ]
 
 

@@ -86,6 +86,8 @@ def test_it_is_told_after_what_was_reported_is_saved_and_gone_from_the_spool(api
     (allocation,) = api.get(f"allocations?run={run.pk}").body["results"]
     assert allocation["ran_by"] == ["eu/paris/3", "eu/n1"]
     assert api.get(f"allocations/{work.allocation}").body["ran_by"] == ["eu/paris/3", "eu/n1"]
+    (share,) = api.get(f"runs/{run.pk}/nodes").body
+    assert (share["node"], share["leaves"]) == ("eu", {"eu/n1": 2, "eu/paris/3": 2})
     assert "eu/paris/3, eu/n1" in command("explain", "--allocation", str(work.allocation))
     assert told("explain", "--allocation", str(work.allocation))["ran_by"] == ["eu/paris/3", "eu/n1"]
 

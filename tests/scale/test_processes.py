@@ -6,6 +6,7 @@ Longer, and with more at once, this is a part of ``make chaos`` (``tests.chaos.s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -13,6 +14,7 @@ import requests
 from cascade.local import Child
 from nodes import signing
 from tests.acceptance.trees import EVEN, account, numbered, until
+from tests.integration.agents import Agent, opened
 from tests.scale.trees import ScaleTree
 from tests.servers import postgresql_server, redis_server
 
@@ -47,6 +49,23 @@ def test_a_signed_request_that_one_process_took_is_refused_by_the_other(tree):
     assert first.status_code == 200, first.text
     assert second.status_code == 401
     assert "replayed" in second.text
+
+
+def test_a_relay_is_asked_and_answers_whichever_process_its_socket_is_at(tree):
+    relay = Agent(tree)
+    counts = {"nodes": 1, "leaves": 1, "online": 1, "capacity": 2, "used": 0, "queued": 0, "depth": 1}
+    said = {"role": "relay", "id": "ab" * 16, "slots": 2, "types": {}, "branches": [], "subtree": counts}
+    with opened(relay) as socket, ThreadPoolExecutor() as pool:
+        socket.beat(hello=True, **said)
+        for port in tree.ports.values():
+            address = f"http://127.0.0.1:{port}/api/v1/nodes/{relay.id}/below"
+            asked = pool.submit(tree._session.get, address, timeout=30)
+            (question,) = socket.next(lambda frame: frame["type"] == "ask")["ask"]
+            about = {"node": "eu", "live": True, "children": [{"name": "berlin"}]}
+            socket.ask("tell", {"answers": [{"id": question["id"], "body": about}]})
+            answer = asked.result()
+            assert answer.status_code == 200, answer.text
+            assert [child["name"] for child in answer.json()["children"]] == ["berlin"]
 
 
 def test_the_leader_and_a_web_process_are_killed_and_others_go_on(tree):
