@@ -56,6 +56,9 @@ DEFAULT_TERMS = Terms()
 RELAY_SECONDS = 1.0
 """How long a relay's shard should run at least: it brings together below what would else be as many messages here."""
 
+RELAY_EXCHANGE_SECONDS = 0.4
+"""What runs shorter is hardly worth a relay's round: a run of its own, a pass, a report up."""
+
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
 Candidates = dict[tuple[int, str], list[tuple[Key, int]]]
@@ -292,12 +295,16 @@ class _Pass:
         demand = queue.demand
         if not seat.offer.relay or queue.returned:
             return size
-        if demand.shard_size and (seconds := seat.pace(demand)):
-            shares, rate = self.slots[demand.run]
-            long = size_for(
-                queue.left, shares + rate * seconds, fixed=0, seconds_per_item=seconds, target_seconds=RELAY_SECONDS
-            )
-            size = max(size, long // demand.shard_size * demand.shard_size)
+        if seconds := seat.pace(demand):
+            unknown, rate = self.slots[demand.run]
+            shares = unknown + rate * seconds
+            # It evens out its own part of the end of a run: all of that goes to it at once.
+            least = min(math.ceil(queue.left / max(shares, 1)), int(RELAY_EXCHANGE_SECONDS / seconds))
+            if not demand.shard_size:
+                size = max(size, least)
+            else:
+                long = size_for(queue.left, shares, fixed=0, seconds_per_item=seconds, target_seconds=RELAY_SECONDS)
+                size = max(size, max(long, least) // demand.shard_size * demand.shard_size)
         return min(size * slots, max(MOST_ITEMS, size))
 
     def _key(self, queue: Queue, seat: Seat, phase: Phase) -> Key:

@@ -62,7 +62,8 @@ def due(parent: str, now: datetime | None = None) -> list[Sending]:
     """What is to be sent to ``parent``: the parts of each allocation in order, the last report behind them."""
     now = now or timezone.now()
     found: list[Sending] = []
-    for origin in Origin.objects.filter(parent=parent, closed_at=None).select_related("run").order_by("pk"):
+    open_ = Origin.objects.filter(parent=parent, closed_at=None).select_related("run").defer("memory", "run__items")
+    for origin in open_.order_by("pk"):
         found += _of(origin, now)
     return found
 
