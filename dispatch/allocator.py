@@ -59,6 +59,9 @@ RELAY_SECONDS = 1.0
 RELAY_EXCHANGE_SECONDS = 0.4
 """What runs shorter is hardly worth a relay's round: a run of its own, a pass, a report up."""
 
+PIECE: dict[str, Any] = {"fair_parts": 1, "exchange_seconds": 0.1}
+"""How a relay cuts what it got: coarser than a run, since the next piece fills what becomes free at this one's end."""
+
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
 Candidates = dict[tuple[int, str], list[tuple[Key, int]]]
@@ -263,6 +266,7 @@ class _Pass:
             fixed=demand.shard_size,
             seconds_per_item=seconds,
             target_seconds=self.terms.target_seconds,
+            **(PIECE if demand.measured else {}),
         )
 
     def _width(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> int:
