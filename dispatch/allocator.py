@@ -53,8 +53,14 @@ __all__ = [
 ASIDE_LIMIT = 500
 """Pieces that one pass sets aside; each becomes a row, and a run of a million may consist of nothing else."""
 DEFAULT_TERMS = Terms()
-RELAY_SECONDS = 1.0
+RELAY_SECONDS = 2.0
 """How long a relay's shard should run at least: it brings together below what would else be as many messages here."""
+
+RELAY_EXCHANGE_SECONDS = 0.4
+"""What runs shorter is hardly worth a relay's round: a run of its own, a pass, a report up."""
+
+PIECE: dict[str, Any] = {"fair_parts": 1, "exchange_seconds": 0.25}
+"""How a relay cuts what it got: coarser than a run, since the next piece fills what becomes free at this one's end."""
 
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
@@ -260,6 +266,7 @@ class _Pass:
             fixed=demand.shard_size,
             seconds_per_item=seconds,
             target_seconds=self.terms.target_seconds,
+            **(PIECE if demand.measured else {}),
         )
 
     def _width(self, queue: Queue, head: Piece, phase: Phase, seat: Seat) -> int:
@@ -292,12 +299,15 @@ class _Pass:
         demand = queue.demand
         if not seat.offer.relay or queue.returned:
             return size
-        if demand.shard_size and (seconds := seat.pace(demand)):
-            shares, rate = self.slots[demand.run]
-            long = size_for(
-                queue.left, shares + rate * seconds, fixed=0, seconds_per_item=seconds, target_seconds=RELAY_SECONDS
+        if seconds := seat.pace(demand):
+            unknown, rate = self.slots[demand.run]
+            shares = unknown + rate * seconds
+            # It evens out its own part of the end of a run: all of that goes to it at once.
+            least = min(math.ceil(queue.left / max(shares, 1)), int(RELAY_EXCHANGE_SECONDS / seconds))
+            long = max(
+                size_for(queue.left, shares, fixed=0, seconds_per_item=seconds, target_seconds=RELAY_SECONDS), least
             )
-            size = max(size, long // demand.shard_size * demand.shard_size)
+            size = max(size, long // max(demand.shard_size, 1) * max(demand.shard_size, 1))
         return min(size * slots, max(MOST_ITEMS, size))
 
     def _key(self, queue: Queue, seat: Seat, phase: Phase) -> Key:

@@ -8,27 +8,36 @@ from collections.abc import Sequence
 Range = tuple[int, int]
 
 
-def size_for(remaining: int, slots: float, *, fixed: int, seconds_per_item: float | None, target_seconds: float) -> int:
+EXCHANGE_SECONDS = 0.02
+"""A few exchanges between parent and child; a shard that runs shorter is mostly travel."""
+MOST_ITEMS = 5000
+"""Items of one shard at most, so that an offer stays below a WebSocket message's limit."""
+
+
+def size_for(
+    remaining: int,
+    slots: float,
+    *,
+    fixed: int,
+    seconds_per_item: float | None,
+    target_seconds: float,
+    fair_parts: int = 2,
+    exchange_seconds: float = EXCHANGE_SECONDS,
+) -> int:
     """How many items the next shard gets, of ``remaining`` that ``slots`` as fast as its own share.
 
     ``fixed`` > 0 decides alone. Otherwise target_seconds worth of items by the measured speed (one item as a probe
-    while it is unknown), but never more than half of a fair part of what is left, so that the tail is fine-grained
-    (guided self-scheduling: Polychronopoulos and Kuck, 1987), nor less than is worth an exchange.
+    while it is unknown), but never more than one of ``fair_parts`` of a fair part of what is left, so that the tail is
+    fine-grained (guided self-scheduling: Polychronopoulos and Kuck, 1987), nor less than is worth an exchange.
     """
     if fixed:
         return min(fixed, remaining)
     if seconds_per_item is None:
         return min(1, remaining)
     wanted = int(target_seconds / max(seconds_per_item, 1e-7))
-    guided = math.ceil(remaining / (2 * max(slots, 1)))
-    worthwhile = int(EXCHANGE_SECONDS / max(seconds_per_item, 1e-7))
+    guided = math.ceil(remaining / (fair_parts * max(slots, 1)))
+    worthwhile = int(exchange_seconds / max(seconds_per_item, 1e-7))
     return max(1, min(wanted, max(guided, worthwhile), remaining, MOST_ITEMS))
-
-
-EXCHANGE_SECONDS = 0.02
-"""A few exchanges between parent and child; a shard that runs shorter is mostly travel."""
-MOST_ITEMS = 5000
-"""Items of one shard at most, so that an offer stays below a WebSocket message's limit."""
 
 
 def covers(start: int, stop: int, done: Sequence[Range], failed: Sequence[int]) -> bool:

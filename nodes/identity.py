@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from nodes.protocol import FieldError
@@ -21,13 +23,13 @@ def own(folder: Path) -> str:
         pass
     folder.mkdir(parents=True, exist_ok=True)
     made = uuid.uuid4().hex
-    try:
-        # Two processes of one server may be starting: the first one's is the id.
-        with file.open("x") as opened:
-            opened.write(made + "\n")
-    except FileExistsError:
-        return check(file.read_text().strip())
-    return made
+    whole = folder / f"{FILE}.{made}"
+    whole.write_text(made + "\n")
+    # Two processes of one server may be starting: the first one's is the id, and nobody sees it half written.
+    with suppress(FileExistsError):
+        os.link(whole, file)
+    whole.unlink()
+    return check(file.read_text().strip())
 
 
 def check(value: str) -> str:

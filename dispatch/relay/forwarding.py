@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db.models import Sum
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 
 from dispatch import events, lifecycle
@@ -62,9 +62,22 @@ def due(parent: str, now: datetime | None = None) -> list[Sending]:
     """What is to be sent to ``parent``: the parts of each allocation in order, the last report behind them."""
     now = now or timezone.now()
     found: list[Sending] = []
-    for origin in Origin.objects.filter(parent=parent, closed_at=None).select_related("run").order_by("pk"):
+    news = _with_news(parent, now).select_related("run").defer("memory", "run__items")
+    for origin in news.order_by("pk"):
         found += _of(origin, now)
     return found
+
+
+def _with_news(parent: str, now: datetime) -> QuerySet[Origin]:
+    """Those of which there may be something to send: asked with each report that comes from below."""
+    waiting = Receipt.objects.filter(origin=OuterRef("pk"), saved_at=None)
+    going_on = Shard.objects.filter(run=OuterRef("pk"), state__in=OPEN)
+    done = Q(run__cut__gte=F("run__count")) & ~Exists(going_on)
+    since = now - timedelta(seconds=PART_SECONDS)
+    late = Q(sent_at__lte=since) | Q(sent_at=None, run__created_at__lte=since)
+    return Origin.objects.filter(
+        Q(Exists(waiting.filter(part__isnull=False))) | done | (late & Exists(waiting)), parent=parent, closed_at=None
+    )
 
 
 def _of(origin: Origin, now: datetime) -> list[Sending]:

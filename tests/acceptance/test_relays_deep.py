@@ -56,7 +56,8 @@ def test_work_over_the_roots_tables_gets_its_rows_through_both(levels: list[Loca
     run = root.submit("analysis", SYMBOLS, params={"rows": "latest"}, shard_size=1)
     assert Counter(row["symbol"] for row in done(root, run)) == Counter(SYMBOLS)
     folders = [relay.folder("parent") / "spool" / "inputs" for relay in (eu, paris)]
-    until(lambda: not any(list(folder.glob("*")) for folder in folders), what="the end of their rows")
+    assert all(folder.exists() for folder in folders)
+    until(lambda: not [file for folder in folders for file in folder.iterdir()], what="the end of their rows")
 
 
 def test_what_items_find_below_becomes_items_of_the_root_and_of_no_relay(levels: list[LocalTree]) -> None:

@@ -41,6 +41,7 @@ PARTS = {
     "long": Part("tests.chaos.long", 2, "tests that take too long for `make test`"),
     "simulated": Part("tests.chaos.simulated", 3, "worlds under a virtual clock"),
     "scale": Part("tests.chaos.scale", 3, "several processes on PostgreSQL and Redis, each killed or restarted"),
+    "branches": Part("tests.chaos.branches", 3, "a tree of relays: each part of it killed, cut off, frozen, moved"),
     "network": Part("tests.chaos.network", 2, "children behind lines that drop, hold, drip and break"),
     "herd": Part("tests.chaos.herd", 3, "a herd of children whose parent is killed and returns"),
     "peer": Part("tests.chaos.celery_peer", 2, "a worker frozen past its lease, here and with Celery"),

@@ -100,3 +100,28 @@ def test_queued_ahead_it_waits_only_behind_itself() -> None:
     plan = allocate([demand(ceilings=("run 1",), held={1: 2, 2: 1})], full, terms)
     assert {made.node for made in plan.grants} == {1}
     assert {made.phase for made in plan.grants} == {Phase.LOOKAHEAD}
+
+
+@pytest.mark.parametrize("shard_size", [0, 1])
+def test_the_end_of_a_run_goes_to_relays_at_once_as_they_even_it_out_themselves(shard_size: int) -> None:
+    speeds = {pace_key("echo", 1): 0.05}
+    relays = [offer(number, 6, relay=True, speeds=speeds) for number in (1, 2)]
+    last = Demand(1, "echo", 964, 1000, shard_size=shard_size)
+    plan = allocate([last], relays)
+    first, second = plan.grants
+    assert (first.piece.stop - first.piece.start, first.slots) == (18, 6)
+    assert second.piece.stop - second.piece.start == 12
+
+
+def test_a_piece_from_above_is_cut_by_the_pace_of_its_run_and_coarser_than_a_run_of_its_own() -> None:
+    speeds = {pace_key("echo", 9): 0.05}
+    node = offer(1, 4, speeds=speeds)
+
+    def first(run: Demand) -> int:
+        made = allocate([run], [node]).grants[0]
+        return made.piece.stop - made.piece.start
+
+    own = Demand(9, "echo", 0, 40)
+    assert first(own) == 5
+    assert first(Demand(2, "echo", 0, 40, measured=9)) == 10
+    assert first(Demand(2, "echo", 0, 40)) == 1  # nothing is known of it
