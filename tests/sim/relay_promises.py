@@ -95,6 +95,9 @@ class RelayPromises(Promises):
             super().settle()
             self._kept()
 
+    def _came(self, way: str, node: str) -> bool:
+        return f"/{way}".endswith(f"/{self._server.name}/{node}")
+
     def _kept(self) -> None:
         """What a node below was told to be durable has gone up, or was not wanted any more there."""
         if self.damaged:

@@ -245,6 +245,10 @@ class World(Timeline):
         self._add_child(Child(self, "newcomer"), self._host(dice), dice)
         self.after(0.5, self.operator.make_good)
 
+    def asked(self, run: int) -> Parent:
+        """Who is to do run number ``run``."""
+        return self.parent
+
     def _host(self, dice: random.Random) -> Parent:
         """Who gets one more child."""
         return self.parent
