@@ -43,7 +43,7 @@ format: dev-packages ## put the code into the style that lint wants
 	@$(py) -m ruff check --fix .
 	@$(py) -m ruff format .
 
-sim: dev-packages ## the promises in simulated worlds that fail: SEED=7 replays one, SEEDS=5000 runs so many
+sim: dev-packages ## the promises in simulated worlds and trees that fail: SEED=7 or SEED=t7 replays one, SEEDS=5000 runs so many
 	@$(py) -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 chaos: dev-packages ## the promises with real processes, killed, frozen and cut off: MINUTES=10

@@ -19,6 +19,7 @@ class Defence:
 
 _INTEGRATION = "tests/integration/test_"
 _UNIT = "tests/unit/test_"
+_TREES = "tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_trees[0]"
 
 DEFENCES = (
     # Reports and results
@@ -762,5 +763,52 @@ DEFENCES = (
         "        return self.newest if node_id in self.canary else self.released\n",
         "        return self.newest\n",
         (f"{_INTEGRATION}config_releases.py",),
+    ),
+    Defence(
+        "what a relay has is never copied",
+        "dispatch/ending.py",
+        "    live = live.exclude(node__role=Node.Role.RELAY)\n",
+        "",
+        (_TREES,),
+    ),
+    Defence(
+        "what comes from above takes no more slots together than the parent allows",
+        "dispatch/relay/granted.py",
+        "        left[ALL] = here.capacity - sum(running.values())\n",
+        "        left[ALL] = here.capacity\n",
+        (_TREES,),
+    ),
+    Defence(
+        "what came from another parent is nobody's here",
+        "dispatch/relay/upward.py",
+        "            await self._in_thread(taking.drop_others, parent)\n",
+        "",
+        (_TREES,),
+    ),
+    Defence(
+        "a second copy takes a slot that was granted above",
+        "dispatch/tail.py",
+        "        if late.begun and any(left_under[name] < 1 for name in demand.ceilings):\n",
+        "        if False:\n",
+        (f"{_UNIT}tail.py::test_a_copy_takes_one_of_the_slots_that_were_granted_above",),
+    ),
+    Defence(
+        "what a relay drops is closed last",
+        "dispatch/relay/taking.py",
+        "    with write():\n        waiting = Receipt",
+        "    Origin.objects.filter(pk=origin.pk).update(closed_at=timezone.now())\n"
+        "    with write():\n        waiting = Receipt",
+        (f"{_INTEGRATION}relay.py::test_a_relay_that_dies_while_it_drops_something_drops_it_at_the_next_word",),
+    ),
+    Defence(
+        "what a relay settles is settled as a whole",
+        "dispatch/relay/forwarding.py",
+        "    with write():\n        receipts = list(",
+        "    if sending.last:\n"
+        "        Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())\n"
+        "    with write():\n        receipts = list(",
+        (
+            f"{_INTEGRATION}relay.py::test_a_relay_that_dies_while_it_settles_the_last_report_settles_it_at_the_next_answer",
+        ),
     ),
 )

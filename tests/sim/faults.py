@@ -32,6 +32,8 @@ class Faults:
 
     NUMBERS: tuple[int, ...] = (0, 2, 5, 8)
     """How much goes wrong at random moments."""
+    FIRST = 1.0
+    """Nothing of that sooner. Seconds."""
 
     def __init__(self, world: World) -> None:
         dice = world.dice("faults")
@@ -117,7 +119,7 @@ class Faults:
         kinds += [self._kill_parent, self._freeze_parent, self._jump, self._spoil]
         kinds += self._more()
         for _ in range(dice.choice(self.NUMBERS)):
-            world.at(dice.uniform(1.0, world.calm), dice.choice(kinds))
+            world.at(dice.uniform(self.FIRST, world.calm), dice.choice(kinds))
 
     def _more(self) -> list[Any]:
         """What else goes wrong in worlds of this kind."""

@@ -51,11 +51,12 @@ class Operator:
         }
 
         heard: list[int] = []
+        server = world.asked(number)
 
         def submit() -> None:
             """A program tries again until it is heard; the key makes that one run."""
             if not heard:
-                world.parent.do(f"submit {number}", lambda: heard.append(lifecycle.submit(**work).pk))
+                server.do(f"submit {number}", lambda: heard.append(lifecycle.submit(**work).pk))
 
         submit()
         for seconds in (dice.uniform(0.1, 3.0), 15.0):

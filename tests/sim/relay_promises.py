@@ -52,7 +52,7 @@ class RelayPromises(Promises):
                 raise Broken(f"4: {executing[run]} slots execute run {run}; {origins[run][4]} were granted above")
         if not fresh:
             return
-        capacity = dict(self._read("SELECT id, capacity FROM nodes_node").fetchall())
+        capacity = self._slots()
         running: Counter[int] = Counter()
         for (run, node), slots in held.items():
             running[run] += min(slots, capacity[node])
@@ -67,6 +67,11 @@ class RelayPromises(Promises):
             of = sum(slots for run, slots in running.items() if self._runs[run][8] == kind)
             if of > most and any(self._runs[run][8] == kind for run in fresh):
                 raise Broken(f"4: {of} slots are taken by {kind} for the server above, which allows {most}")
+
+    def _slots(self) -> dict[int, int]:
+        """Node -> its slots: of a relay so many as it has told of."""
+        told = "min(capacity, coalesce(json_extract(facts, '$.slots'), 0))"
+        return dict(self._read(f"SELECT id, iif(role = 'relay', {told}, capacity) FROM nodes_node").fetchall())
 
     def _is_above(self, origin: Any, start: int, stop: int) -> None:
         """What is done with here has been accepted there."""
@@ -89,6 +94,9 @@ class RelayPromises(Promises):
         if self._server in list(self._world._connected()):
             super().settle()
             self._kept()
+
+    def _came(self, way: str, node: str) -> bool:
+        return f"/{way}".endswith(f"/{self._server.name}/{node}")
 
     def _kept(self) -> None:
         """What a node below was told to be durable has gone up, or was not wanted any more there."""

@@ -31,12 +31,13 @@ class Tree(World):
 
     KIND = "t"
     ROOT = "root"
-    CALM = (8.0, 12.0, 18.0, 30.0)
+    CALM = (14.0, 20.0, 28.0)
     # A root hears of what is below with a beat of each level.
     BEATS = (3.0, 4.0, 6.0)
     STARTED = 1.0
-    COUNTS = (2, 4, 6, 8)
+    COUNTS = (4, 6, 8, 12)
     RUNS = (1, 1, 1, 2)
+    SECONDS = (0.3, 1.0, 1.5)
 
     def __init__(self, seed: int, tell: Any = None) -> None:
         super().__init__(seed, tell)
@@ -97,6 +98,11 @@ class Tree(World):
         connected = list(self._connected())
         return connected[-1] if dice.random() < 0.5 else dice.choice(connected)
 
+    def asked(self, run: int) -> Parent:
+        """A relay has runs of its own sometimes, which it saves itself."""
+        dice = self.dice(f"run {run}")
+        return dice.choice(self.servers) if dice.random() < 0.2 else self.parent
+
     def _connected(self) -> Iterator[Parent]:
         found = [self.parent]
         for server in found:
@@ -110,7 +116,8 @@ class Tree(World):
 class Moves(Faults):
     """What else goes wrong in a tree."""
 
-    NUMBERS = (2, 4, 6, 8)
+    NUMBERS = (3, 5, 7)
+    FIRST = 5.0
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -119,7 +126,7 @@ class Moves(Faults):
             self._hot[dice.choice(["relay.taken", "relay.numbered", "relay.passed"])] = dice.choice([0.1, 0.3, 0.6])
 
     def _more(self) -> list[Any]:
-        return [self._move, self._move, self._kill_relay, self._kill_relay, self._island]
+        return [self._move, self._move, self._move, self._kill_relay, self._kill_relay, self._island]
 
     def _some_relay(self) -> Relay:
         return self._dice.choice([each for each in self._world.children.values() if isinstance(each, Relay)])

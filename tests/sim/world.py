@@ -72,6 +72,8 @@ class World(Timeline):
     """Until when everybody has been started, in seconds."""
     COUNTS: tuple[int, ...] = (1, 2, 3, 4, 6, 10)
     """Items of a run."""
+    SECONDS: tuple[float, ...] = (0.05, 0.5, 1.0)
+    """Of one item."""
     RUNS: tuple[int, ...] = (1, 1, 1, 2, 3)
     """How many there are."""
 
@@ -94,7 +96,7 @@ class World(Timeline):
         self.timeout = dice.choice([8.0, 15.0])
         keys = [f"r{run}-{index}" for run in range(3) for index in range(10)]
         self.fates = Fates(
-            seconds=dice.choice([0.05, 0.5, 1.0]),
+            seconds=dice.choice(self.SECONDS),
             poison=frozenset(dice.sample(keys, dice.choice([0, 0, 0, 1, 3]))),
             hang=frozenset(dice.sample(keys, dice.choice([0, 0, 0, 0, 1]))),
             doomed=frozenset(dice.sample(keys, dice.choice([0, 0, 2, 6]))),
@@ -242,6 +244,10 @@ class World(Timeline):
         dice = self.dice("newcomer")
         self._add_child(Child(self, "newcomer"), self._host(dice), dice)
         self.after(0.5, self.operator.make_good)
+
+    def asked(self, run: int) -> Parent:
+        """Who is to do run number ``run``."""
+        return self.parent
 
     def _host(self, dice: random.Random) -> Parent:
         """Who gets one more child."""
