@@ -17,7 +17,7 @@ from django.db import connection
 from api import beats, limits, revoked
 from dispatch import configuration, ending, events, queue, rated, synclog
 from dispatch.lifecycle import kept
-from dispatch.relay import place
+from dispatch.relay import bundles, place
 from dispatch.results import room
 from dispatch.results import saver as saver_
 from tests.sim.clock import Bell
@@ -44,9 +44,10 @@ class Kept(Generic[Value]):
 KEPT = {name: Kept(getattr(kept, name).__wrapped__) for name in ("about", "beyond", "remembered", "frozen")}
 FRESH: tuple[tuple[Any, str, Callable[[], Any]], ...] = (
     *((each, "known", dict) for each in KEPT.values()),
-    (configuration, "_newest", lambda: configuration.NONE),
+    (configuration, "_given", lambda: configuration.Given(configuration.NONE, configuration.NONE)),
     (configuration, "_looked", lambda: None),
-    (configuration, "_document", lambda: None),
+    (configuration, "_documents", dict),
+    (bundles, "_read", lambda: None),
     (revoked, "watch", revoked.Watch),
     (limits, "keys", limits.KeyLimits),
     (beats, "pace", beats.Pace),
@@ -59,7 +60,7 @@ FRESH: tuple[tuple[Any, str, Callable[[], Any]], ...] = (
     (rated, "_live", dict),
     (synclog, "_sums", dict),
     (synclog, "_flushed", float),
-    *((events, name, Bell) for name in ("dispatcher", "saver", "relay")),
+    *((events, name, Bell) for name in ("dispatcher", "saver", "relay", "inputs")),
     (events, "_listeners", list),
     (events, "_loop", lambda: None),
     (events, "_count", lambda: itertools.count(1)),

@@ -10,7 +10,8 @@ from tests.sim.runs import run
 from tests.sim.summary import Summary
 
 WORLDS, PART = 500, 100
-TREES = 500
+TREES = 100
+"""A tree costs three times what a world with one parent does; CI runs 400 more by themselves (``make trees``)."""
 JOBS = os.cpu_count() or 1
 """Processes of a part: pytest-xdist gives all parts to one of its own."""
 
