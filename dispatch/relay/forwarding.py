@@ -72,7 +72,8 @@ def _with_news(parent: str, now: datetime) -> QuerySet[Origin]:
     """Those of which there may be something to send: asked with each report that comes from below."""
     waiting = Receipt.objects.filter(origin=OuterRef("pk"), saved_at=None)
     going_on = Shard.objects.filter(run=OuterRef("pk"), state__in=OPEN)
-    done = Q(run__cut__gte=F("run__count")) & ~Exists(going_on)
+    # Where tokens came with it, work may end with items that still wait (``leased.broken``).
+    done = Q(run__cut__gte=F("run__count")) & (~Exists(going_on) | ~Q(rate=""))
     since = now - timedelta(seconds=PART_SECONDS)
     late = Q(sent_at__lte=since) | Q(sent_at=None, run__created_at__lte=since)
     return Origin.objects.filter(

@@ -18,9 +18,11 @@ from api import agent as agent_routes
 from api import authentication, beats
 from dispatch import lifecycle
 from dispatch.lifecycle.staged import Row
-from dispatch.models import Allocation, Receipt, Run, Shard, StagedRow
+from dispatch.models import Allocation, Question, Receipt, Run, Shard, StagedRow
+from dispatch.relay import asking
 from nodes import failpoints, keys, registry, signing
 from nodes.keys import Caller, IssuedKey
+from nodes.messages import Told
 from nodes.models import AccessKey, Node
 from nodes.protocol import CascadeError, Conflict, FieldError, Forbidden, Unauthenticated
 from tests.integration.factory import Child, Work, at_once, child, dispatch, done, failure, partly, submit
@@ -138,7 +140,7 @@ def test_of_many_open_sockets_the_dead_ones_are_found_in_one_look(key, django_as
 
 # Revoked after it was authenticated, before it acts
 
-RECORDS = (Node, Run, Shard, Allocation, Receipt, StagedRow, AccessKey)
+RECORDS = (Node, Run, Shard, Allocation, Receipt, StagedRow, Question, AccessKey)
 
 
 def records() -> str:
@@ -157,6 +159,7 @@ def busy() -> tuple[Child, Work, Work, int]:
     submit(1)
     dispatch()
     (offered,) = made.offered(second.allocation)
+    Question.objects.create(node_id=made.id, within=6.0)
     return made, first, second, offered
 
 
@@ -176,6 +179,9 @@ VERBS: dict[str, Callable[[Child, Work, Work, int], Any]] = {
     "report_staged": lambda made, first, second, offered: lifecycle.report_staged(made.caller, first.allocation, {}),
     "report_failure": lambda made, first, second, offered: lifecycle.report_failure(
         made.caller, first.allocation, "it broke"
+    ),
+    "tell": lambda made, first, second, offered: asking.told(
+        made.caller, [Told(Question.objects.order_by("-pk").values_list("pk", flat=True).first() or 0, 200, {}, "")]
     ),
     "rotate": lambda made, first, second, offered: keys.rotate_own(
         replace(made.caller, content_digest="sha-256=:x:"), public()
