@@ -19,7 +19,7 @@ class Defence:
 
 _INTEGRATION = "tests/integration/test_"
 _UNIT = "tests/unit/test_"
-_TREES = "tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_trees[0]"
+_TREES = "tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_trees"
 
 DEFENCES = (
     # Reports and results
@@ -636,28 +636,28 @@ DEFENCES = (
         "dispatch/deciding/reports.py",
         "    if held.live:\n",
         "    if True:\n",
-        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds[0]",),
+        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds",),
     ),
     Defence(
         "the other copy is superseded",
         "dispatch/deciding/reports.py",
         "    if beaten := tuple(pk for shard in sorted(won) for pk in known.twins.get(shard, ())):",
         "    if beaten := ():",
-        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds[0]",),
+        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds",),
     ),
     Defence(
         "the ledger is asked after a crash",
         "dispatch/results/saver.py",
         "        return self._in_ledger([receipt for receipt in receipts if receipt.pk <= self._doubtful])",
         "        return {}",
-        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds[0]",),
+        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds",),
     ),
     Defence(
         "what a torn log has lost is saved again",
         "dispatch/results/saver.py",
         "            self._replay()\n",
         "            pass\n",
-        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds[0]",),
+        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds",),
     ),
     Defence(
         "a new session frees what it does not name",
@@ -671,7 +671,7 @@ DEFENCES = (
         "nodes/keys.py",
         ".filter(pk__in=keyed, revoked_at=None)",
         ".filter(pk__in=keyed)",
-        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds[0]",),
+        ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds",),
     ),
     Defence(
         "a copy that failed is not made again for the same attempt",
