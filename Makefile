@@ -11,7 +11,7 @@ dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format sim worlds chaos mutations bench clean run-packages dev-packages
+.PHONY: help demo serve test lint format sim trees worlds chaos mutations bench clean run-packages dev-packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -45,6 +45,9 @@ format: dev-packages ## put the code into the style that lint wants
 
 sim: dev-packages ## the promises in simulated worlds and trees that fail: SEED=7 or SEED=t7 replays one, SEEDS=5000 runs so many
 	@$(py) -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+trees: dev-packages ## real trees of relays, killed, cut off and moved; CI runs them beside `make test`
+	@$(py) -m pytest -n 2 --dist loadfile -m "trees and not long" tests/acceptance
 
 worlds: dev-packages ## what CI runs beside `make test`: 500 simulated worlds with one parent, and 500 trees of relays
 	@$(py) -m tests.sim --kind plain --from 100 --seeds 400 --jobs 2

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from tempfile import TemporaryFile
 
-SIDE_BY_SIDE = ["--dist", "loadfile", "--no-loadscope-reorder", "-m", "not long"]
+SIDE_BY_SIDE = ["--dist", "loadfile", "--no-loadscope-reorder", "-m", "not long and not trees"]
 """Files of tests in several processes, the long ones, which come first, first."""
 ALL = ["-n", "3", *SIDE_BY_SIDE]
 """Those with processes of their own, which are most of the time, wait a third of it."""

@@ -17,6 +17,8 @@ from cascade.local import Child, LocalTree
 from nodes.agent.configuration import Damaged, Store
 from tests.acceptance.trees import EVEN, account, alive, label, numbered, rows, until, workers
 
+pytestmark = pytest.mark.trees
+
 # Beats alone would take a cancel longer than the test allows: three of them, one after the other.
 ENV = {"CASCADE_FALLBACK_WORKERS": "0", "CASCADE_BEAT_SECONDS": "5", "CASCADE_LEASE_SECONDS": "30"}
 CARRIERS = ["push", "pull"]

@@ -15,6 +15,8 @@ from cascade.local import Child, LocalTree
 from nodes import failpoints
 from tests.acceptance.trees import allocations, until
 
+pytestmark = pytest.mark.trees
+
 ENV = {"CASCADE_FALLBACK_WORKERS": "0", "CASCADE_LEASE_SECONDS": "4", "CASCADE_BEAT_SECONDS": "0.5"}
 LEAVES = 2
 

@@ -16,6 +16,8 @@ from tests.acceptance.trees import until
 from tests.feed_server import serving
 from tests.unit.feed_writing import item, rss
 
+pytestmark = pytest.mark.trees
+
 ENV = {
     "CASCADE_FALLBACK_WORKERS": "0",
     "CASCADE_LEASE_SECONDS": "6",

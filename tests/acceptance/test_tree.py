@@ -14,6 +14,8 @@ import pytest
 from cascade.local import Child, LocalTree
 from tests.acceptance.trees import until
 
+pytestmark = pytest.mark.trees
+
 ENV = {
     "CASCADE_FALLBACK_WORKERS": "0",
     "CASCADE_LEASE_SECONDS": "4",
