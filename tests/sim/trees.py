@@ -98,11 +98,6 @@ class Tree(World):
         connected = list(self._connected())
         return connected[-1] if dice.random() < 0.5 else dice.choice(connected)
 
-    def asked(self, run: int) -> Parent:
-        """A relay has runs of its own sometimes, which it saves itself."""
-        dice = self.dice(f"run {run}")
-        return dice.choice(self.servers) if dice.random() < 0.2 else self.parent
-
     def _connected(self) -> Iterator[Parent]:
         found = [self.parent]
         for server in found:
