@@ -10,7 +10,7 @@ from tests.sim.runs import run
 from tests.sim.summary import Summary
 
 WORLDS, TREES = 100, 50
-"""The first of those that CI runs, five hundred of each kind; the rest of them by ``make worlds``."""
+"""The first of those that CI runs; the rest of them by ``make worlds``."""
 JOBS = os.cpu_count() or 1
 """Processes at a time: pytest-xdist gives all tests of a file to one of its own."""
 
