@@ -49,9 +49,9 @@ sim: dev-packages ## the promises in simulated worlds and trees that fail: SEED=
 trees: dev-packages ## real trees of relays, killed, cut off and moved; CI runs them beside `make test`
 	@$(py) -m pytest -n 2 --dist loadfile -m "trees and not long" tests/acceptance
 
-worlds: dev-packages ## what CI runs beside `make test`: 500 simulated worlds with one parent, and 480 trees of relays
+worlds: dev-packages ## what CI runs beside `make test`: 500 simulated worlds with one parent, and 500 trees of relays
 	@$(py) -m tests.sim --kind plain --from 100 --seeds 400 --jobs 2
-	@$(py) -m tests.sim --kind tree --from 50 --seeds 430 --jobs 2
+	@$(py) -m tests.sim --kind tree --from 50 --seeds 450 --jobs 2
 
 chaos: dev-packages ## the promises with real processes, killed, frozen and cut off: MINUTES=10
 	@$(py) -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

@@ -188,11 +188,7 @@ class Agent:
         deadline = self._loop.time() + self.config.drain_seconds
         await self._release([*(work.allocation for work in self._queue), *self._fetching], "the node stops")
         await self._say_leaving()
-        while self._bundles and (left := deadline - self._loop.time()) > 0:
-            self._changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
+        await self._until(deadline - self._loop.time(), lambda: not self._bundles)
         unfinished = [work.allocation for bundle in self._bundles for work in bundle.works]
         unfinished += [*(work.allocation for work in self._queue), *(self._refused & self._held)]
         if unfinished:
