@@ -490,6 +490,22 @@ DEFENCES = (
         ("tests/integration/test_room.py::test_segments_count_until_they_are_removed",),
     ),
     Defence(
+        "what was uploaded is named though the next finds no room",
+        "nodes/agent/sender.py",
+        "            lacking = error\n",
+        "            raise\n",
+        (
+            "tests/unit/test_agent_reports.py::test_a_parent_without_room_for_all_is_told_whose_it_has_or_it_would_wait_for_that_for_ever",
+        ),
+    ),
+    Defence(
+        "and by a relay as well",
+        "dispatch/relay/upward.py",
+        "                lacking = error\n",
+        "                raise\n",
+        ("tests/integration/test_relay_room.py::test_what_was_brought_is_named_though_the_next_finds_no_room",),
+    ),
+    Defence(
         "the disk's reserve (507)",
         "dispatch/results/room.py",
         "    if free < settled.disk_reserve + size:",

@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -332,20 +332,31 @@ class Upward:
     async def _forward(self, sendings: Sequence[Sending]) -> None:
         self._reporting = {each.entry["allocation"] for each in sendings}
         try:
-            damaged = await self._upload({each.entry["segment"] for each in sendings if each.entry.get("segment")})
+            damaged: set[str] = set()
+            lacking: Unreachable | None = None
+            try:
+                await self._upload((each.entry["segment"] for each in sendings if each.entry.get("segment")), damaged)
+            except Unreachable as error:
+                # A parent without room makes some by saving what it was brought already, once it is told whose that is.
+                if not (sendings := _brought(sendings, self._uploaded | damaged)):
+                    raise
+                lacking = error
             if torn := {each.entry["allocation"] for each in sendings if each.entry.get("segment") in damaged}:
                 # Parts come one after the other, so behind one that is lost none can follow.
                 await self._give_back(torn, "a result was damaged on the relay's disk")
             whole = [each for each in sendings if each.entry["allocation"] not in torn]
             for message in forwarding.messages(whole):
                 await self._report(message)
+            if lacking is not None:
+                raise lacking
         finally:
             self._reporting = set()
 
-    async def _upload(self, segments: set[str]) -> set[str]:
-        """Brings those to the parent that it does not have. Returns the ones that are damaged here."""
-        damaged = set()
-        for segment in sorted(segments - self._uploaded):
+    async def _upload(self, segments: Iterable[str], damaged: set[str]) -> None:
+        """Brings those to the parent that it does not have; the ones that are damaged here are added to ``damaged``."""
+        for segment in dict.fromkeys(segments):
+            if segment in self._uploaded:
+                continue
             try:
                 await self._link.rest.upload(segment, spool.path(settings.CASCADE.spool, segment))
                 self._uploaded.add(segment)
@@ -355,7 +366,6 @@ class Upward:
                 logger.error("segment %s is damaged: its items are given back", segment)
                 await asyncio.to_thread(spool.quarantine, settings.CASCADE.spool, segment)
                 damaged.add(segment)
-        return damaged
 
     async def _report(self, sendings: Sequence[Sending]) -> None:
         reply = await self._link.call("report", {"reports": [each.entry for each in sendings]})
@@ -433,3 +443,18 @@ class Upward:
         if held := await self._in_thread(taking.held, self.parent):
             await self._give_back(held, "the relay stops")
         await self._beat(leaving=True)
+
+
+def _brought(sendings: Sequence[Sending], segments: Collection[str]) -> list[Sending]:
+    """Those whose rows are among ``segments`` or in themselves, up to the first of each allocation that lacks its own.
+
+    Parts of an allocation come one after the other.
+    """
+    lacking: set[int] = set()
+    found = []
+    for each in sendings:
+        if (segment := each.entry.get("segment")) and segment not in segments:
+            lacking.add(each.origin)
+        if each.origin not in lacking:
+            found.append(each)
+    return found

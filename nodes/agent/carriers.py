@@ -35,6 +35,8 @@ Body = dict[str, Any]
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
 REPLY_SECONDS = 30.0
+UPLOAD_SECONDS = 60.0
+"""Without a byte going either way. A segment is on the parent's disk long before; a lost answer must not cost more."""
 EMPTY_SECONDS = 1.0
 LIVELY_SECONDS = 10.0
 """A socket that carried messages for so long counts as one that works: the waits start small again."""
@@ -96,7 +98,7 @@ class Rest:
 
     async def upload(self, sha256: str, file: Path) -> None:
         """Brings a segment to the parent's spool; doing it again costs nothing there."""
-        await self._run("PUT", f"/api/v1/agent/segments/{sha256}", file, 300.0)
+        await self._run("PUT", f"/api/v1/agent/segments/{sha256}", file, UPLOAD_SECONDS)
 
     async def fetch(self, name: str) -> bytes:
         """What the parent has under this name, as it is. Raises Unreachable, Refused."""

@@ -130,9 +130,17 @@ class Sender:
         entries = _fitting(self._outbox.waiting(self._batch))
         if not entries:
             return
-        for segment in sorted({entry["segment"] for entry in entries if entry.get("segment")} - self._uploaded):
-            if not await self._upload(segment):
-                return
+        lacking: Unreachable | None = None
+        try:
+            for segment in dict.fromkeys(entry["segment"] for entry in entries if entry.get("segment")):
+                if segment not in self._uploaded and not await self._upload(segment):
+                    return
+        except Unreachable as error:
+            # A parent without room makes some by saving what it was brought already, once it is told whose that is.
+            entries = [entry for entry in entries if entry.get("segment") in {None, *self._uploaded}]
+            if not entries:
+                raise
+            lacking = error
         try:
             reply = await self._link.call("report", {"reports": entries})
         except Refused as error:
@@ -153,6 +161,8 @@ class Sender:
             raise
         self._batch = min(2 * self._batch, REPORT_LIMIT)
         self._settle(entries, reply.get("results") or [])
+        if lacking is not None:
+            raise lacking
 
     def _settle(self, entries: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
         """What the parent says of each entry. Raises Unreachable where the same has to be sent again."""

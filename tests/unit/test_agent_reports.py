@@ -30,6 +30,8 @@ class Parent:
     def __init__(self, server: Server) -> None:
         self.reported: list[dict[str, Any]] = []
         self.uploads = 0
+        self.room: int | None = None
+        """So many uploaded segments it keeps that no report has named; no more."""
         self.released: list[int] = []
         self.leaving = False
         self.verdict: Verdict = lambda entry: {"status": 200}
@@ -39,6 +41,10 @@ class Parent:
     def answer(self, asked: Asked) -> Answer:
         verb = asked.path.rsplit("/", 1)[1]
         if asked.method == "PUT":
+            if self.room == 0:
+                return told(429, {"detail": "no room"}, Retry_After="0")
+            if self.room is not None:
+                self.room -= 1
             self.uploads += 1
             return told(201, {})
         body = json.loads(asked.body)
@@ -57,6 +63,8 @@ class Parent:
                 return self.refusal
             results.append({"allocation": entry["allocation"], **result})
         self.reported += body["reports"]
+        if self.room is not None:
+            self.room += len({entry["segment"] for entry in body["reports"]})
         statuses = {result["status"] for result in results}
         return told(statuses.pop() if len(statuses) == 1 else 200, {"results": results})
 
@@ -182,6 +190,16 @@ async def test_a_segment_that_the_parent_has_no_more_is_uploaded_again(parent, t
     await run_until(url, prepared(tmp_path, entry(1, segment=SEGMENT, offset=0), segments=(SEGMENT,)), empty)
     assert scripted.uploads == 2
     assert not list(tmp_path.glob("*.arrow"))
+
+
+async def test_a_parent_without_room_for_all_is_told_whose_it_has_or_it_would_wait_for_that_for_ever(parent, tmp_path):
+    scripted, url = parent
+    scripted.room = 1
+    segments = tuple(letter * 64 for letter in "abc")
+    entries = [entry(pk, segment=segment, offset=0) for pk, segment in enumerate(segments)]
+    await run_until(url, prepared(tmp_path, *entries, segments=segments), empty)
+    assert (scripted.room, scripted.uploads) == (1, 3)
+    assert [each["segment"] for each in scripted.reported] == list(segments)
 
 
 async def test_a_parent_that_keeps_no_segment_is_not_sent_one_without_pause(parent, tmp_path):
