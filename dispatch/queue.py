@@ -26,6 +26,7 @@ from nodes import failpoints, registry
 from nodes.cooling import cool_until
 from nodes.executors.base import Pace
 from nodes.models import Node, Quota
+from nodes.prepared import Given, Prepared
 from nodes.protocol import Conflict, NotFound
 from nodes.transactions import retried, write
 
@@ -137,7 +138,7 @@ def explain(run_id: int | None = None) -> Plan:
 def locked() -> list[Node]:
     """The active nodes; nobody else grants to any of them before the transaction, which must be open, ends."""
     # The nodes' rows are the lock: capacity, quotas and rates of a pass hold until its grants are written.
-    return list(Node.objects.select_for_update().filter(active=True).order_by("pk"))
+    return _LOCKED.objects()
 
 
 def _write(plan: Plan, terms: Terms, now: dt.datetime) -> None:
@@ -152,15 +153,27 @@ def _write(plan: Plan, terms: Terms, now: dt.datetime) -> None:
 
 
 def _something_to_do(now: dt.datetime) -> bool:
-    running = Run.objects.filter(state=RunState.RUNNING)
-    return (
-        running.filter(cut__lt=F("count")).exists()
-        or Shard.objects.filter(_ready(now), state=ShardState.PENDING, run__state=RunState.RUNNING).exists()
-    )
+    return _UNCUT.any() or _READY.any(now=now)
 
 
-def _ready(now: dt.datetime) -> Q:
+def _ready(now: dt.datetime | Given) -> Q:
     return Q(not_before=None) | Q(not_before__lte=now)
+
+
+_LOCKED = Prepared(lambda: Node.objects.select_for_update().filter(active=True).order_by("pk"))
+_UNCUT = Prepared(
+    lambda: Run.objects.filter(state=RunState.RUNNING, cut__lt=F("count")).order_by().values_list("pk")[:1]
+)
+_PENDING = Shard.objects.filter(_ready(Given("now")), state=ShardState.PENDING).order_by().values_list("pk")
+_READY = Prepared(lambda: _PENDING.filter(run__state=RunState.RUNNING)[:1])
+_READY_OF = Prepared(lambda: _PENDING.filter(run=Given("run"))[:1])
+_RUNS = Prepared(lambda: _running().defer("items", "params"))
+_QUOTAS = Prepared(lambda: Quota.objects.filter(node_id__among=Given("nodes")))
+_LIVE = Allocation.objects.filter(state__in=LIVE).order_by()
+_IN_USE = Prepared(
+    lambda: _LIVE.filter(node__isnull=False).values_list("node_id", "type", "item").annotate(slots_=Sum("slots"))
+)
+_SERVED = Prepared(lambda: _LIVE.values_list("run_id").annotate(slots_=Sum("slots")))
 
 
 def _plan(
@@ -175,7 +188,7 @@ def _plan(
     """``most`` is for an operator's wish: so many grants, nothing queued ahead, nothing left to other nodes."""
     settled = settings.CASCADE
     offered = offers(nodes, now)
-    runs = list(_running(run_id).defer("items", "params"))
+    runs = _RUNS.objects() if run_id is None else list(_running(run_id).defer("items", "params"))
     limits = buckets.limits() if any(run.rate_key for run in runs) else Limits(())
     if limits and lock:
         leased.reclaim(now)
@@ -225,14 +238,13 @@ def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
     """What each of ``nodes`` has and holds, as the allocator takes it."""
     settled = settings.CASCADE
     quotas: dict[int, dict[tuple[str, str], QuotaRule]] = defaultdict(dict)
-    for quota in Quota.objects.filter(node__in=nodes):
+    for quota in _QUOTAS.objects(nodes=[node.pk for node in nodes]):
         quotas[quota.node_id][quota.task_type, quota.item] = QuotaRule(quota.slots, quota.limit)
     for node in nodes:
         if node.role == Node.Role.RELAY:
             _as_told(node, quotas[node.pk])
     in_use: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-    live = Allocation.objects.filter(state__in=LIVE, node__isnull=False).order_by()
-    for node, task_type, item, count in live.values_list("node_id", "type", "item").annotate(Sum("slots")):
+    for node, task_type, item, count in _IN_USE.rows():
         in_use[node][task_type, item] = count
     return [
         Offer(
@@ -325,10 +337,10 @@ def _demands(
 
 def _served(offers: Sequence[Offer]) -> dict[int, tuple[int, int]]:
     """Run -> slots it has, and how many of them on other nodes than the parent's own worker."""
-    live = Allocation.objects.filter(state__in=LIVE).order_by().values_list("run_id")
     embedded = [offer.node for offer in offers if offer.embedded]
     if not embedded:
-        return {run: (slots, slots) for run, slots in live.annotate(Sum("slots"))}
+        return {run: (slots, slots) for run, slots in _SERVED.rows()}
+    live = _LIVE.values_list("run_id")
     elsewhere = Sum("slots", filter=~Q(node_id__in=embedded), default=0)
     return {run: (slots, others) for run, slots, others in live.annotate(held=Sum("slots"), elsewhere=elsewhere)}
 
@@ -357,6 +369,8 @@ def _returned(now: dt.datetime, runs: Sequence[Run], *, rated: bool = False) -> 
     for a rate limit, so that it can be told.
     """
     returned: dict[int, list[Piece]] = defaultdict(list)
+    if not rated and not (_READY_OF.any(now=now, run=runs[0].pk) if len(runs) == 1 else _READY.any(now=now)):
+        return returned
     ready = _ready(now) | Q(attempts=0, deaths=0, losses=0) if rated else _ready(now)
     # Not the runs by number: there may be more of them than a query takes.
     of_runs = Q(run=runs[0].pk) if len(runs) == 1 else Q(run__in=_running().values("pk"))

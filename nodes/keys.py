@@ -16,6 +16,7 @@ from django.utils import timezone
 from nodes import signing
 from nodes.executors.base import shown
 from nodes.models import AccessKey, Node, RegistrationKey
+from nodes.prepared import Given, Prepared
 from nodes.protocol import Conflict, FieldError, Forbidden, NotFound, Unauthenticated
 from nodes.transactions import retried, write
 
@@ -155,10 +156,28 @@ def _tell(node_id: int) -> None:
     transaction.on_commit(tell, robust=True)
 
 
+_UNREVOKED = Prepared(
+    lambda: AccessKey.objects.filter(pk=Given("key"), revoked_at=None, node__active=True).order_by().values_list("pk")
+)
+
+
+# Locked (PostgreSQL): otherwise a revocation could commit between this look and the caller's commit. On SQLite the
+# transaction is the only writer anyway.
+_LOCKED = Prepared(
+    lambda: (
+        AccessKey.objects.select_for_update(no_key=True)
+        .filter(pk__among=Given("keys"), revoked_at=None)
+        .order_by("pk")
+        .values_list("pk", "node_id")
+    )
+)
+_OWNERS = Prepared(lambda: Node.objects.filter(pk__among=Given("nodes")).order_by())
+
+
 def is_live(caller: Caller) -> bool:
     """Whether the key is unrevoked and its node active, as of now: for reading, where ``check_live`` is for changes."""
     if caller.key_id:
-        return AccessKey.objects.filter(pk=caller.key_id, revoked_at=None, node__active=True).exists()
+        return _UNREVOKED.any(key=caller.key_id)
     return _unkeyed(caller).exists()
 
 
@@ -180,21 +199,21 @@ def check_live(caller: Caller) -> Node:
 
 
 def check_all_live(callers: Sequence[Caller]) -> list[Node | Unauthenticated]:
-    """As ``check_live`` for each of them, in one query for all that have access keys."""
-    # Locked (PostgreSQL): otherwise a revocation could commit between this look and the caller's commit. On SQLite the
-    # transaction is the only writer anyway.
-    locked = AccessKey.objects.select_for_update(of=("self",), no_key=True).select_related("node").order_by("pk")
+    """As ``check_live`` for each of them, in two queries for all that have access keys."""
     keyed = {caller.key_id for caller in callers if caller.key_id}
-    keys = {key.pk: key for key in locked.filter(pk__in=keyed, revoked_at=None)} if keyed else {}
-    return [_live(caller, keys.get(caller.key_id)) if caller.key_id else _live_unkeyed(caller) for caller in callers]
+    nodes: dict[int, Node] = {}
+    if keyed and (owners := dict(_LOCKED.rows(keys=keyed))):
+        by_id = {node.pk: node for node in _OWNERS.objects(nodes=owners.values())}
+        nodes = {key: by_id[owner] for key, owner in owners.items() if owner in by_id}
+    return [_live(caller, nodes.get(caller.key_id)) if caller.key_id else _live_unkeyed(caller) for caller in callers]
 
 
-def _live(caller: Caller, key: AccessKey | None) -> Node | Unauthenticated:
-    if key is None or key.node_id != caller.node_id:
+def _live(caller: Caller, owner: Node | None) -> Node | Unauthenticated:
+    if owner is None or owner.pk != caller.node_id:
         return Unauthenticated(f"access key {caller.access_key} was revoked")
-    if not key.node.active:
-        return Unauthenticated(f"node {key.node.name} is not active; an operator can activate it")
-    return key.node
+    if not owner.active:
+        return Unauthenticated(f"node {owner.name} is not active; an operator can activate it")
+    return owner
 
 
 def _live_unkeyed(caller: Caller) -> Node | Unauthenticated:

@@ -33,6 +33,7 @@ from nodes.fields import (
 )
 from nodes.keys import IssuedKey, new_key
 from nodes.models import Heartbeat, Node, Nonce, Quota
+from nodes.prepared import Change, Given
 from nodes.protocol import Conflict, FieldError, NotFound
 from nodes.transactions import moment, set_rows, write
 
@@ -77,11 +78,14 @@ def is_fresh(node: Node, now: dt.datetime) -> bool:
     return node.last_beat_at >= now - dt.timedelta(seconds=settings.CASCADE.lease_seconds)
 
 
+_GRANTED = Change(lambda: Node.objects.filter(pk=Given("node")), last_grant=Given("number"))
+
+
 def granted(node_ids: Sequence[int], now: dt.datetime) -> None:
     """These nodes got work, in this order."""
     base = int(now.timestamp() * 1_000_000)
     for node_id, number in {node_id: base + at for at, node_id in enumerate(node_ids)}.items():
-        Node.objects.filter(pk=node_id).update(last_grant=number)
+        _GRANTED.run(node=node_id, number=number)
 
 
 def doubt(node_id: int, now: dt.datetime) -> None:

@@ -25,6 +25,7 @@ from nodes import executors, keys, registry
 from nodes.keys import Caller
 from nodes.messages import Claim
 from nodes.models import Node
+from nodes.prepared import Change, Given, Prepared
 from nodes.transactions import insert_rows, moment, retried, write
 
 ALLOCATION_COLUMNS = (
@@ -46,6 +47,28 @@ class Parcel(NamedTuple):
     slots: int
     relay: bool
     """Whether it goes to a relay, which is told more."""
+
+
+_CUT = Change(
+    lambda: Run.objects.filter(pk=Given("run"), cut=Given("first"), state=RunState.RUNNING), cut=Given("last")
+)
+_SHARDS = Prepared(
+    lambda: Shard.objects.filter(run=Given("run"), start__gte=Given("first"), start__lt=Given("last")).values_list(
+        "start", "pk"
+    )
+)
+_PATIENT = Prepared(
+    lambda: Node.objects.filter(pk__among=Given("nodes"), dialect__in=Node.PATIENT).order_by().values_list("pk")
+)
+_UNDELIVERED = Prepared(
+    lambda: (
+        Allocation.objects.filter(
+            node=Given("node"), state=AllocationState.PENDING, delivered=False, pk__gt=Given("after")
+        )
+        .order_by("pk")
+        .values_list("pk", "run_id", "start", "stop", "attempt", "slots", "node__role")[:OFFER_LIMIT]
+    )
+)
 
 
 def grant(plan: Plan, now: datetime) -> None:
@@ -72,18 +95,14 @@ def grant(plan: Plan, now: datetime) -> None:
             for run, piece, state in fresh
         ],
     )
-    Shard.objects.filter(pk__in=kept).update(state=ShardState.ALLOCATED, not_before=None, updated_at=now)
+    if kept:
+        Shard.objects.filter(pk__in=kept).update(state=ShardState.ALLOCATED, not_before=None, updated_at=now)
     shorten(grants, now)
     postpone(plan, now)
     ids: dict[tuple[int, int], int] = {}
     for run, (first, last) in cuts.items():
-        made_here = Shard.objects.filter(run=run, start__gte=first, start__lt=last).values_list("start", "pk")
-        ids.update({(run, start): pk for start, pk in made_here})
-    patient = set(
-        Node.objects.filter(pk__in={made.node for made in grants}, dialect__in=Node.PATIENT).values_list(
-            "pk", flat=True
-        )
-    )
+        ids.update({(run, start): pk for start, pk in _SHARDS.rows(run=run, first=first, last=last)})
+    patient = {node for (node,) in _PATIENT.rows(nodes={made.node for made in grants})}
     until = {
         False: moment(now + timedelta(seconds=settings.CASCADE.offer_seconds)),
         True: moment(now + timedelta(seconds=settings.CASCADE.patient_seconds)),
@@ -113,11 +132,7 @@ def _cut(plan: Plan) -> dict[int, tuple[int, int]]:
         if piece.shard is None:
             first, last = cuts.get(run, (piece.start, piece.stop))
             cuts[run] = min(first, piece.start), max(last, piece.stop)
-    return {
-        run: (first, last)
-        for run, (first, last) in cuts.items()
-        if Run.objects.filter(pk=run, cut=first, state=RunState.RUNNING).update(cut=last)
-    }
+    return {run: (first, last) for run, (first, last) in cuts.items() if _CUT.run(run=run, first=first, last=last)}
 
 
 def _kept(plan: Plan) -> set[int]:
@@ -235,11 +250,10 @@ def _beside(work: Sequence[Sequence[Any]]) -> dict[str, Any]:
 
 
 def _undelivered(node_id: int, after: int = 0) -> list[Parcel]:
-    waiting = Allocation.objects.filter(
-        node_id=node_id, state=AllocationState.PENDING, delivered=False, pk__gt=after
-    ).order_by("pk")
-    columns = waiting.values_list("pk", "run_id", "start", "stop", "attempt", "slots", "node__role")[:OFFER_LIMIT]
-    return [Parcel(*row[:-1], relay=row[-1] == Node.Role.RELAY) for row in columns]
+    return [
+        Parcel(pk, run, start, stop, attempt, slots, role == Node.Role.RELAY)
+        for pk, run, start, stop, attempt, slots, role in _UNDELIVERED.rows(node=node_id, after=after)
+    ]
 
 
 def not_live(node_id: int, ids: Sequence[int]) -> list[int]:

@@ -20,6 +20,7 @@ from dispatch.models import Allocation
 from dispatch.states import LIVE, AllocationState
 from nodes import registry
 from nodes.models import Node
+from nodes.prepared import Given, Prepared
 from nodes.transactions import retried, write
 
 EXPIRED = "the lease expired: no beat from the node"
@@ -40,9 +41,12 @@ def deliver(node: Node, ids: Sequence[int], now: datetime, *, known: bool = Fals
         return 0
     patience = loading.patience_of(node)
     # Locked, so that what is told of them still holds when it is written (PostgreSQL).
-    locked = Allocation.objects.select_for_update(of=("self",))
-    granted = locked.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
-    fresh = [Lease(pk) for pk in ids] if known and not node.patient else loading.leases(granted, patience)
+    if patience.polls_rarely:
+        locked = Allocation.objects.select_for_update(of=("self",))
+        granted = locked.filter(pk__in=list(ids), node_id=node.pk, state__in=LIVE, delivered=False)
+        fresh = loading.leases(granted, patience)
+    else:
+        fresh = [Lease(pk) for pk in ids] if known else [Lease(pk) for (pk,) in _GRANTED.rows(ids=ids, node=node.pk)]
     write_down(leases.lent(patience, fresh, now, begin=True), now)
     # Clients of the patient dialects say themselves when they begin (``begin``).
     if not node.patient:
@@ -55,14 +59,27 @@ def start(node: Node, ids: Sequence[int], now: datetime) -> None:
     start_all([(node, ids)], now)
 
 
+_EXECUTING = Prepared(
+    lambda: Allocation.objects.filter(node__among=Given("nodes"), state=AllocationState.EXECUTING).values_list(
+        "node_id", "pk", "slots"
+    )
+)
+_GRANTED = Prepared(
+    lambda: (
+        Allocation.objects.select_for_update(of=("self",))
+        .filter(pk__among=Given("ids"), node=Given("node"), state__in=LIVE, delivered=False)
+        .values_list("pk")
+    )
+)
+
+
 def start_all(running: Iterable[tuple[Node, Sequence[int]]], now: datetime) -> None:
     """As ``start`` for each node."""
     named = [(node, ids) for node, ids in running if ids]
     if not named:
         return
     executing: dict[int, dict[int, int]] = defaultdict(dict)
-    found = Allocation.objects.filter(node_id__in={node.pk for node, _ in named}, state=AllocationState.EXECUTING)
-    for node_id, pk, slots in found.values_list("node_id", "pk", "slots"):
+    for node_id, pk, slots in _EXECUTING.rows(nodes={node.pk for node, _ in named}):
         executing[node_id][pk] = slots
     for node, ids in named:
         known = executing[node.pk]

@@ -15,6 +15,7 @@ from dispatch.deciding.records import Shard as ShardRecord
 from dispatch.models import Allocation, Run, Shard
 from dispatch.states import LIVE
 from nodes.models import Node
+from nodes.prepared import Given, Prepared
 
 SLICE = 5000
 """So many ids a statement names at most."""
@@ -23,8 +24,14 @@ SHARD = ("pk", "run_id", "start", "stop", "state", "attempts", "deaths", "losses
 _LIVE_OF = "SELECT shard_id, id, node_id FROM dispatch_allocation WHERE state IN (%s, %s) AND shard_id IN ({})"
 
 
-def held(allocations: QuerySet[Allocation]) -> list[Held]:
-    return [Held(*row) for row in allocations.values_list(*HELD)]
+_HELD = Prepared(
+    lambda: Allocation.objects.select_for_update().filter(pk__among=Given("ids"), node=Given("node")).values_list(*HELD)
+)
+
+
+def held_by(node_id: int, ids: Sequence[int]) -> dict[int, Held]:
+    """Those of ``ids`` that this node has or had. Locked."""
+    return {row[0]: Held(*row) for row in _HELD.rows(node=node_id, ids=ids)}
 
 
 def attempts(allocations: QuerySet[Allocation]) -> list[tuple[Held, ShardRecord]]:

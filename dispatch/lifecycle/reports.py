@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
 from django.db import connection
+from django.db.models import TextField
 from django.utils import timezone
 
 from dispatch import events, synclog
@@ -27,6 +29,7 @@ from nodes.executors.base import Dataset
 from nodes.keys import Caller
 from nodes.messages import Entry
 from nodes.models import Node
+from nodes.prepared import Change, Given, Prepared
 from nodes.protocol import CascadeError, FieldError, TooLarge, Unprocessable
 from nodes.transactions import retried, write
 
@@ -62,8 +65,7 @@ def _report(caller: Caller, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     with write():
         node = keys.check_live(caller)
         _lock_shards([entry.allocation for entry in entries])
-        mine = _mine(caller, [entry.allocation for entry in entries])
-        held = {each.id: each for each in loading.held(mine.select_for_update())}
+        held = loading.held_by(caller.node_id, [entry.allocation for entry in entries])
         parted = {entry.allocation for entry in entries if entry.part}
         left = loading.left_of(each for each in held.values() if each.live and (each.parts or each.id in parted))
         answers = _judged(entries, held, lengths, left)
@@ -78,16 +80,12 @@ def _report(caller: Caller, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     _note(node.pk, entries, results)
     copies.tell_superseded(_beaten(pairs, twins))
     if batches:
-        events.changed()
         events.reported()
+        events.changed()
     return [
         {"allocation": entry.allocation, **results[entry.allocation], **({"part": entry.part} if entry.part else {})}
         for entry in entries
     ]
-
-
-def _mine(caller: Caller, ids: Sequence[int]) -> Any:
-    return Allocation.objects.filter(pk__in=list(ids), node_id=caller.node_id)
 
 
 def _lock_shards(ids: Sequence[int]) -> None:
@@ -119,11 +117,17 @@ def _digests(receipts: Sequence[int]) -> dict[int, str]:
     return {each["allocation"]: each["digest"] for manifest in manifests for each in manifest}
 
 
+_ABOVE = Prepared(lambda: Origin.objects.filter(run__among=Given("runs")).values_list("run", "above"))
+_ALIVE = Change(
+    lambda: Node.objects.filter(pk=Given("node")), speeds=Given("speeds", TextField()), last_beat_at=Given("now")
+)
+
+
 def _from_above(held: Iterable[Held]) -> dict[int, int]:
     """The runs that came from a node above, and which of its runs they are pieces of."""
     if settings.CASCADE.role != "relay":
         return {}
-    return dict(Origin.objects.filter(run__in={each.run for each in held}).values_list("run", "above"))
+    return dict(_ABOVE.rows(runs={each.run for each in held}))
 
 
 def _batches(
@@ -193,7 +197,10 @@ def _measure(node: Node, pairs: Iterable[tuple[Entry, Held]], above: Mapping[int
     """The node's seconds per item; also a sign of life."""
     speeds = reports.measured(node.speeds, pairs, lambda kind, run: pace_key(kind, above.get(run, run)))
     alive = {"last_beat_at": now} if registry.is_online(node, now) else {}  # one that has said good-bye stays offline
-    Node.objects.filter(pk=node.pk).update(speeds=speeds, **alive)
+    if alive:
+        _ALIVE.run(node=node.pk, speeds=json.dumps(speeds), now=now)
+    else:
+        Node.objects.filter(pk=node.pk).update(speeds=speeds)
 
 
 # What is in a report
@@ -206,7 +213,9 @@ Lengths = dict[tuple[str, str], int | Answer]
 def _segment_lengths(caller: Caller, entries: Sequence[Entry]) -> Lengths:
     if not entries:
         return {}
-    mine = _mine(caller, [entry.allocation for entry in entries]).filter(state__in=LIVE)
+    mine = Allocation.objects.filter(
+        pk__in=[entry.allocation for entry in entries], node_id=caller.node_id, state__in=LIVE
+    )
     types = dict(mine.values_list("pk", "type"))
     named = {(entry.segment, types[entry.allocation]) for entry in entries if entry.allocation in types}
     return {(segment, task_type): _rows_in(segment, executors.get(task_type).dataset) for segment, task_type in named}

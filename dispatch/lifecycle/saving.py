@@ -14,7 +14,12 @@ from dispatch.lifecycle import memories
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Receipt, Run, Shard
 from dispatch.states import RunState, ShardState
+from nodes.prepared import Given, Prepared
 from nodes.transactions import retried, write
+
+_WAITING = Prepared(
+    lambda: Receipt.objects.select_for_update().filter(pk__among=Given("receipts"), saved_at=None).values_list("pk")
+)
 
 
 @retried
@@ -22,8 +27,7 @@ def saved(receipts: Sequence[Receipt]) -> None:
     """These receipts' rows are in the result store. Repeating it, after a crash in between, changes nothing."""
     with write():
         # Another process may have come back from a crash with the same receipts.
-        waiting = Receipt.objects.select_for_update().filter(pk__in=[each.pk for each in receipts], saved_at=None)
-        fresh = set(waiting.values_list("pk", flat=True))
+        fresh = {pk for (pk,) in _WAITING.rows(receipts=[each.pk for each in receipts])}
         manifests = {each.pk: each.manifest for each in receipts if each.pk in fresh}
         write_down(endings.saved(manifests), timezone.now())
     events.changed()

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Value
+from django.db.models import F, IntegerField, Value
 from django.db.models.functions import Concat
 
 from dispatch import events
@@ -22,6 +22,7 @@ from dispatch.states import ALLOCATION, LIVE, RUN, SHARD, AllocationState, RunSt
 from nodes import executors, failpoints
 from nodes.messages import ItemOutcome
 from nodes.models import Node
+from nodes.prepared import Change, Given, Prepared
 from nodes.transactions import insert_rows, moment, update_rows
 
 SHARD_COLUMNS = (
@@ -47,9 +48,21 @@ def _end_allocations(effect: e.EndAllocations, now: datetime) -> None:
 
 
 def _move_shards(effect: e.MoveShards, now: datetime) -> None:
-    moved = Shard.objects.filter(pk__in=effect.ids, state__in=effect.among)
-    if moved.update(state=effect.state, updated_at=now, **effect.columns):
+    if effect.columns.keys() <= {"error"}:
+        move = _MOVE_AND_SAY if effect.columns else _MOVE
+        moved = move.run(
+            ids=effect.ids, among=list(map(str, effect.among)), state=str(effect.state), now=now, **effect.columns
+        )
+    else:
+        of_these = Shard.objects.filter(pk__in=effect.ids, state__in=effect.among)
+        moved = of_these.update(state=effect.state, updated_at=now, **effect.columns)
+    if moved:
         write_down(effect.then, now)
+
+
+_MOVED = Shard.objects.filter(pk__among=Given("ids"), state__among=Given("among"))
+_MOVE = Change(lambda: _MOVED, state=Given("state"), updated_at=Given("now"))
+_MOVE_AND_SAY = Change(lambda: _MOVED, state=Given("state"), updated_at=Given("now"), error=Given("error"))
 
 
 def _add_shards(effect: e.AddShards, now: datetime) -> None:
@@ -167,7 +180,14 @@ def _remember(effect: e.Remember, now: datetime) -> None:
 def _count_items(effect: e.CountItems, now: datetime) -> None:
     counts = {"saved": effect.saved, "failed": effect.failed, "quarantined": effect.quarantined}
     counts |= {"cancelled": effect.cancelled, "rows": effect.rows}
-    Run.objects.filter(pk=effect.run).update(**{name: F(name) + count for name, count in counts.items() if count})
+    if any(counts.values()):
+        _COUNT.run(run=effect.run, **counts)
+
+
+_COUNT = Change(
+    lambda: Run.objects.filter(pk=Given("run")),
+    **{name: F(name) + Given(name, IntegerField()) for name in ("saved", "failed", "quarantined", "cancelled", "rows")},
+)
 
 
 def _cut_whole(effect: e.CutWhole, now: datetime) -> None:
@@ -175,9 +195,7 @@ def _cut_whole(effect: e.CutWhole, now: datetime) -> None:
 
 
 def _end_runs(effect: e.EndRuns, now: datetime) -> None:
-    open_runs = Run.objects.filter(pk__in=effect.runs, state=RunState.RUNNING, growing=False)
-    columns = ("pk", "task__webhook_url", "count", "saved", "failed", "quarantined", "cancelled")
-    for pk, url, *counts in open_runs.values_list(*columns):
+    for pk, url, *counts in _OPEN.rows(runs=effect.runs):
         if (end := run_end(*counts)) is None:
             continue
         ended = Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=now)
@@ -185,6 +203,13 @@ def _end_runs(effect: e.EndRuns, now: datetime) -> None:
             transaction.on_commit(events.reducer.set)
         if ended and url:
             _announce(pk, url, now)
+
+
+_OPEN = Prepared(
+    lambda: Run.objects.filter(pk__among=Given("runs"), state=RunState.RUNNING, growing=False).values_list(
+        "pk", "task__webhook_url", "count", "saved", "failed", "quarantined", "cancelled"
+    )
+)
 
 
 def _announce(run_id: int, url: str, now: datetime) -> None:
@@ -202,27 +227,47 @@ def _reopen(effect: e.Reopen, now: datetime) -> None:
 
 
 def _settle(effect: e.Settle, now: datetime) -> None:
-    lost = {"purged_at": now, "rows": 0} if effect.lost else {}
-    Receipt.objects.filter(pk__in=effect.receipts, saved_at=None).update(saved_at=now, **lost)
+    if effect.lost:
+        lost = Receipt.objects.filter(pk__in=effect.receipts, saved_at=None)
+        lost.update(saved_at=now, purged_at=now, rows=0)
+    else:
+        _SETTLE.run(receipts=effect.receipts, now=now)
+
+
+_SETTLE = Change(lambda: Receipt.objects.filter(pk__among=Given("receipts"), saved_at=None), saved_at=Given("now"))
 
 
 def _lend(effect: e.Lend, now: datetime) -> None:
-    began = {} if effect.since is None else {"delivered_at": effect.since}
-    Allocation.objects.filter(pk__in=effect.ids, state__in=LIVE).update(deadline=effect.until, delivered=True, **began)
+    if effect.since is None:
+        _LEND.run(ids=effect.ids, until=effect.until)
+    else:
+        _LEND_FIRST.run(ids=effect.ids, until=effect.until, since=effect.since)
+
+
+_LENT = Allocation.objects.filter(pk__among=Given("ids"), state__in=LIVE)
+_LEND = Change(lambda: _LENT, deadline=Given("until"), delivered=True)
+_LEND_FIRST = Change(lambda: _LENT, deadline=Given("until"), delivered=True, delivered_at=Given("since"))
 
 
 def _begin(effect: e.Begin, now: datetime) -> None:
-    begun = Allocation.objects.filter(
-        pk__in=effect.ids,
-        node_id=effect.node,
-        delivered=True,
-        state__in=before(ALLOCATION, AllocationState.EXECUTING),
-    )
-    shards = list(begun.values_list("shard_id", flat=True))
-    begun.update(state=AllocationState.EXECUTING, started_at=now)
-    Shard.objects.filter(pk__in=shards, state__in=before(SHARD, ShardState.EXECUTING)).update(
-        state=ShardState.EXECUTING, updated_at=now
-    )
+    shards = [shard for (shard,) in _BEGINNING.rows(ids=effect.ids, node=effect.node)]
+    _BEGIN.run(ids=effect.ids, node=effect.node, now=now)
+    _BEGIN_SHARDS.run(shards=shards, now=now)
+
+
+_BEGUN = Allocation.objects.filter(
+    pk__among=Given("ids"),
+    node=Given("node"),
+    delivered=True,
+    state__in=before(ALLOCATION, AllocationState.EXECUTING),
+)
+_BEGINNING = Prepared(lambda: _BEGUN.values_list("shard_id"))
+_BEGIN = Change(lambda: _BEGUN, state=AllocationState.EXECUTING, started_at=Given("now"))
+_BEGIN_SHARDS = Change(
+    lambda: Shard.objects.filter(pk__among=Given("shards"), state__in=before(SHARD, ShardState.EXECUTING)),
+    state=ShardState.EXECUTING,
+    updated_at=Given("now"),
+)
 
 
 _WRITERS: Mapping[type[Any], Callable[[Any, datetime], Any]] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Sum
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from dispatch import events, lifecycle
@@ -23,6 +23,7 @@ from dispatch.relay import inputs, leased
 from dispatch.results import room
 from dispatch.states import ShardState
 from nodes import failpoints
+from nodes.prepared import Change, Given, Prepared
 from nodes.protocol import Conflict
 from nodes.transactions import retried, write
 
@@ -34,6 +35,19 @@ PART_SECONDS = 1.0
 """What an allocation has done is passed on so often while it goes on: a relay that dies costs what it did since."""
 OPEN = (ShardState.PENDING, ShardState.ALLOCATED, ShardState.EXECUTING)
 ENDED_BADLY = (ShardState.FAILED, ShardState.QUARANTINED, ShardState.CANCELLED)
+
+
+class Open(NamedTuple):
+    """An allocation of the node above that is not settled, and the run that it is here."""
+
+    pk: int
+    allocation: int
+    start: int
+    rate: str
+    sent_at: datetime | None
+    created_at: datetime
+    cut: int
+    items: int
 
 
 class Done(NamedTuple):
@@ -62,29 +76,40 @@ def due(parent: str, now: datetime | None = None) -> list[Sending]:
     """What is to be sent to ``parent``: the parts of each allocation in order, the last report behind them."""
     now = now or timezone.now()
     found: list[Sending] = []
-    news = _with_news(parent, now).select_related("run").defer("memory", "run__items")
-    for origin in news.order_by("pk"):
-        found += _of(origin, now)
+    for row in _NEWS.rows(parent=parent, since=now - timedelta(seconds=PART_SECONDS)):
+        found += _of(Open(*row), now)
     return found
 
 
-def _with_news(parent: str, now: datetime) -> QuerySet[Origin]:
+def _with_news() -> QuerySet[Origin, Any]:
     """Those of which there may be something to send: asked with each report that comes from below."""
     waiting = Receipt.objects.filter(origin=OuterRef("pk"), saved_at=None)
     going_on = Shard.objects.filter(run=OuterRef("pk"), state__in=OPEN)
     # Where tokens came with it, work may end with items that still wait (``leased.broken``).
     done = Q(run__cut__gte=F("run__count")) & (~Exists(going_on) | ~Q(rate=""))
-    since = now - timedelta(seconds=PART_SECONDS)
-    late = Q(sent_at__lte=since) | Q(sent_at=None, run__created_at__lte=since)
-    return Origin.objects.filter(
-        Q(Exists(waiting.filter(part__isnull=False))) | done | (late & Exists(waiting)), parent=parent, closed_at=None
+    late = Q(sent_at__lte=Given("since")) | Q(sent_at=None, run__created_at__lte=Given("since"))
+    news = Q(Exists(waiting.filter(part__isnull=False))) | done | (late & Exists(waiting))
+    columns = ("pk", "allocation", "start", "rate", "sent_at", "run__created_at", "run__cut", "run__count")
+    return Origin.objects.filter(news, parent=Given("parent"), closed_at=None).order_by("pk").values_list(*columns)
+
+
+_NEWS = Prepared(_with_news)
+_WAITING = Prepared(lambda: Receipt.objects.filter(origin=Given("run"), saved_at=None).order_by("pk"))
+_GOING_ON = Prepared(lambda: Shard.objects.filter(run=Given("run"), state__in=OPEN).order_by().values_list("pk")[:1])
+_ENDED = Prepared(
+    lambda: (
+        Shard.objects.filter(run=Given("run"), state__in=(*ENDED_BADLY, *OPEN))
+        .order_by("start")
+        .values_list("start", "stop", "state", "error")
     )
+)
+_SECONDS = Prepared(lambda: Allocation.objects.filter(pk__among=Given("ids")).order_by().values_list("seconds"))
 
 
-def _of(origin: Origin, now: datetime) -> list[Sending]:
+def _of(origin: Open, now: datetime) -> list[Sending]:
     done = _is_done(origin)
-    waiting = list(Receipt.objects.filter(origin=origin, saved_at=None).order_by("pk"))
-    early = now - (origin.sent_at or origin.run.created_at) < timedelta(seconds=PART_SECONDS)
+    waiting = _WAITING.objects(run=origin.pk)
+    early = now - (origin.sent_at or origin.created_at) < timedelta(seconds=PART_SECONDS)
     if not done and not any(receipt.part for receipt in waiting) and (early or not waiting):
         return []
     fresh = [receipt for receipt in waiting if receipt.part is None]
@@ -100,11 +125,10 @@ def _of(origin: Origin, now: datetime) -> list[Sending]:
     return sendings
 
 
-def _is_done(origin: Origin) -> bool:
-    if origin.run.cut < origin.run.count:
+def _is_done(origin: Open) -> bool:
+    if origin.cut < origin.items:
         return False
-    open_ = Shard.objects.filter(run=origin.run, state__in=OPEN)
-    return not open_.exists() or (bool(origin.rate) and leased.broken(origin.run_id))
+    return not _GOING_ON.any(run=origin.pk) or (bool(origin.rate) and leased.broken(origin.pk))
 
 
 def _together(inline: Iterable[Receipt]) -> list[list[Receipt]]:
@@ -122,7 +146,7 @@ def _together(inline: Iterable[Receipt]) -> list[list[Receipt]]:
 
 
 @retried
-def _number(origin: Origin, groups: Sequence[Sequence[Receipt]], segments: Sequence[Receipt], now: datetime) -> None:
+def _number(origin: Open, groups: Sequence[Sequence[Receipt]], segments: Sequence[Receipt], now: datetime) -> None:
     """Gives them their numbers: each group shares one, each entry with rows in a segment has its own."""
     with write():
         number = Origin.objects.select_for_update().get(pk=origin.pk).numbered
@@ -138,7 +162,7 @@ def _number(origin: Origin, groups: Sequence[Sequence[Receipt]], segments: Seque
         failpoints.reach("relay.numbered")
 
 
-def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
+def _parts(origin: Open, receipts: Sequence[Receipt]) -> Iterator[Sending]:
     by_part: dict[int, list[Receipt]] = {}
     for receipt in receipts:
         by_part.setdefault(receipt.part or 0, []).append(receipt)
@@ -155,11 +179,10 @@ def _parts(origin: Origin, receipts: Sequence[Receipt]) -> Iterator[Sending]:
             yield Sending(origin.pk, {**entry, **extra, "part": part + at}, settled, last=False)
 
 
-def _last(origin: Origin, receipts: Sequence[Receipt]) -> Sending:
-    failed = Shard.objects.filter(run=origin.run, state__in=(*ENDED_BADLY, *OPEN)).order_by("start")
+def _last(origin: Open, receipts: Sequence[Receipt]) -> Sending:
     ended = [
         (index, error or state, state != ShardState.QUARANTINED)
-        for start, stop, state, error in failed.values_list("start", "stop", "state", "error")
+        for start, stop, state, error in _ENDED.rows(run=origin.pk)
         for index in range(start, stop)
     ]
     hopeless = _hopeless(origin) if ended else set()
@@ -188,13 +211,13 @@ def messages(sendings: Iterable[Sending]) -> Iterator[list[Sending]]:
         yield some
 
 
-def _hopeless(origin: Origin) -> set[int]:
+def _hopeless(origin: Open) -> set[int]:
     """The items of its run that whoever tried them does not want tried again."""
-    manifests = Receipt.objects.filter(origin=origin).values_list("manifest", flat=True)
+    manifests = Receipt.objects.filter(origin=origin.pk).values_list("manifest", flat=True)
     return {index for manifest in manifests for line in manifest for index in line.get("hopeless", ())}
 
 
-def _inline(origin: Origin, receipts: Sequence[Receipt]) -> dict[str, Any]:
+def _inline(origin: Open, receipts: Sequence[Receipt]) -> dict[str, Any]:
     done: list[Done] = []
     for receipt in receipts:
         rows = json.loads(zlib.decompress(bytes(receipt.payload))) if receipt.payload else []
@@ -218,7 +241,7 @@ def _done_of(line: Mapping[str, Any], rows: list[Any] | None) -> list[Done]:
     return found
 
 
-def _entry(origin: Origin, done: Iterable[Done]) -> dict[str, Any]:
+def _entry(origin: Open, done: Iterable[Done]) -> dict[str, Any]:
     """Ranges as the node above numbers its items; neighbours of one node together."""
     names: dict[str, int] = {}
     ranges: list[list[int]] = []
@@ -233,12 +256,21 @@ def _entry(origin: Origin, done: Iterable[Done]) -> dict[str, Any]:
     return {"allocation": origin.allocation, "ranges": ranges, **({"nodes": list(names)} if names else {})}
 
 
-def _beside(origin: Origin, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _beside(origin: Open, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Time that nodes spent on them, and what items brought more than rows."""
-    worked = Allocation.objects.filter(pk__in={line["allocation"] for line in lines})
+    seconds = sum(each for (each,) in _SECONDS.rows(ids={line["allocation"] for line in lines}))
     outcomes = [[index + origin.start, told] for line in lines for index, told in line.get("outcomes", ())]
-    seconds = worked.aggregate(seconds=Sum("seconds"))["seconds"] or 0.0
     return {"seconds": seconds, **({"outcomes": sorted(outcomes, key=lambda each: each[0])} if outcomes else {})}
+
+
+_UNSAVED = Prepared(lambda: Receipt.objects.filter(pk__among=Given("receipts"), saved_at=None))
+_CLOSE = Change(lambda: Origin.objects.filter(pk=Given("run")), closed_at=Given("now"))
+_PASSED = Prepared(
+    lambda: Receipt.objects.filter(
+        origin__isnull=False, saved_at__isnull=False, purged_at=None, keep=False
+    ).values_list("pk", "segment")
+)
+_RATED = Prepared(lambda: Origin.objects.filter(pk=Given("run")).exclude(rate="").values_list("pk"))
 
 
 @retried
@@ -246,22 +278,22 @@ def settled(sending: Sending) -> None:
     """The parent has it: what was kept for it is done with."""
     # In one transaction: nobody looks for receipts of what is closed, and without them the last report says less.
     with write():
-        receipts = list(Receipt.objects.filter(pk__in=sending.receipts, saved_at=None))
+        receipts = _UNSAVED.objects(receipts=sending.receipts)
         if receipts:
             lifecycle.saved(receipts)
         if sending.last:
-            Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())
+            _CLOSE.run(run=sending.origin, now=timezone.now())
     if sending.last:
         inputs.drop([sending.origin])
     if receipts:
         events.changed()
         purge()
-    if sending.last and Origin.objects.filter(pk=sending.origin).exclude(rate="").exists():
+    if sending.last and _RATED.any(run=sending.origin):
         with suppress(Conflict):
             lifecycle.cancel(sending.origin)  # what had no second start here was told as failed
 
 
 def purge() -> None:
     """What was kept for the parent alone and has reached it is removed. Repeating it changes nothing."""
-    passed = Receipt.objects.filter(origin__isnull=False, saved_at__isnull=False, purged_at=None, keep=False)
-    room.purge(list(passed.values_list("pk", "segment")))
+    if passed := _PASSED.rows():
+        room.purge(passed)

@@ -15,10 +15,22 @@ from dispatch.plans import Demand, Offer
 from dispatch.relay import leased, place
 from dispatch.states import LIVE
 from nodes import executors
+from nodes.prepared import Given, Prepared
 
 ALL = "all from above"
 ISLAND = "this relay is cut off from the node above for longer than the run may go on (island_seconds)"
 LAPSED = "the tokens of its rate have lapsed: nothing was heard of the node above for the time of a lease"
+
+
+_OPEN = Prepared(lambda: Origin.objects.filter(closed_at=None).values_list("run", "slots", "above", "rate", "held_at"))
+_HELD = Prepared(
+    lambda: (
+        Allocation.objects.filter(run__among=Given("runs"), state__in=LIVE, node__isnull=False)
+        .order_by()
+        .values_list("run", "node", "type")
+        .annotate(slots_=Sum("slots"))
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +53,14 @@ def load(demands: Sequence[Demand], offers: Sequence[Offer]) -> Above:
     """The ceilings that hold now."""
     if settings.CASCADE.role != "relay":
         return Above()
-    rows = list(Origin.objects.filter(closed_at=None).values_list("run", "slots", "above", "rate", "held_at"))
+    rows = _OPEN.rows()
     if not rows:
         return Above()
     granted = {run: slots for run, slots, *_ in rows}
     types = {demand.run: demand.type for demand in demands}
     held: dict[int, dict[int, int]] = defaultdict(dict)
-    live = Allocation.objects.filter(run__in=granted, state__in=LIVE, node__isnull=False).order_by()
     kinds: dict[int, str] = {}
-    for run, node, kind, slots in live.values_list("run", "node", "type").annotate(Sum("slots")):
+    for run, node, kind, slots in _HELD.rows(runs=granted.keys()):
         held[run][node] = slots
         kinds[run] = kind
     capacity = {offer.node: offer.capacity for offer in offers}

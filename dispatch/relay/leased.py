@@ -19,6 +19,7 @@ from dispatch.allocator import Grant
 from dispatch.models import Allocation, Origin, RateLease, Receipt, Run, Shard
 from dispatch.states import LIVE, AllocationState, ShardState
 from nodes.models import Node
+from nodes.prepared import Given, Prepared
 
 IDLE_SECONDS = 5.0
 """What a relay cannot give to any node for so long goes back: its tokens are of use to others."""
@@ -28,13 +29,20 @@ WITH_NODE = (ShardState.ALLOCATED, ShardState.EXECUTING)
 # Above
 
 
+_RELAYS = Prepared(
+    lambda: Node.objects.filter(pk__among=Given("nodes"), role=Node.Role.RELAY).order_by().values_list("pk")
+)
+
+
 def lend(grants: Sequence[Grant], rated: Iterable[str]) -> None:
     """Notes the tokens that go to relays with ``grants``, just written; ``rated`` are keys that have a limit here.
 
     What came with tokens of a node above takes them along, whether there is a limit here or not.
     """
-    relays = set(Node.objects.filter(pk__in={made.node for made in grants}, role=Node.Role.RELAY).values_list("pk"))
+    relays = set(_RELAYS.rows(nodes={made.node for made in grants}))
     theirs = [made for made in grants if (made.node,) in relays]
+    if not theirs:
+        return
     above = dict(
         Origin.objects.filter(run__in={made.run for made in theirs}).exclude(rate="").values_list("run", "rate")
     )

@@ -20,6 +20,7 @@ from django.utils import timezone
 from dispatch.models import Receipt
 from dispatch.results import spool
 from nodes import failpoints
+from nodes.prepared import Change, Given, Prepared
 from nodes.protocol import StorageFull, TooMany
 
 LOOK_SECONDS = 0.5
@@ -59,12 +60,18 @@ def _too_many(waits: int) -> TooMany:
     )
 
 
+_PURGED = Change(lambda: Receipt.objects.filter(pk__among=Given("receipts")), payload=None, purged_at=Given("now"))
+_WANTED = Prepared(
+    lambda: Receipt.objects.filter(segment__among=Given("named"), purged_at=None).order_by().values_list("segment")
+)
+
+
 def purge(receipts: Sequence[tuple[int, str]]) -> None:
     """Nobody needs what the spool has for these receipts (id, segment) any more. Repeating it changes nothing."""
     failpoints.reach("spool.purging")
-    Receipt.objects.filter(pk__in=[pk for pk, _ in receipts]).update(payload=None, purged_at=timezone.now())
+    _PURGED.run(receipts=[pk for pk, _ in receipts], now=timezone.now())
     named = {segment for _, segment in receipts if segment}
-    wanted = set(Receipt.objects.filter(segment__in=named, purged_at=None).values_list("segment", flat=True))
+    wanted = {segment for (segment,) in _WANTED.rows(named=named)} if named else set()
     failpoints.reach("spool.purged")
     for segment in named - wanted:
         spool.remove(settings.CASCADE.spool, segment)
