@@ -29,7 +29,7 @@ from nodes import failpoints
 from nodes.agent.carriers import Body, Connected, Inbound, Link, Refused, Unreachable, check_protocol, jitter, pause
 from nodes.agent.config import AgentConfig
 from nodes.agent.configuration import Sync
-from nodes.agent.sender import REJECTED
+from nodes.agent.sender import ACCEPT_SECONDS, REJECTED
 from nodes.protocol import VERSION, CascadeError
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,7 @@ class Upward:
                 # Known to the next claim: a cancel that comes between two claims is found by what the second holds.
                 self._held = sorted({*self._held, *taken.held})
                 if message.get("type") == "offer" and taken.held:
-                    reply = await self._link.call("accept", {"allocations": taken.held})
-                    await self._in_thread(taking.drop, self.parent, reply.get("gone") or [])
+                    self._begin(self._accept(taken.held))
                 if taken.unknown:
                     detail = "the relay does not know its type"
                     await self._link.call("release", {"allocations": taken.unknown, "detail": detail})
@@ -164,6 +163,20 @@ class Upward:
             logger.warning("an offer could not be accepted: %s", error)
         except Exception:
             logger.exception("what came from above could not be taken")
+
+    async def _accept(self, allocations: Sequence[int]) -> None:
+        """Says before long that these were taken, unless they are done by then: the report says the same."""
+        await asyncio.sleep(ACCEPT_SECONDS)
+        try:
+            held = set(await self._in_thread(taking.held, self.parent)) - self._reporting
+            if ids := [each for each in allocations if each in held]:
+                reply = await self._link.call("accept", {"allocations": ids})
+                if gone := set(reply.get("gone") or ()) - self._reporting:
+                    await self._in_thread(taking.drop, self.parent, gone)
+        except (Unreachable, Refused) as error:
+            logger.warning("an offer could not be accepted: %s", error)
+        except Exception:
+            logger.exception("an offer could not be accepted")
 
     async def _tell(self, question: Body) -> None:
         """Says what hangs here, or further down. Nobody waits long for it, so it is not tried again."""

@@ -504,7 +504,8 @@ def test_a_report_that_races_with_the_end_of_its_lease_counts_once_or_not_at_all
             partial(a.statuses, *[done(work) for work in works]),
             partial(lifecycle.expire, late),
         )
-        assert (statuses, expired) in (([200, 200], 0), ([409, 409], 2))
+        # On PostgreSQL each of the two may go to another one of the racers.
+        assert sorted(statuses) == [200] * (2 - expired) + [409] * expired
         assert_partition(run)
         lifecycle.cancel(run.pk) if expired else None
 
