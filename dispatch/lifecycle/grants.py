@@ -60,6 +60,7 @@ _SHARDS = Prepared(
 _PATIENT = Prepared(
     lambda: Node.objects.filter(pk__among=Given("nodes"), dialect__in=Node.PATIENT).order_by().values_list("pk")
 )
+_RATES = Prepared(lambda: RateLease.objects.filter(allocation__among=Given("ids")).order_by().values_list("pk", "key"))
 _UNDELIVERED = Prepared(
     lambda: (
         Allocation.objects.filter(
@@ -222,9 +223,8 @@ def package(found: Sequence[Parcel]) -> dict[str, Any]:
     ]
     wide: dict[str, Any] = {}
     if relay and found:
-        rate_keys = RateLease.objects.filter(allocation__in=[each.pk for each in found])
         wide["slots"] = {str(each.pk): each.slots for each in found}
-        wide["rates"] = {str(pk): key for pk, key in rate_keys.values_list("pk", "key")}
+        wide["rates"] = {str(pk): key for pk, key in _RATES.rows(ids=[each.pk for each in found])}
     return {"runs": runs, "work": work, **wide, **_beside(work)}
 
 

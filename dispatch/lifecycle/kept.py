@@ -7,34 +7,46 @@ from typing import Any
 
 from dispatch.items import Growing
 from dispatch.models import ItemsPart, Origin, Run
+from nodes.prepared import Given, Prepared
+
+ABOUT = ("type", "params", "timeout", "priority")
+BEYOND = ("name", "shard_size", "labels", "rate_key", "island_seconds")
+_RUN = Run.objects.filter(pk=Given("run")).order_by()
+_ABOUT = Prepared(lambda: _RUN.values_list(*ABOUT))
+_BEYOND = Prepared(lambda: _RUN.values_list(*BEYOND))
+_ITEMS = Prepared(lambda: _RUN.values_list("items"))
+_MEMORY = Prepared(lambda: Origin.objects.filter(pk=Given("run")).order_by().values_list("memory"))
+
+
+def _one(asked: Prepared[Any], run_id: int) -> tuple[Any, ...]:
+    if not (found := asked.rows(run=run_id)):
+        raise Run.DoesNotExist(f"there is no run {run_id}")
+    return found[0]
 
 
 @lru_cache(maxsize=64)
 def about(run_id: int) -> dict[str, Any]:
     """What a child must know of a run; it never changes."""
-    run = Run.objects.only("type", "params", "timeout", "priority").get(pk=run_id)
-    return {"type": run.type, "params": run.params, "timeout": run.timeout, "priority": run.priority}
+    return dict(zip(ABOUT, _one(_ABOUT, run_id), strict=True))
 
 
 @lru_cache(maxsize=64)
 def beyond(run_id: int) -> dict[str, Any]:
     """What a relay must know beyond that, to give the run to its own nodes; it never changes either."""
-    names = ("name", "shard_size", "labels", "rate_key", "island_seconds")
-    run = Run.objects.only(*names).get(pk=run_id)
-    return {name: getattr(run, name) for name in names}
+    return dict(zip(BEYOND, _one(_BEYOND, run_id), strict=True))
 
 
 @lru_cache(maxsize=64)
 def remembered(run_id: int) -> dict[str, Any] | None:
     """What the items of a run remember, where a parent above keeps that; None: it is kept here."""
-    memory: dict[str, Any] | None = Origin.objects.filter(pk=run_id).values_list("memory", flat=True).first()
-    return memory
+    found = _MEMORY.rows(run=run_id)
+    return found[0][0] if found else None
 
 
 @lru_cache(maxsize=16)
 def frozen(run_id: int) -> Growing:
     """A run's items; they never change, so they are read once, and what is added when it is asked for."""
-    blob = Run.objects.values_list("items", flat=True).get(pk=run_id)
+    (blob,) = _one(_ITEMS, run_id)
 
     def later(start: int, stop: int | None) -> list[tuple[int, int, bytes]]:
         parts = ItemsPart.objects.filter(run=run_id, start__gte=start).order_by("start")

@@ -101,7 +101,15 @@ def _lower(left: Mapping[int, int], keys: Iterable[str], now: dt.datetime) -> No
 
 def told(parent: str, now: dt.datetime) -> tuple[dict[str, int], list[int]]:
     """``begun`` and ``stuck``."""
-    return begun(parent), stuck(parent, now)
+    # Mostly nothing came with tokens, and this is asked with each report.
+    return (begun(parent), stuck(parent, now)) if _RATED.any(parent=parent) else ({}, [])
+
+
+_RATED = Prepared(
+    lambda: (
+        Origin.objects.filter(parent=Given("parent"), closed_at=None).exclude(rate="").order_by().values_list("pk")[:1]
+    )
+)
 
 
 def begun(parent: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from django.db import IntegrityError
 from django.utils import timezone
 
-from dispatch import events, lifecycle
+from dispatch import events, leading, lifecycle, queue
 from dispatch.deciding import endings
 from dispatch.items import freeze
 from dispatch.lifecycle.submit import defaults, hands_of
@@ -20,6 +20,7 @@ from dispatch.rates import KEY_LIMIT
 from dispatch.relay import inputs
 from dispatch.states import RunState
 from nodes import executors, failpoints
+from nodes.prepared import Given, Prepared
 from nodes.protocol import CascadeError, Conflict
 from nodes.transactions import retried, write
 
@@ -36,6 +37,22 @@ class Taken(NamedTuple):
     unknown: list[int]
 
 
+_KNOWN = Prepared(
+    lambda: Origin.objects.filter(parent=Given("parent"), allocation=Given("allocation")).order_by().values_list("pk")
+)
+
+
+def take_and_give(parent: str, message: Mapping[str, Any]) -> Taken:
+    """As ``take``; what can begin at once is given to nodes at once, before another thread has woken up for it."""
+    taken = take(parent, message)
+    if taken.held and leading.held():
+        try:
+            events.tell(queue.allocate_now().nodes, {"type": "node.work"})
+        except Exception:
+            logger.exception("what was taken could not be given out; the dispatcher does it")
+    return taken
+
+
 def take(parent: str, message: Mapping[str, Any]) -> Taken:
     """The work of an offer or a claim of the node ``parent`` becomes runs. Repeating it changes nothing."""
     taken = Taken([], [])
@@ -46,7 +63,7 @@ def take(parent: str, message: Mapping[str, Any]) -> Taken:
     for allocation, above, start, _, _, items in message.get("work") or []:
         about = runs[str(above)]
         memory = memories.get(str(allocation)) or {}
-        if Origin.objects.filter(parent=parent, allocation=allocation).exists():
+        if _KNOWN.any(parent=parent, allocation=allocation):
             taken.held.append(allocation)
             continue
         try:
