@@ -59,6 +59,7 @@ class Text(NamedTuple):
     params: tuple[Any, ...]
     converters: Sequence[Converter] = ()
     names: Sequence[str] = ()
+    model: Any = None
 
     def bound(self, given: dict[str, Any]) -> list[Any]:
         return [_adapted(given[each.name]) if isinstance(each, Given) else each for each in self.params]
@@ -93,7 +94,7 @@ class Prepared(_Made, Generic[Row]):
         columns = [column for column, *_ in compiler.select]
         converters = [(at, found, column) for at, (found, column) in compiler.get_converters(columns).items()]
         names = [column.target.attname for column in columns] if queryset.query.default_cols else []
-        return Text(sql, _plain(params), converters, names)
+        return Text(sql, _plain(params), converters, names, queryset.model)
 
     def rows(self, **given: Any) -> list[tuple[Any, ...]]:
         """All of them."""
@@ -109,8 +110,8 @@ class Prepared(_Made, Generic[Row]):
 
     def objects(self, **given: Any) -> list[Row]:
         """The rows as the model's objects."""
-        model, names = self._queryset().model, self.text().names
-        return [model.from_db(connection.alias, names, row) for row in self.rows(**given)]
+        text = self.text()
+        return [text.model.from_db(connection.alias, text.names, row) for row in self.rows(**given)]
 
 
 class Change(_Made):

@@ -112,16 +112,16 @@ DEFENCES = (
     Defence(
         "a cut moves only where it was",
         "dispatch/lifecycle/grants.py",
-        "if Run.objects.filter(pk=run, cut=first, state=RunState.RUNNING)",
-        "if Run.objects.filter(pk=run)",
+        'Run.objects.filter(pk=Given("run"), cut=Given("first"), state=RunState.RUNNING)',
+        'Run.objects.filter(pk=Given("run"))',
         (f"{_INTEGRATION}cancel.py::test_a_cancel_that_races_with_a_pass_of_the_dispatcher_leaves_nobody_at_work",),
         postgresql=True,
     ),
     Defence(
         "a key's revocation is looked at in each verb's transaction",
         "nodes/keys.py",
-        ".filter(pk__in=keyed, revoked_at=None)",
-        ".filter(pk__in=keyed)",
+        '.filter(pk__among=Given("keys"), revoked_at=None)',
+        '.filter(pk__among=Given("keys"))',
         (f"{_INTEGRATION}report.py::test_a_key_that_is_not_valid_any_more_reports_nothing",),
     ),
     Defence(
@@ -542,8 +542,8 @@ DEFENCES = (
     Defence(
         "a revoked key changes nothing",
         "nodes/keys.py",
-        ".filter(pk__in=keyed, revoked_at=None)",
-        ".filter(pk__in=keyed)",
+        '.filter(pk__among=Given("keys"), revoked_at=None)',
+        '.filter(pk__among=Given("keys"))',
         ("tests/stateful/test_lifecycle.py::test_the_verbs_do_what_the_model_does",),
     ),
     Defence(
@@ -575,8 +575,8 @@ DEFENCES = (
     Defence(
         "the cut is moved by compare-and-set",
         "dispatch/lifecycle/grants.py",
-        "Run.objects.filter(pk=run, cut=first, state=RunState.RUNNING).update(cut=last)",
-        "Run.objects.filter(pk=run).update(cut=last)",
+        'Run.objects.filter(pk=Given("run"), cut=Given("first"), state=RunState.RUNNING)',
+        'Run.objects.filter(pk=Given("run"))',
         ("tests/stateful/test_at_once.py::test_verbs_at_once_keep_the_promises_at_every_commit",),
         postgresql=True,
     ),
@@ -685,8 +685,8 @@ DEFENCES = (
     Defence(
         "revocation is read again in the transaction",
         "nodes/keys.py",
-        ".filter(pk__in=keyed, revoked_at=None)",
-        ".filter(pk__in=keyed)",
+        '.filter(pk__among=Given("keys"), revoked_at=None)',
+        '.filter(pk__among=Given("keys"))',
         ("tests/sim/test_worlds.py::test_every_promise_is_kept_in_simulated_worlds",),
     ),
     Defence(
@@ -819,10 +819,10 @@ DEFENCES = (
     Defence(
         "what a relay settles is settled as a whole",
         "dispatch/relay/forwarding.py",
-        "    with write():\n        receipts = list(",
+        "    with write():\n        receipts = _UNSAVED",
         "    if sending.last:\n"
-        "        Origin.objects.filter(pk=sending.origin).update(closed_at=timezone.now())\n"
-        "    with write():\n        receipts = list(",
+        "        _CLOSE.run(run=sending.origin, now=timezone.now())\n"
+        "    with write():\n        receipts = _UNSAVED",
         (
             f"{_INTEGRATION}relay.py::test_a_relay_that_dies_while_it_settles_the_last_report_settles_it_at_the_next_answer",
         ),

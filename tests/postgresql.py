@@ -18,7 +18,18 @@ RACES = [
         f"tests/integration/test_{name}.py"
         for name in (
             *("accept", "assign", "cancel", "claim", "copies", "expire", "grant", "migrations", "own_keys", "paces"),
-            *("rates", "registrations", "release", "report", "retry", "schedule", "shorten", "sources", "submit"),
+            *(
+                "prepared",
+                "rates",
+                "registrations",
+                "release",
+                "report",
+                "retry",
+                "schedule",
+                "shorten",
+                "sources",
+                "submit",
+            ),
         )
     ),
 ]
