@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from django.db import IntegrityError
+from django.db import DatabaseError, IntegrityError
 from django.utils import timezone
 
 from dispatch import events, leading, lifecycle, queue
@@ -42,19 +42,30 @@ _KNOWN = Prepared(
 )
 
 
-def take_and_give(parent: str, message: Mapping[str, Any]) -> Taken:
-    """As ``take``; what can begin at once is given to nodes at once, before another thread has woken up for it."""
-    taken = take(parent, message)
-    if taken.held and leading.held():
-        try:
-            events.tell(queue.allocate_now().nodes, {"type": "node.work"})
-        except Exception:
-            logger.exception("what was taken could not be given out; the dispatcher does it")
+def take(parent: str, message: Mapping[str, Any], *, give: bool = False) -> Taken:
+    """The work of an offer or a claim of the node ``parent`` becomes runs. Repeating it changes nothing.
+
+    With ``give``, what can begin at once is given to nodes in the same transaction: who waits for it has it before the
+    dispatcher has woken up.
+    """
+    given: Collection[int] = ()
+    with write():
+        taken = _take(parent, message)
+        if give and taken.held and leading.held():
+            try:
+                given = queue.allocate_now().nodes
+            except DatabaseError:
+                raise
+            except Exception:
+                logger.exception("what was taken could not be given out at once; the dispatcher does it")
+    if taken.held:
+        failpoints.reach("relay.taken")
+        events.tell(given, {"type": "node.work"})
+        events.changed()
     return taken
 
 
-def take(parent: str, message: Mapping[str, Any]) -> Taken:
-    """The work of an offer or a claim of the node ``parent`` becomes runs. Repeating it changes nothing."""
+def _take(parent: str, message: Mapping[str, Any]) -> Taken:
     taken = Taken([], [])
     runs = message.get("runs") or {}
     memories = message.get("memory") or {}
@@ -75,9 +86,6 @@ def take(parent: str, message: Mapping[str, Any]) -> Taken:
         wide = int(slots.get(str(allocation), 1))
         if _begin(parent, allocation, above, start, items, about, memory, wide, keys.get(str(allocation)) or ""):
             taken.held.append(allocation)
-    if taken.held:
-        failpoints.reach("relay.taken")
-        events.changed()
     return taken
 
 

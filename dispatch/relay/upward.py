@@ -151,7 +151,7 @@ class Upward:
             if gone := gone - self._reporting:
                 await self._in_thread(taking.drop, self.parent, gone)
             if message.get("work") and not self._stopping:
-                taken = await self._in_thread(taking.take_and_give, self.parent, message)
+                taken = await self._in_thread(partial(taking.take, give=True), self.parent, message)
                 # Known to the next claim: a cancel that comes between two claims is found by what the second holds.
                 self._held = sorted({*self._held, *taken.held})
                 if message.get("type") == "offer" and taken.held:
