@@ -1,4 +1,5 @@
-"""The socket behind the live pages, and the one renderer per process that feeds all of them.
+"""The socket behind the live pages, and the renderers that feed them: one in a process for each page that is looked at,
+however many look.
 
 A page gets everything when it connects, then what changed, and the next frame only after it has acknowledged the last:
 a slow page costs nothing but its own freshness, and gets the newest state, never a queue of old ones.
@@ -25,9 +26,10 @@ from django.db import connections
 from django.http import HttpRequest
 from django.urls import path
 
-from api import overview
+from api import overview, run_page
 from api.parts import Snapshot
 from dispatch import events
+from nodes.protocol import NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +42,28 @@ LONGEST_REST = 4.0
 """Reading takes at most this share of the time, unless it would leave pages without a word for longer than this."""
 RECHECK_SECONDS = 15.0
 """How long a page may outlive its reader's sign-out."""
-FORBIDDEN = 4403
+FORBIDDEN, GONE = 4403, 4404
+
+
+Look = Callable[[], Snapshot]
+"""Reads a page's parts from the database."""
+Key = tuple[str, int]
+PAGES: Mapping[str, Callable[[int], Look]] = {
+    "overview": lambda _: overview.shown.look,
+    "run": lambda pk: run_page.RunPage(pk).look,
+}
+"""Page -> what reads the one with this id."""
 
 
 class Renderer:
-    """Reads the overview while anybody looks, and sends each page what is new to it."""
+    """Reads with ``look`` while anybody looks, and sends each page what is new to it; ``over`` when nobody does."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Look, over: Callable[[], None] = lambda: None) -> None:
+        self._look = look
+        self._over = over
         self._pages: set[LivePage] = set()
         self._task: asyncio.Task[None] | None = None
         self._snapshot: Snapshot | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._task is not None
 
     async def join(self, page: LivePage) -> None:
         self._pages.add(page)
@@ -67,19 +77,23 @@ class Renderer:
         if not self._pages and self._task is not None:
             self._task.cancel()
             self._task = self._snapshot = None
+            self._over()
 
     async def _run(self) -> None:
         # A thread of its own: one database connection, and none of the threads that answer requests.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="overview")
-        look = sync_to_async(overview.shown.look, thread_sensitive=False, executor=thread)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="page")
+        look = sync_to_async(self._look, thread_sensitive=False, executor=thread)
         rechecked = time.monotonic()
         try:
             while True:
                 version, began = events.version(), time.monotonic()
                 try:
                     snapshot = await look()
+                except NotFound:
+                    await self._each(LivePage.gone)
+                    return
                 except Exception:
-                    logger.exception("the overview could not be read")
+                    logger.exception("a page could not be read")
                 else:
                     self._snapshot = snapshot
                     await self._each(partial(LivePage.offer, snapshot=snapshot))
@@ -104,7 +118,26 @@ class Renderer:
                 self._pages.discard(page)
 
 
-shared = Renderer()
+class Renderers:
+    """One for each page that is looked at now, by what its address names."""
+
+    def __init__(self) -> None:
+        self._running: dict[Key, Renderer] = {}
+
+    def of(self, page: str, pk: int = 0) -> Renderer:
+        key = (page, pk)
+        if key not in self._running:
+            self._running[key] = Renderer(PAGES[page](pk), lambda: self._drop(key))
+        return self._running[key]
+
+    def _drop(self, key: Key) -> None:
+        self._running.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+
+shared = Renderers()
 
 
 class LivePage(AsyncWebsocketConsumer):
@@ -115,6 +148,7 @@ class LivePage(AsyncWebsocketConsumer):
         self._sent: Snapshot | None = None
         self._newest: Snapshot | None = None
         self._waiting = False
+        self._renderer: Renderer | None = None
         if not _same_site(self.scope):
             await self.close(FORBIDDEN)
             return
@@ -123,10 +157,13 @@ class LivePage(AsyncWebsocketConsumer):
             await self.close(FORBIDDEN)
             return
         await self.accept()
-        await shared.join(self)
+        # The one to leave is the one that was joined, even where another reads the same page by then.
+        self._renderer = shared.of(**self.scope["url_route"]["kwargs"])
+        await self._renderer.join(self)
 
     async def disconnect(self, code: int) -> None:
-        shared.leave(self)
+        if self._renderer is not None:
+            self._renderer.leave(self)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         try:
@@ -157,11 +194,18 @@ class LivePage(AsyncWebsocketConsumer):
         self._sent, self._waiting = snapshot, True
         await self.send(json.dumps(frame, separators=(",", ":"), ensure_ascii=False))
 
+    async def gone(self) -> None:
+        """Close: what the page shows is not there any more."""
+        if self._renderer is not None:
+            self._renderer.leave(self)
+        await self.close(GONE)
+
     async def recheck(self) -> None:
         """Close when the reader has signed out, or may not read any more."""
         session = self.scope.get("session")
         if not await database_sync_to_async(_may_look)(getattr(session, "session_key", None)):
-            shared.leave(self)
+            if self._renderer is not None:
+                self._renderer.leave(self)
             await self.close(FORBIDDEN)
 
 
@@ -186,4 +230,7 @@ def _may_look(session_key: str | None) -> bool:
     return bool(user.is_active and getattr(user, "is_staff", False))
 
 
-websocket_urlpatterns = [path("ws/live", LivePage.as_asgi())]
+websocket_urlpatterns = [
+    path("ws/live", LivePage.as_asgi(), {"page": "overview"}),
+    path("ws/live/runs/<int:pk>", LivePage.as_asgi(), {"page": "run"}),
+]

@@ -11,7 +11,6 @@ from typing import Any
 
 from django.db.models import Count, F, Sum
 from django.db.models.functions import Substr
-from django.template.loader import get_template
 from django.utils import timezone
 
 from api.branches import Branch
@@ -26,12 +25,12 @@ from api.parts import (
     Snapshot,
     State,
     TotalsView,
-    View,
     bar,
     iso,
     lasted,
     left,
     rate,
+    render_parts,
 )
 from dispatch import leaves
 from dispatch.models import Allocation, Run, Shard
@@ -52,10 +51,7 @@ ERROR_SHOWN = 240
 Held = tuple[int | None, int, str, str, str, int, int]
 """Live allocations summed up: node, run, type, item, state, their slots, their items."""
 
-Row = NodeView | Branch | RunView | AllocationView
-_KINDS: Mapping[type[Row], str] = {NodeView: "node", Branch: "branch", RunView: "run", AllocationView: "allocation"}
-
-_RUN_FIELDS = (
+RUN_FIELDS = (
     "id",
     "name",
     "type",
@@ -193,7 +189,8 @@ def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Node, str]], never: 
     return ""
 
 
-def _run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: str) -> RunView:
+def run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: str) -> RunView:
+    """``run`` with RUN_FIELDS; ``pace`` in items a second; ``obstacle``: why nothing of it can begin."""
     count, saved, failed, cancelled = run["count"], run["saved"], run["failed"] + run["quarantined"], run["cancelled"]
     done = saved + failed + cancelled
     # The last shards of a run may be on two nodes, so what is in flight can sum up to more than is open.
@@ -236,9 +233,11 @@ def _run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float 
     )
 
 
-def _allocation_views() -> list[AllocationView]:
+def allocation_views(run: int | None = None) -> list[AllocationView]:
+    """The newest allocations, of all runs or of one."""
+    found = Allocation.objects.all() if run is None else Allocation.objects.filter(run=run)
     latest = list(
-        Allocation.objects.order_by("-id")
+        found.order_by("-id")
         .annotate(brief=Substr("error", 1, ERROR_SHOWN + 1))
         .values(
             "id",
@@ -298,7 +297,7 @@ class Overview:
 
     def _look(self, now: dt.datetime) -> Snapshot:
         # One right after the other: what one counts, the other lists.
-        live, allocation_views = live_allocations(), _allocation_views()
+        live, allocations = live_allocations(), allocation_views()
         use = _use(live)
         nodes = [(node, state_of(node, now)) for node in Node.objects.only(*_NODE_FIELDS)[:NODES_SHOWN]]
         quotas: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
@@ -314,7 +313,7 @@ class Overview:
             number=Count("id"),
             open=Sum(F("count") - F("saved") - F("failed") - F("quarantined") - F("cancelled")),
         )
-        runs = list(running.order_by("-id").values(*_RUN_FIELDS)[:RUNS_SHOWN])
+        runs = list(running.order_by("-id").values(*RUN_FIELDS)[:RUNS_SHOWN])
         ids = [run["id"] for run in runs]
         spooled = dict(
             Shard.objects.filter(run_id__in=ids, state=ShardState.SPOOLED)
@@ -323,7 +322,7 @@ class Overview:
             .order_by()
         )
         ended = Run.objects.filter(state__in=RUN_ENDED).order_by("-ended_at", "-id")
-        runs += ended.values(*_RUN_FIELDS)[:ENDED_SHOWN]
+        runs += ended.values(*RUN_FIELDS)[:ENDED_SHOWN]
 
         seconds = now.timestamp()
         self._pace.look(seconds, runs)
@@ -331,7 +330,7 @@ class Overview:
         for _node, run_id, _kind, _item, _word, _number, items in live:
             in_flight[run_id] += items
         run_views = [
-            _run_view(
+            run_view(
                 run,
                 in_flight[run["id"]],
                 spooled.get(run["id"], 0),
@@ -353,30 +352,18 @@ class Overview:
                 if run["ended_at"] is None or (now - run["ended_at"]).total_seconds() < FAILURES_SECONDS
             ),
         )
-        return self._render(
+        pairs = [each for view, branch in _pairs(nodes, node_views) for each in (view, branch) if each]
+        snapshot = render_parts(
             {"totals": totals, "throughput": PaceView(self._pace.curves(seconds))},
             {
-                "nodes": [each for view, branch in _pairs(nodes, node_views) for each in (view, branch) if each],
-                "runs": run_views,
-                "allocations": allocation_views,
+                "nodes": [("branch" if isinstance(each, Branch) else "node", each) for each in pairs],
+                "runs": [("run", each) for each in run_views],
+                "allocations": [("allocation", each) for each in allocations],
             },
+            self._last,
         )
-
-    def _render(self, single: Mapping[str, View], many: Mapping[str, Sequence[Row]]) -> Snapshot:
-        wanted: dict[str, tuple[str, View]] = {name: (name, view) for name, view in single.items()}
-        lists = {}
-        for name, views in many.items():
-            found = {f"{(kind := _KINDS[type(view)])}-{view.id}": (kind, view) for view in views}
-            lists[name] = tuple(found)
-            wanted |= found
-        parts = {}
-        for name, (kind, view) in wanted.items():
-            part = self._last.get(name)
-            if part is None or part.view != view:
-                part = Part(view, get_template(f"partials/{kind}.html").render({kind: view}).strip())
-            parts[name] = part
-        self._last = parts
-        return Snapshot(parts, lists)
+        self._last = snapshot.parts
+        return snapshot
 
 
 shown = Overview()

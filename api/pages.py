@@ -9,7 +9,7 @@ from django.contrib.admin.views.decorators import staff_member_required
 from django.contrib.auth import login
 from django.contrib.auth.models import User
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.templatetags.static import static
 from django.urls import path, reverse
@@ -19,7 +19,8 @@ from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_safe
 
-from api import below, overview
+from api import below, overview, run_page
+from nodes.protocol import NotFound
 from nodes.transactions import write
 
 
@@ -45,6 +46,16 @@ def front_page(request: HttpRequest) -> HttpResponse:
             "now": int(timezone.now().timestamp() * 1000),
         },
     )
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def run(request: HttpRequest, pk: int) -> HttpResponse:
+    try:
+        return run_page.show(request, pk)
+    except NotFound as error:
+        raise Http404(str(error)) from None
 
 
 # ---- one-time sign-in --------------------------------------------------------------------------------------------
@@ -127,6 +138,7 @@ def favicon(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("", front_page, name="overview"),
+    path("runs/<int:pk>", run, name="run"),
     path("nodes/<int:pk>/below", below.page, name="below"),
     path("sign-in/<str:uidb64>/<str:token>/", sign_in, name="sign-in"),
     path("healthz", healthz, name="healthz"),

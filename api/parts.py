@@ -1,15 +1,17 @@
-"""The parts of the overview: the words, numbers and bars that each shows, and what two overviews have different.
+"""The parts of live pages: the words, numbers and bars that each shows, and what two looks at a page have different.
 
-Every view is frozen: of one that equals its predecessor the HTML need not be made again. ``overview`` fills them.
+Every view is frozen: of one that equals its predecessor the HTML need not be made again. ``overview`` and the modules
+of the other pages fill them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.template.loader import get_template
 from django.utils.safestring import SafeString, mark_safe
 
 # ---- words, numbers, bars ----------------------------------------------------------------------------------------
@@ -231,7 +233,9 @@ class PaceView:
 
 
 View = Any
-"""One of the above, or a ``branches.Branch``."""
+"""One of the above, or one of a page's own: a frozen dataclass, with an ``id`` where it is in a list."""
+Views = Sequence[tuple[str, View]]
+"""The views of a list, each with the name of its template and of the variable there."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The overview at one moment. ``lists`` gives the ids of the parts in each list, in the order shown."""
+    """A page at one moment. ``lists`` gives the ids of the parts in each list, in the order shown."""
 
     parts: Mapping[str, Part]
     lists: Mapping[str, tuple[str, ...]]
@@ -260,3 +264,20 @@ class Snapshot:
         parts = {name: part.html for name, part in self.parts.items() if name not in was or was[name].html != part.html}
         lists = {name: ids for name, ids in self.lists.items() if older.lists.get(name) != ids}
         return parts, lists
+
+
+def render_parts(single: Mapping[str, View], many: Mapping[str, Views], last: Mapping[str, Part]) -> Snapshot:
+    """The parts ``single`` by name and the lists ``many``; what ``last`` has of them as they are is not made again."""
+    wanted: dict[str, tuple[str, View]] = {name: (name, view) for name, view in single.items()}
+    lists = {}
+    for name, views in many.items():
+        found = {f"{kind}-{view.id}": (kind, view) for kind, view in views}
+        lists[name] = tuple(found)
+        wanted |= found
+    parts = {}
+    for name, (kind, view) in wanted.items():
+        part = last.get(name)
+        if part is None or part.view != view:
+            part = Part(view, get_template(f"partials/{kind}.html").render({kind: view}).strip())
+        parts[name] = part
+    return Snapshot(parts, lists)

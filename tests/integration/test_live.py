@@ -35,10 +35,10 @@ PATIENCE = 10
 class Page:
     """A browser's page: opens the socket with a session, acknowledges what it gets."""
 
-    def __init__(self, client: Client, origin: str = "http://localhost:8000") -> None:
+    def __init__(self, client: Client, origin: str = "http://localhost:8000", path: str = "/ws/live") -> None:
         cookie = "; ".join(f"{name}={morsel.value}" for name, morsel in client.cookies.items())
         headers = [(b"host", b"localhost:8000"), (b"origin", origin.encode()), (b"cookie", cookie.encode())]
-        self.socket = WebsocketCommunicator(application, "/ws/live", headers=headers)
+        self.socket = WebsocketCommunicator(application, path, headers=headers)
 
     async def open(self) -> tuple[bool, int | None]:
         return await self.socket.connect(timeout=PATIENCE)
@@ -76,7 +76,7 @@ def looks(overview: overviews.Overview, monkeypatch: pytest.MonkeyPatch) -> list
         return look(*args)
 
     monkeypatch.setattr(overview, "look", counted)
-    monkeypatch.setattr(live, "shared", live.Renderer())
+    monkeypatch.setattr(live, "shared", live.Renderers())
     return times
 
 
@@ -265,9 +265,9 @@ async def test_pages_share_one_reader_which_ends_with_the_last(looks: list[float
     await asyncio.gather(first.frame_with(f"node-{node.id}"), second.frame_with(f"node-{node.id}"))
     assert len(looks) <= (time.monotonic() - began) / live.LOOK_SECONDS + 1
     await first.socket.disconnect()
-    assert live.shared.running
+    assert len(live.shared) == 1
     await second.socket.disconnect()
-    assert not live.shared.running
+    assert len(live.shared) == 0
 
 
 async def test_a_page_that_comes_back_gets_everything_again(looks: list[float], browser: Client) -> None:
@@ -324,10 +324,27 @@ async def test_a_failing_read_is_got_over(
             loop.call_soon_threadsafe(failed.set)
             raise RuntimeError("locked")
 
-        patch.setattr(overviews, "_allocation_views", fail)
+        patch.setattr(overviews, "allocation_views", fail)
         events.changed()
         async with asyncio.timeout(PATIENCE):
             await failed.wait()
     node = await sync_to_async(add_node)()
     await page.frame_with(f"node-{node.id}")
     assert "could not be read" in caplog.text
+
+
+async def test_the_page_of_a_run_follows_that_run_and_ends_with_it(looks: list[float], browser: Client) -> None:
+    run = await sync_to_async(records.run)(count=4, params={"seconds": 2})
+    page = Page(browser, path=f"/ws/live/runs/{run.pk}")
+    assert await page.open() == (True, None)
+    first = await page.frame()
+    assert set(first["lists"]) == {"errors", "allocations"}
+    assert "0/4" in first["parts"]["head"]
+    await Run.objects.filter(pk=run.pk).aupdate(saved=3)
+    events.changed()
+    assert "3/4" in (await page.frame_with("head"))["parts"]["head"]
+    assert not looks  # nobody reads the overview for it
+    await Run.objects.filter(pk=run.pk).adelete()
+    events.changed()
+    assert await _closed(page) == live.GONE
+    assert len(live.shared) == 0

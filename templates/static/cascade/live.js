@@ -135,12 +135,13 @@ function connect() {
 async function lost(code) {
   socket = null;
   if (code === 4403) return become("signed out");
+  if (code === 4404) return become("gone");
   failures += 1;
   if (state !== "polling") become("reconnecting");
   // Something on the way may let pages through but no sockets; and a refused handshake does not say why.
   if (failures >= 3) {
     const outcome = await poll();
-    if (outcome === "signed out" || socket) return become(outcome);
+    if (ENDS.has(outcome) || socket) return become(outcome);
     become(outcome);
   }
   const wait = state === "polling" ? 3000 : Math.min(5000, 500 * 2 ** failures) * (0.3 + 0.7 * Math.random());
@@ -151,6 +152,7 @@ async function poll() {
   try {
     const answer = await fetch(location.href, {redirect: "manual", cache: "no-store"});
     if (answer.type === "opaqueredirect" || answer.status === 403) return "signed out";
+    if (answer.status === 404) return "gone";
     if (!answer.ok) return "reconnecting";
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const frame = {full: true, parts: {}, lists: {}};
@@ -170,14 +172,15 @@ async function poll() {
 }
 
 function wake() {
-  if (socket || state === "signed out" || state === "connecting") return;
+  if (socket || ENDS.has(state) || state === "connecting") return;
   clearTimeout(retry);
   connect();
 }
 
 // ---- what the header says ----
 
-const WORDS = {connecting: "Connecting…", reconnecting: "Reconnecting…", "signed out": "Signed out"};
+const WORDS = {connecting: "Connecting…", reconnecting: "Reconnecting…", "signed out": "Signed out", gone: "Deleted"};
+const ENDS = new Set(["signed out", "gone"]);
 
 function become(next) {
   if (state !== next) said.textContent = WORDS[next] ?? (next === "live" ? "Live" : "Polling");

@@ -1,0 +1,134 @@
+"""The page of one run: how far it is, what failed and why, who had what of it. Read into parts as the overview is."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Count, F, Max, Min, Sum
+from django.db.models.functions import Substr
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+
+from api import overview
+from api.pace import Pace, counters
+from api.parts import Part, RunView, Snapshot, Views, iso, render_parts
+from dispatch.models import Run, Shard
+from dispatch.states import ShardState
+from nodes.protocol import NotFound
+
+GROUPS_SHOWN = 50
+MESSAGE = 300
+"""Characters of a message that make it the same as another."""
+BAD = (ShardState.FAILED, ShardState.QUARANTINED)
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """What is said of the run as a whole, and of what was wished."""
+
+    run: RunView
+    params: str
+    facts: tuple[tuple[str, str], ...]
+    reduction: str
+
+
+@dataclass(frozen=True)
+class ErrorView:
+    """Shards that ended badly with the same message."""
+
+    id: int
+    message: str
+    shards: int
+    items: int
+    first: str
+    last: str
+
+
+class RunPage:
+    """Reads one run into snapshots; in each process one for all who look at it. Raises NotFound for none."""
+
+    def __init__(self, pk: int) -> None:
+        self._pk = pk
+        self._turn = threading.Lock()
+        self._pace = Pace()
+        self._last: Mapping[str, Part] = {}
+
+    def look(self, now: dt.datetime | None = None) -> Snapshot:
+        """The page now, in a handful of queries whatever the number of items."""
+        with self._turn:
+            return self._look(now or timezone.now())
+
+    def _look(self, now: dt.datetime) -> Snapshot:
+        run = Run.objects.defer("items").filter(pk=self._pk).first()
+        if run is None:
+            raise NotFound(f"there is no run {self._pk}")
+        row = {name: getattr(run, name) for name in overview.RUN_FIELDS}
+        self._pace.look(now.timestamp(), [row])
+        pace = self._pace.of_run(run.pk, now.timestamp(), counters(row)[0])
+        head = HeadView(
+            overview.run_view(row, *_under_way(run.pk), pace, ""),
+            json.dumps(run.params, indent=2, ensure_ascii=False, sort_keys=True) if run.params else "",
+            _facts(run),
+            json.dumps(run.reduction, indent=2, ensure_ascii=False) if run.reduction else "",
+        )
+        lists: Mapping[str, Views] = {
+            "errors": [("error", each) for each in _errors(run.pk)],
+            "allocations": [("allocation", each) for each in overview.allocation_views(run.pk)],
+        }
+        snapshot = render_parts({"head": head}, lists, self._last)
+        self._last = snapshot.parts
+        return snapshot
+
+
+def _under_way(run: int) -> tuple[int, int]:
+    """Items in flight, and items whose rows are to be saved."""
+    states = (ShardState.ALLOCATED, ShardState.EXECUTING, ShardState.SPOOLED)
+    shards = Shard.objects.filter(run=run, state__in=states).order_by()
+    items = dict(shards.values_list("state").annotate(items=Sum(F("stop") - F("start"))))
+    spooled = items.pop(ShardState.SPOOLED, 0)
+    return sum(items.values()), spooled
+
+
+def _facts(run: Run) -> tuple[tuple[str, str], ...]:
+    labels = ", ".join(f"{key}={value}" for key, value in run.labels.items())
+    facts: list[tuple[str, Any]] = [
+        ("Type", run.type),
+        ("Submitted by", run.submitted_by),
+        ("Submitted", iso(run.created_at)),
+        ("Ended", iso(run.ended_at)),
+        ("Priority", run.priority),
+        ("Time-out", f"{run.timeout:g} s"),
+        ("Attempts", run.max_attempts),
+        ("Labels", labels),
+        ("Rate", run.rate_key),
+    ]
+    return tuple((name, str(value)) for name, value in facts if value not in ("", None))
+
+
+def _errors(run: int) -> list[ErrorView]:
+    bad = Shard.objects.filter(run=run, state__in=BAD).order_by()
+    groups = bad.annotate(message=Substr("error", 1, MESSAGE)).values_list("message")
+    counted = groups.annotate(
+        shards=Count("pk"),
+        items=Sum(F("stop") - F("start")),
+        first=Min("updated_at"),
+        last=Max("updated_at"),
+        lowest=Min("pk"),
+    ).order_by("-items", "lowest")[:GROUPS_SHOWN]
+    return [
+        ErrorView(lowest, message or "no message", shards, items, iso(first), iso(last))
+        for message, shards, items, first, last, lowest in counted
+    ]
+
+
+def show(request: HttpRequest, pk: int) -> HttpResponse:
+    """The page as HTML."""
+    snapshot = RunPage(pk).look()
+    parts = {name: snapshot.html(name) for name in ("head", "errors", "allocations")}
+    return render(request, "run.html", {**parts, "pk": pk, "now": int(timezone.now().timestamp() * 1000)})

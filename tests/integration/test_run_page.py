@@ -1,0 +1,67 @@
+"""The page of one run, as the server sends it."""
+
+from __future__ import annotations
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from dispatch.states import ShardState
+from tests.integration import records
+
+pytestmark = pytest.mark.django_db
+
+ODD = "<b>bold</b> \u202eright \U0001f600 " + "x" * 180
+
+
+@pytest.fixture
+def operator(client: Client) -> Client:
+    client.force_login(User.objects.create_user("op", is_staff=True))
+    return client
+
+
+def test_it_says_how_far_the_run_is_and_what_was_wished(operator: Client) -> None:
+    run = records.run(4, name="night", params={"seconds": 2}, labels={"zone": "eu"}, saved=1)
+    page = operator.get(f"/runs/{run.pk}").content.decode()
+    assert "night" in page
+    assert "1/4" in page
+    assert "zone=eu" in page
+    assert "&quot;seconds&quot;: 2" in page
+    assert "Nothing has failed" in page
+
+
+def test_equal_errors_are_one_group_however_many(operator: Client) -> None:
+    run = records.run(1_000)
+    for at in range(0, 990, 10):
+        records.cut(run, at, at + 10, ShardState.FAILED, error="the disk is full")
+    records.cut(run, 990, 1000, ShardState.QUARANTINED, error="poison")
+    page = operator.get(f"/runs/{run.pk}").content.decode()
+    assert page.count('id="error-') == 2
+    assert page.count(">the disk is full<") == 1
+    assert ">990<" in page
+    assert ">99<" in page
+
+
+def test_names_cannot_be_markup(operator: Client) -> None:
+    run = records.run(1, name=ODD)
+    records.cut(run, 0, 1, ShardState.FAILED, error=ODD)
+    page = operator.get(f"/runs/{run.pk}").content.decode()
+    assert "<b>bold</b>" not in page
+    assert page.count("&lt;b&gt;bold&lt;/b&gt;") >= 2
+
+
+def test_a_run_that_is_not_there_is_a_404(operator: Client) -> None:
+    assert operator.get("/runs/77").status_code == 404
+
+
+def test_who_is_not_signed_in_is_sent_to_sign_in(client: Client) -> None:
+    run = records.run(1)
+    assert client.get(f"/runs/{run.pk}").status_code == 302
+
+
+def test_its_queries_do_not_grow_with_the_run(operator: Client, django_assert_max_num_queries) -> None:
+    run = records.run(1_000)
+    for at in range(300):
+        records.cut(run, at, at + 1, ShardState.FAILED, error=f"error {at}")
+    with django_assert_max_num_queries(12):
+        operator.get(f"/runs/{run.pk}")
