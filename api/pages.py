@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.utils.encoding import force_bytes, force_str
 from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base64_encode
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_safe
+from django.views.decorators.http import require_GET, require_POST, require_safe
 
 from api import below, overview, run_page
 from nodes.protocol import NotFound
@@ -54,6 +54,16 @@ def front_page(request: HttpRequest) -> HttpResponse:
 def run(request: HttpRequest, pk: int) -> HttpResponse:
     try:
         return run_page.show(request, pk)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+
+
+@require_POST
+@staff_member_required
+def run_verb(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+    """Cancel or retry, from the run's page."""
+    try:
+        return run_page.act(request, pk, verb)
     except NotFound as error:
         raise Http404(str(error)) from None
 
@@ -139,6 +149,8 @@ def favicon(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("", front_page, name="overview"),
     path("runs/<int:pk>", run, name="run"),
+    path("runs/<int:pk>/cancel", run_verb, {"verb": "cancel"}, name="run-cancel"),
+    path("runs/<int:pk>/retry", run_verb, {"verb": "retry"}, name="run-retry"),
     path("nodes/<int:pk>/below", below.page, name="below"),
     path("sign-in/<str:uidb64>/<str:token>/", sign_in, name="sign-in"),
     path("healthz", healthz, name="healthz"),

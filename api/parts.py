@@ -28,6 +28,8 @@ _GLYPHS = {
     "expired": "?",
 }
 _TONES = {
+    "quarantined": "failed",
+    "spooled": "saved",
     "running": "executing",
     "completed": "saved",
     "partial": "failed",

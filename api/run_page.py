@@ -12,19 +12,25 @@ from typing import Any
 from django.db.models import Count, F, Max, Min, Sum
 from django.db.models.functions import Substr
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import urlencode
 
-from api import overview
+from api import overview, strips
 from api.pace import Pace, counters
 from api.parts import Part, RunView, Snapshot, Views, iso, render_parts
+from dispatch import lifecycle
 from dispatch.models import Run, Shard
 from dispatch.states import ShardState
-from nodes.protocol import NotFound
+from nodes.protocol import Conflict, NotFound
 
 GROUPS_SHOWN = 50
 MESSAGE = 300
 """Characters of a message that make it the same as another."""
+PARTS = ("head", "strip", "lanes", "open", "errors", "allocations")
+PROBLEM = 500
+FORMATS = ("csv", "json", "parquet")
 BAD = (ShardState.FAILED, ShardState.QUARANTINED)
 
 
@@ -48,6 +54,15 @@ class ErrorView:
     items: int
     first: str
     last: str
+
+
+@dataclass(frozen=True)
+class OpenView:
+    """Items that a cancel would stop, before and while they run, and items that could be tried again."""
+
+    waiting: int
+    executing: int
+    failed: int
 
 
 class RunPage:
@@ -81,7 +96,13 @@ class RunPage:
             "errors": [("error", each) for each in _errors(run.pk)],
             "allocations": [("allocation", each) for each in overview.allocation_views(run.pk)],
         }
-        snapshot = render_parts({"head": head}, lists, self._last)
+        single = {
+            "head": head,
+            "strip": strips.strip(run.pk, run.count, run.cut),
+            "lanes": strips.lanes(run.pk, now),
+            "open": _open(run),
+        }
+        snapshot = render_parts(single, lists, self._last)
         self._last = snapshot.parts
         return snapshot
 
@@ -127,8 +148,25 @@ def _errors(run: int) -> list[ErrorView]:
     ]
 
 
+def _open(run: Run) -> OpenView:
+    executing = Shard.objects.filter(run=run, state=ShardState.EXECUTING).order_by()
+    items = executing.aggregate(items=Sum(F("stop") - F("start")))["items"] or 0
+    return OpenView(max(run.count - run.done - items, 0), items, run.failed + run.quarantined)
+
+
 def show(request: HttpRequest, pk: int) -> HttpResponse:
     """The page as HTML."""
     snapshot = RunPage(pk).look()
-    parts = {name: snapshot.html(name) for name in ("head", "errors", "allocations")}
-    return render(request, "run.html", {**parts, "pk": pk, "now": int(timezone.now().timestamp() * 1000)})
+    parts = {name: snapshot.html(name) for name in PARTS}
+    problem = request.GET.get("problem", "")[:PROBLEM]
+    now = int(timezone.now().timestamp() * 1000)
+    return render(request, "run.html", {**parts, "pk": pk, "now": now, "problem": problem, "formats": FORMATS})
+
+
+def act(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+    """A button of the page; what speaks against it is said on the page. Raises NotFound."""
+    try:
+        lifecycle.cancel(pk) if verb == "cancel" else lifecycle.retry(pk)
+    except Conflict as error:
+        return redirect(f"{reverse('run', args=[pk])}?{urlencode({'problem': str(error)})}")
+    return redirect("run", pk)

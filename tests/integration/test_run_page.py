@@ -6,7 +6,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from dispatch.states import ShardState
+from dispatch.states import RunState, ShardState
 from tests.integration import records
 
 pytestmark = pytest.mark.django_db
@@ -65,3 +65,23 @@ def test_its_queries_do_not_grow_with_the_run(operator: Client, django_assert_ma
         records.cut(run, at, at + 1, ShardState.FAILED, error=f"error {at}")
     with django_assert_max_num_queries(12):
         operator.get(f"/runs/{run.pk}")
+
+
+def test_cancel_and_retry_are_buttons_that_lead_back_and_say_what_speaks_against_it(operator: Client) -> None:
+    run = records.run(4)
+    assert operator.get(f"/runs/{run.pk}/cancel").status_code == 405
+    assert operator.post(f"/runs/{run.pk}/cancel")["Location"] == f"/runs/{run.pk}"
+    run.refresh_from_db()
+    assert run.state == RunState.CANCELLED
+    again = operator.post(f"/runs/{run.pk}/cancel", follow=True).content.decode()
+    assert f"run {run.pk} has ended already: cancelled" in again
+    assert operator.post("/runs/77/retry").status_code == 404
+
+
+def test_its_buttons_need_the_forms_token() -> None:
+    strict = Client(enforce_csrf_checks=True)
+    strict.force_login(User.objects.create_user("op", is_staff=True))
+    run = records.run(4)
+    assert strict.post(f"/runs/{run.pk}/cancel").status_code == 403
+    run.refresh_from_db()
+    assert run.state == RunState.RUNNING
