@@ -26,7 +26,7 @@ from django.db import connections
 from django.http import HttpRequest
 from django.urls import path
 
-from api import overview, run_page
+from api import node_page, overview, run_page
 from api.parts import Snapshot
 from dispatch import events
 from nodes.protocol import NotFound
@@ -51,6 +51,7 @@ Key = tuple[str, int]
 PAGES: Mapping[str, Callable[[int], Look]] = {
     "overview": lambda _: overview.shown.look,
     "run": lambda pk: run_page.RunPage(pk).look,
+    "node": lambda pk: node_page.NodePage(pk).look,
 }
 """Page -> what reads the one with this id."""
 
@@ -233,4 +234,5 @@ def _may_look(session_key: str | None) -> bool:
 websocket_urlpatterns = [
     path("ws/live", LivePage.as_asgi(), {"page": "overview"}),
     path("ws/live/runs/<int:pk>", LivePage.as_asgi(), {"page": "run"}),
+    path("ws/live/nodes/<int:pk>", LivePage.as_asgi(), {"page": "node"}),
 ]

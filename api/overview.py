@@ -68,10 +68,11 @@ RUN_FIELDS = (
 )
 
 
-def live_allocations() -> list[Held]:
-    """One row per (node, run, type, item, state)."""
+def live_allocations(node: int | None = None) -> list[Held]:
+    """One row per (node, run, type, item, state), of all nodes or of one."""
+    live = Allocation.objects.filter(state__in=LIVE)
     return list(
-        Allocation.objects.filter(state__in=LIVE)
+        (live if node is None else live.filter(node=node))
         .values_list("node_id", "run_id", "type", "item", "state")
         .annotate(number=Sum("slots"), items=Sum(F("stop") - F("start")))
         .order_by()
@@ -159,6 +160,15 @@ def _node_view(node: Node, state: str, quotas: Sequence[Mapping[str, Any]], use:
     )
 
 
+def node_view(node: Node, state: str) -> NodeView:
+    """One node by itself."""
+    return _node_view(node, state, list(_quotas().filter(node=node)), _use(live_allocations(node.pk))[node.pk])
+
+
+def _quotas() -> Any:
+    return Quota.objects.values("node_id", "task_type", "item", "slots", "limit")
+
+
 def _tree(node: Node, view: NodeView) -> dict[str, int]:
     """What the node comes to with all that hangs below it."""
     below = subtree.numbers_of(node.subtree) if node.role == Node.Role.RELAY else None
@@ -233,9 +243,9 @@ def run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float |
     )
 
 
-def allocation_views(run: int | None = None) -> list[AllocationView]:
-    """The newest allocations, of all runs or of one."""
-    found = Allocation.objects.all() if run is None else Allocation.objects.filter(run=run)
+def allocation_views(**of: int) -> list[AllocationView]:
+    """The newest allocations: of all, or of a ``run`` or a ``node``."""
+    found = Allocation.objects.filter(**of)
     latest = list(
         found.order_by("-id")
         .annotate(brief=Substr("error", 1, ERROR_SHOWN + 1))
@@ -301,7 +311,7 @@ class Overview:
         use = _use(live)
         nodes = [(node, state_of(node, now)) for node in Node.objects.only(*_NODE_FIELDS)[:NODES_SHOWN]]
         quotas: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-        for quota in Quota.objects.values("node_id", "task_type", "item", "slots", "limit"):
+        for quota in _quotas():
             quotas[quota["node_id"]].append(quota)
         node_views = [_node_view(node, state, quotas[node.pk], use[node.pk]) for node, state in nodes]
 

@@ -19,7 +19,7 @@ from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST, require_safe
 
-from api import below, overview, run_page
+from api import below, node_page, overview, run_page
 from nodes.protocol import NotFound
 from nodes.transactions import write
 
@@ -64,6 +64,27 @@ def run_verb(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """Cancel or retry, from the run's page."""
     try:
         return run_page.act(request, pk, verb)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def node(request: HttpRequest, pk: int) -> HttpResponse:
+    try:
+        return node_page.show(request, pk)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+
+
+@require_POST
+@never_cache
+@staff_member_required
+def node_verb(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+    """A button or a form of the node's page."""
+    try:
+        return node_page.act(request, pk, verb)
     except NotFound as error:
         raise Http404(str(error)) from None
 
@@ -151,6 +172,11 @@ urlpatterns = [
     path("runs/<int:pk>", run, name="run"),
     path("runs/<int:pk>/cancel", run_verb, {"verb": "cancel"}, name="run-cancel"),
     path("runs/<int:pk>/retry", run_verb, {"verb": "retry"}, name="run-retry"),
+    path("nodes/<int:pk>", node, name="node"),
+    *(
+        path(f"nodes/<int:pk>/{verb}", node_verb, {"verb": verb}, name=f"node-{verb}")
+        for verb in ("limits", "drain", "resume", "issue", "rotate", "revoke")
+    ),
     path("nodes/<int:pk>/below", below.page, name="below"),
     path("sign-in/<str:uidb64>/<str:token>/", sign_in, name="sign-in"),
     path("healthz", healthz, name="healthz"),

@@ -94,7 +94,7 @@ class RunPage:
         )
         lists: Mapping[str, Views] = {
             "errors": [("error", each) for each in _errors(run.pk)],
-            "allocations": [("allocation", each) for each in overview.allocation_views(run.pk)],
+            "allocations": [("allocation", each) for each in overview.allocation_views(run=run.pk)],
         }
         single = {
             "head": head,

@@ -12,7 +12,7 @@ from typing import Any
 from django.utils import timezone
 
 from cascade import console, reach
-from nodes import keys, registry
+from nodes import keys, registry, starting
 from nodes.fields import parse_quota
 from nodes.keys import IssuedKey
 from nodes.models import Node
@@ -194,12 +194,9 @@ class Command(console.Command):
             else:
                 self.stdout.write(f"{headline}\nBoth keys are in {file}.")
             return
-        environment = f"CASCADE_ACCESS_KEY={key.access_key} CASCADE_SECRET_KEY={key.secret_key}"
-        parent = shlex.quote(options["url"] or reach.server() or URL)
-        relay = key.node.role == Node.Role.RELAY
-        role = "relay" if relay else "child"
-        served = f"{environment} python manage.py runserver 8001 --role {role} --parent {parent}"
-        bare = f"{environment} python -m nodes.agent --parent {parent}"
+        parent = options["url"] or reach.server() or URL
+        commands = starting.commands(key.node, parent, key.access_key, key.secret_key)
+        served, bare = commands["django"], commands.get("agent", "")
         if options["json"]:
             made = {
                 "id": key.node.pk,
@@ -207,11 +204,11 @@ class Command(console.Command):
                 "access_key": key.access_key,
                 "secret_key": key.secret_key,
                 "command": served,
-                **({} if relay else {"agent_command": bare}),
+                **({"agent_command": bare} if bare else {}),
             }
             self.tell_json(made)
             return
-        without = "" if relay else f"\nor, without Django:\n\n  {bare}\n"
+        without = f"\nor, without Django:\n\n  {bare}\n" if bare else ""
         self.stdout.write(f"""{headline}
 
   access key  {key.access_key}

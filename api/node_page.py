@@ -1,0 +1,228 @@
+"""The page of one node: how it is, what it runs, what it may, its keys, and the command that starts it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils import timezone
+
+from api import overview
+from api.parts import NodeView, Part, Snapshot, Views, iso, lasted, render_parts
+from dispatch import events
+from dispatch.models import SyncLog
+from nodes import keys, registry, starting
+from nodes.fields import QuotaSpec, parse_quota
+from nodes.keys import IssuedKey
+from nodes.models import AccessKey, Node, Quota
+from nodes.protocol import CascadeError, FieldError, NotFound
+
+SYNCS_SHOWN = 12
+SPEEDS_SHOWN = 24
+PARTS = ("node_head", "keys", "allocations", "syncs")
+
+
+@dataclass(frozen=True)
+class NodeHeadView:
+    node: NodeView
+    facts: tuple[tuple[str, str], ...]
+    speeds: tuple[tuple[str, str], ...]
+    draining: bool
+    embedded: bool
+
+
+@dataclass(frozen=True)
+class KeyView:
+    id: int
+    access_key: str
+    created: str
+    used: str
+    revoked: str
+
+
+@dataclass(frozen=True)
+class SyncView:
+    id: int
+    operation: str
+    direction: str
+    count: int
+    error: str
+    at: str
+
+
+class NodePage:
+    """Reads one node into snapshots; in each process one for all who look at it."""
+
+    def __init__(self, pk: int) -> None:
+        self._pk = pk
+        self._turn = threading.Lock()
+        self._last: Mapping[str, Part] = {}
+
+    def look(self, now: dt.datetime | None = None) -> Snapshot:
+        """The page now, in a handful of queries. Raises NotFound."""
+        with self._turn:
+            return self._look(now or timezone.now())
+
+    def _look(self, now: dt.datetime) -> Snapshot:
+        node = _node(self._pk)
+        head = NodeHeadView(
+            overview.node_view(node, registry.state_of(node, now)),
+            _facts(node),
+            _speeds(node),
+            node.draining,
+            node.embedded,
+        )
+        lists: Mapping[str, Views] = {
+            "keys": [("key", each) for each in _keys(node)],
+            "allocations": [("allocation", each) for each in overview.allocation_views(node=node.pk)],
+            "syncs": [("sync", each) for each in _syncs(node)],
+        }
+        snapshot = render_parts({"node_head": head}, lists, self._last)
+        self._last = snapshot.parts
+        return snapshot
+
+
+def _node(pk: int) -> Node:
+    if (node := Node.objects.filter(pk=pk).first()) is None:
+        raise NotFound(f"there is no node {pk}")
+    return node
+
+
+def _facts(node: Node) -> tuple[tuple[str, str], ...]:
+    percent = ("CPU", node.cpu), ("Memory", node.memory), ("Disk", node.disk)
+    facts = [
+        ("Role", node.role),
+        ("Carrier", node.carrier),
+        ("Version", node.version),
+        ("Last beat", iso(node.last_beat_at)),
+        *((name, "" if value is None else f"{value:.0f} %") for name, value in percent),
+        ("Labels", ", ".join(f"{key}={value}" for key, value in node.labels.items())),
+        ("Types", ", ".join(map(str, node.executors))),
+        ("Configuration", "" if node.config_version is None else f"version {node.config_version}"),
+        ("Got it", iso(node.synced_at)),
+        ("Lost its work", f"{node.losses} times in a row" if node.losses else ""),
+    ]
+    return tuple((name, value) for name, value in facts if value)
+
+
+def _speeds(node: Node) -> tuple[tuple[str, str], ...]:
+    """Seconds an item, by type; not those of single runs (``type@run``)."""
+    known = sorted((name, seconds) for name, seconds in node.speeds.items() if "@" not in name)
+    return tuple((name, _pace(seconds)) for name, seconds in known[:SPEEDS_SHOWN])
+
+
+def _pace(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{lasted(seconds)} an item"
+    return f"{seconds * 1000:.3g} ms an item"
+
+
+def _keys(node: Node) -> list[KeyView]:
+    found = AccessKey.objects.filter(node=node).order_by("revoked_at", "-pk")
+    return [
+        KeyView(each.pk, each.access_key, iso(each.created_at), iso(each.last_used_at), iso(each.revoked_at))
+        for each in found[:20]
+    ]
+
+
+def _syncs(node: Node) -> list[SyncView]:
+    found = SyncLog.objects.filter(node=node).order_by("-pk")[:SYNCS_SHOWN]
+    return [
+        SyncView(each.pk, each.operation, each.direction, each.count, each.error[:300], iso(each.started_at))
+        for each in found
+    ]
+
+
+# ---- what its buttons and forms do -------------------------------------------------------------------------------
+
+
+def show(
+    request: HttpRequest, pk: int, *, problem: str = "", quotas: str | None = None, made: IssuedKey | None = None
+) -> HttpResponse:
+    """The page as HTML. ``made``: a key whose secret is shown this once; ``quotas``: as they were typed. Raises
+    NotFound.
+    """
+    snapshot = NodePage(pk).look()
+    node = _node(pk)
+    address = request.build_absolute_uri("/").rstrip("/")
+    key = (made.access_key, made.secret_key) if made else ("ACCESS_KEY", "SECRET_KEY")
+    context = {
+        **{name: snapshot.html(name) for name in PARTS},
+        "pk": pk,
+        "node": node,
+        "now": int(timezone.now().timestamp() * 1000),
+        "problem": problem,
+        "made": made,
+        "commands": starting.commands(node, address, *key),
+        "quotas": "\n".join(map(_spelled, Quota.objects.filter(node=node))) if quotas is None else quotas,
+        "capacity": request.POST.get("capacity", node.capacity),
+        "relay": node.role == Node.Role.RELAY,
+        "signs_in": not node.embedded,
+    }
+    return render(request, "node.html", context, status=400 if problem else 200)
+
+
+def _spelled(quota: Quota) -> str:
+    """As ``parse_quota`` reads it."""
+    item = f"[{quota.item}]" if quota.item else ""
+    limit = "" if quota.limit is None else f"/{quota.limit}"
+    return f"{quota.task_type}{item}={quota.slots}{limit}"
+
+
+def act(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+    """What a button of the page asks for; what speaks against it is said there, and what was typed stays.
+
+    Raises NotFound.
+    """
+    _node(pk)
+    try:
+        made = _VERBS[verb](request, pk)
+    except NotFound:
+        raise
+    except CascadeError as error:
+        return show(request, pk, problem=str(error), quotas=request.POST.get("quotas"))
+    events.changed()
+    if made is not None:
+        return show(request, pk, made=made)
+    return redirect(reverse("node", args=[pk]))
+
+
+def _limits(request: HttpRequest, pk: int) -> None:
+    """Capacity and quotas, as both will be."""
+    lines = re.split(r"[\n,]+", request.POST.get("quotas", ""))
+    specs: list[QuotaSpec] = [parse_quota(line.strip()) for line in lines if line.strip()]
+    text = request.POST.get("capacity", "").strip()
+    if not text.isdecimal() or len(text) > 6:
+        raise FieldError("capacity", f"{text[:20]!r} is not a whole number from 1 up")
+    registry.update_node(pk, capacity=int(text), quotas=specs)
+
+
+def _revoke(request: HttpRequest, pk: int) -> None:
+    key = request.POST.get("access_key", "")
+    if not AccessKey.objects.filter(node=pk, access_key=key).exists():
+        raise FieldError("access_key", "is not a key of this node")
+    keys.revoke(key)
+
+
+def _drain(request: HttpRequest, pk: int) -> None:
+    registry.drain(pk)
+
+
+def _resume(request: HttpRequest, pk: int) -> None:
+    registry.resume(pk)
+
+
+_VERBS: Mapping[str, Callable[[HttpRequest, int], IssuedKey | None]] = {
+    "limits": _limits,
+    "drain": _drain,
+    "resume": _resume,
+    "issue": lambda _, pk: keys.issue(pk),
+    "rotate": lambda _, pk: keys.rotate(pk),
+    "revoke": _revoke,
+}
