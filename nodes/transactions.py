@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
@@ -117,11 +117,19 @@ def upsert_rows(
 
 
 def update_rows(
-    model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]], states: Sequence[str]
+    model: type[models.Model],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    states: Sequence[str],
+    added: Collection[str] = (),
 ) -> None:
-    """Each row's own values, its id last, where it is still in one of ``states``. ``bulk_update`` costs five times."""
+    """Each row's own values, its id last, where it is still in one of ``states``; those of the columns ``added`` are
+    added to what is there. ``bulk_update`` costs five times.
+    """
     quote = connection.ops.quote_name
-    names = ", ".join(f"{quote(column)} = %s" for column in columns)
+    names = ", ".join(
+        f"{quote(column)} = {quote(column)} + %s" if column in added else f"{quote(column)} = %s" for column in columns
+    )
     expected = ", ".join(["%s"] * len(states))
     with connection.cursor() as cursor:
         cursor.executemany(

@@ -141,6 +141,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
             for pk, state, rows, seconds, error, log, progress in effect.closed
         ],
         [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
+        added=("rows",),  # to those of the parts before
     )
     for pk, part, some, items, digest in effect.advanced:
         # With what is left it begins anew: its time-out is each part's.

@@ -54,7 +54,7 @@ def test_parts_are_accepted_one_after_the_other_and_the_rest_goes_on() -> None:
         assert stored(made).items == Counter(f"i{number}" for number in range(10))
     assert state(run) == RunState.COMPLETED
     allocation = Allocation.objects.get(pk=work.allocation)
-    assert (allocation.state, allocation.parts) == (AllocationState.COMPLETED, 3)
+    assert (allocation.state, allocation.parts, allocation.rows) == (AllocationState.COMPLETED, 3, 10)
 
 
 def test_a_part_repeated_with_another_content_is_refused() -> None:

@@ -240,10 +240,14 @@ class World(Timeline):
             if child.alive:
                 child.process.frozen_until = 0.0
             child.start()
-        # One at least can work: a machine that is new, and knows nothing of what was.
+        # Who is just being moved is where it goes to by then.
+        self.after(0.5, self._welcome)
+        self.after(0.5, self.operator.make_good)
+
+    def _welcome(self) -> None:
+        """One at least can work: a machine that is new, and knows nothing of what was."""
         dice = self.dice("newcomer")
         self._add_child(Child(self, "newcomer"), self._host(dice), dice)
-        self.after(0.5, self.operator.make_good)
 
     def asked(self, run: int) -> Parent:
         """Who is to do run number ``run``."""
