@@ -199,15 +199,19 @@ def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Node, str]], never: 
     return ""
 
 
-def run_view(run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: str) -> RunView:
-    """``run`` with RUN_FIELDS; ``pace`` in items a second; ``obstacle``: why nothing of it can begin."""
+def run_view(
+    run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: str, *, brief: bool = False
+) -> RunView:
+    """``run`` with RUN_FIELDS; ``pace`` in items a second; ``obstacle``: why nothing of it can begin. ``brief``: of all
+    that only its counts are known.
+    """
     count, saved, failed, cancelled = run["count"], run["saved"], run["failed"] + run["quarantined"], run["cancelled"]
     done = saved + failed + cancelled
     # The last shards of a run may be on two nodes, so what is in flight can sum up to more than is open.
     spooled = min(spooled, count - done)
     in_flight = min(in_flight, count - done - spooled)
     words, note = [f"{done:,}/{count:,}"], ""
-    if run["state"] == RunState.RUNNING:
+    if run["state"] == RunState.RUNNING and not brief:
         if not in_flight and not spooled and done < count:
             note = obstacle
             if not obstacle:

@@ -19,7 +19,7 @@ from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST, require_safe
 
-from api import below, node_page, overview, run_page
+from api import below, node_page, overview, run_page, runs_page
 from nodes.protocol import NotFound
 from nodes.transactions import write
 
@@ -46,6 +46,13 @@ def front_page(request: HttpRequest) -> HttpResponse:
             "now": int(timezone.now().timestamp() * 1000),
         },
     )
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def runs(request: HttpRequest) -> HttpResponse:
+    return runs_page.show(request)
 
 
 @require_safe
@@ -169,6 +176,7 @@ def favicon(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("", front_page, name="overview"),
+    path("runs", runs, name="runs"),
     path("runs/<int:pk>", run, name="run"),
     path("runs/<int:pk>/cancel", run_verb, {"verb": "cancel"}, name="run-cancel"),
     path("runs/<int:pk>/retry", run_verb, {"verb": "retry"}, name="run-retry"),
