@@ -67,6 +67,10 @@ CHILDREN_TOLD = 1000
 """So many are told in full to whoever asks."""
 INLINE_ROWS = 2000
 """Up to so many rows travel inside the report; above that an Arrow segment costs less."""
+LOG_LIMIT = 16_000
+"""Characters of a shard's log that travel at once: its end, where a failure shows."""
+LOG_CUT = "[…]\n"
+"""Stands where the beginning of a log is left out."""
 LOG_CHARACTERS = 70_000
 """Of all logs in one message: as JSON they fit a frame, whatever they are."""
 LOG_PIECES = 500

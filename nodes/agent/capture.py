@@ -10,12 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from typing import TextIO
 
-LOG_LIMIT = 16_000
-"""Characters of a shard's log that are kept: its end, where a failure shows."""
-
-
-CUT = "[…]\n"
-"""Stands where the beginning of a log is not kept."""
+from nodes.protocol import LOG_CUT, LOG_LIMIT
 
 
 class Tail(io.TextIOBase):
@@ -39,15 +34,15 @@ class Tail(io.TextIOBase):
         return len(text)
 
     def text(self) -> str:
-        """Its last LOG_LIMIT characters, with CUT before them where there were more."""
+        """Its last LOG_LIMIT characters, with LOG_CUT before them where there were more."""
         start, text = self._kept
-        return CUT + text[self.start - start :] if self.start else text
+        return LOG_CUT + text[self.start - start :] if self.start else text
 
     @property
     def start(self) -> int:
         """Characters that were written and that ``text`` does not have."""
         start, text = self._kept
-        return start + max(len(text) - LOG_LIMIT + len(CUT), 0) if start or len(text) > LOG_LIMIT else 0
+        return start + max(len(text) - LOG_LIMIT + len(LOG_CUT), 0) if start or len(text) > LOG_LIMIT else 0
 
     def since(self, told: int) -> tuple[int, str]:
         """What was written from character ``told`` on, or as much of its end as is kept: where it begins, and it."""

@@ -14,9 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from nodes.agent.capture import CUT, LOG_LIMIT
 from nodes.agent.carriers import Line, Refused, Unreachable, pause
-from nodes.protocol import LOG_CHARACTERS, LOG_PIECES
+from nodes.protocol import LOG_CHARACTERS, LOG_CUT, LOG_LIMIT, LOG_PIECES
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +100,8 @@ class Logs:
             elif "failure" in entry:
                 start, text = found.start, found.text
                 if start:
-                    over = max(len(text) + len(CUT) - LOG_LIMIT, 0)
-                    start, text = start + over, CUT + text[over:]
+                    over = max(len(text) + len(LOG_CUT) - LOG_LIMIT, 0)
+                    start, text = start + over, LOG_CUT + text[over:]
                 entry["log"] = text
             else:
                 continue

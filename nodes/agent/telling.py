@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from nodes.agent.capture import LOG_LIMIT, Tail
+from nodes.agent.capture import Tail
+from nodes.protocol import LOG_LIMIT
 
 TELL_SECONDS = 0.1
 SOONEST_SECONDS = 0.5
