@@ -117,6 +117,7 @@ class Logs:
     async def run(self) -> None:
         """Tells the parent, until cancelled."""
         self._loop = asyncio.get_running_loop()
+        self._due.set()
         attempt = 0
         while True:
             await self._due.wait()
