@@ -1,4 +1,4 @@
-"""What a shard prints is seen through the API while it still runs, by either carrier and from the parent's own worker."""
+"""What a shard prints is seen through the API while it still runs: by either carrier, and from the own worker."""
 
 from __future__ import annotations
 
