@@ -279,7 +279,9 @@ def test_pages_of_any_size_meet_in_either_direction(run, talked, pieces, window,
     for wanted in (log_lines.EVERYTHING, log_lines.Wanted(search="BETA")):
         every = [line.number for line in log_lines.every(run.pk, wanted)]
         assert len(every) == (50 if wanted.search else 150)
-        ahead, back, at, before = [], [], 0, None
+        at, before = 0, None
+        ahead: list[int] = []
+        back: list[int] = []
         while (page := log_lines.since(run.pk, at, 13, wanted)).lines:
             ahead += [line.number for line in page.lines]
             at = page.last
@@ -411,7 +413,7 @@ def test_nodes_that_tell_and_report_at_once_leave_each_line_once_and_numbers_wit
             tell(node, *((work, 2 * number, f"{number}\n") for work in mine))
         node.report(*({**done(work), "log": "0\n1\n2\n3\n4\n5\n"} for work in mine))
 
-    assert at_once(*(lambda node=node: talk(node) for node in nodes)) == [None] * 4  # type: ignore[misc]
+    assert at_once(*(lambda node=node: talk(node) for node in nodes)) == [None] * 4
     lines = list(log_lines.every(run.pk, log_lines.EVERYTHING))
     assert [line.number for line in lines] == list(range(1, 16 * 6 + 1))
     for work in (work for mine in works.values() for work in mine):
