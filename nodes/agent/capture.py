@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
-from typing import TextIO
+from typing import Any, TextIO
 
 from nodes.protocol import LOG_CUT, LOG_LIMIT
 
@@ -19,8 +19,10 @@ class Tail(io.TextIOBase):
     def __init__(self) -> None:
         # One value, so that another thread never sees a text with the beginning of another one.
         self._kept = (0, "")
-        self.noticed: Callable[[], None] | None = None
-        """Called once, with the next text that is written; whoever wants to hear again says so again."""
+        self.noticed: Callable[[Tail], None] | None = None
+        """Called once, when the next text is written; whoever wants to hear again says so again."""
+        self.about: Any = None
+        """What it is to whoever is called."""
 
     def write(self, text: str) -> int:
         start, kept = self._kept
@@ -30,7 +32,7 @@ class Tail(io.TextIOBase):
         self._kept = (start, kept)
         if (noticed := self.noticed) is not None:
             self.noticed = None
-            noticed()
+            noticed(self)
         return len(text)
 
     def text(self) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from queue import Empty, SimpleQueue
 
 from nodes.agent.capture import Tail
@@ -27,7 +26,6 @@ Say = Callable[[int, int, int, str], None]
 class _Log:
     number: int
     allocation: int
-    tail: Tail
     began: float
     told: int = 0
     held: bool = False
@@ -40,42 +38,42 @@ class Teller:
     def __init__(self, say: Say) -> None:
         self._say = say
         # Its put may be called at any moment, by a finalizer in the middle of another one, too.
-        self._noticed: SimpleQueue[_Log] = SimpleQueue()
+        self._noticed: SimpleQueue[Tail] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def listen(self, number: int, allocation: int, tail: Tail) -> None:
-        log = _Log(number, allocation, tail, time.monotonic())
-        tail.noticed = partial(self._notice, log)
+        # Most shards print nothing: nothing is made for them.
+        tail.about = number, allocation, time.monotonic()
+        tail.noticed = self._notice
 
-    def _notice(self, log: _Log) -> None:
-        self._noticed.put(log)
+    def _notice(self, tail: Tail) -> None:
+        self._noticed.put(tail)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
             with suppress(RuntimeError):  # this machine allows no more threads: the report brings it
                 self._thread.start()
 
     def _run(self) -> None:
-        waiting: dict[int, _Log] = {}
+        waiting: set[Tail] = set()
         while True:
             if not waiting:
-                first = self._noticed.get()
-                waiting[first.allocation] = first
+                waiting.add(self._noticed.get())
             time.sleep(TELL_SECONDS)
             with suppress(Empty):
                 while True:
-                    log = self._noticed.get_nowait()
-                    waiting[log.allocation] = log
+                    waiting.add(self._noticed.get_nowait())
             now = time.monotonic()
-            waiting = {allocation: log for allocation, log in waiting.items() if self._tell(log, now)}
+            waiting = {tail for tail in waiting if self._tell(tail, now)}
 
-    def _tell(self, log: _Log, now: float) -> bool:
-        """Says what is new of ``log``; whether there is more to say, or will be soon."""
+    def _tell(self, tail: Tail, now: float) -> bool:
+        """Says what is new of a log; whether there is more to say, or will be soon."""
+        if not isinstance(tail.about, _Log):
+            tail.about = _Log(*tail.about)
+        log: _Log = tail.about
         if now - log.began < SOONEST_SECONDS:
             return True
-        start, text = log.tail.since(log.told)
-        whole = text.rfind("\n") + 1
-        if log.held:
-            whole = len(text)
+        start, text = tail.since(log.told)
+        whole = len(text) if log.held else text.rfind("\n") + 1
         log.held = whole < len(text)
         if whole:
             log.told = start + whole
@@ -84,6 +82,6 @@ class Teller:
                 self._say(log.number, log.allocation, start + at, text[at:whole])
         if log.held:
             return True
-        log.tail.noticed = partial(self._notice, log)
+        tail.noticed = self._notice
         # What was written before it listened again has woken nobody.
-        return bool(log.tail.since(log.told)[1])
+        return bool(tail.since(log.told)[1])
