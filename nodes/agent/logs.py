@@ -19,7 +19,10 @@ from nodes.protocol import LOG_CHARACTERS, LOG_CUT, LOG_LIMIT, LOG_PIECES
 
 logger = logging.getLogger(__name__)
 
-TELL_SECONDS = 0.45
+GATHER_SECONDS = 0.06
+"""Shards that began together are told of together, not all but one with the next message."""
+TELL_SECONDS = 0.35
+"""From an answer to the next message: with what a message takes, about two in a second."""
 REFUSED_SECONDS = 5.0
 KEPT = 4_000_000
 """Characters of all shards together; with many of them each has less than LOG_LIMIT."""
@@ -122,6 +125,7 @@ class Logs:
         while True:
             await self._due.wait()
             self._due.clear()
+            await asyncio.sleep(GATHER_SECONDS)
             with self._turn:
                 self._awake = False
             wait = TELL_SECONDS

@@ -138,6 +138,7 @@ def parent() -> Parent:
 
 @pytest.fixture
 def logs(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> Logs:
+    monkeypatch.setattr("nodes.agent.logs.GATHER_SECONDS", 0.0)
     monkeypatch.setattr("nodes.agent.logs.TELL_SECONDS", 0.0)
     monkeypatch.setattr("nodes.agent.logs.REFUSED_SECONDS", 0.0)
     monkeypatch.setattr("nodes.agent.logs.pause", lambda error, attempt: 0.0)
