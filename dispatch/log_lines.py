@@ -21,6 +21,8 @@ LONGEST = LOG_LIMIT
 """Lines of one piece, at most."""
 PIECES = 250
 """Read at once."""
+CHARACTERS = 2_000_000
+"""Of a page's lines; it may have fewer lines for that."""
 WINDOW = 50_000
 """Lines that one statement looks through for something rare."""
 
@@ -97,6 +99,7 @@ def since(
     highest = last if before is None else min(last, before - 1)
     page = Page(last, after + 1, max(highest, after))
     until = None if seconds is None else time.monotonic() + seconds
+    size = 0
     for line in _ahead(run_id, wanted, after, highest):
         if isinstance(line, int):
             if until is not None and time.monotonic() > until:
@@ -104,7 +107,8 @@ def since(
                 break
             continue
         page.lines.append(line)
-        if len(page.lines) == limit:
+        size += len(line.text)
+        if len(page.lines) == limit or size > CHARACTERS:
             page.last = line.number
             break
     return page
@@ -118,6 +122,7 @@ def latest(
     highest = last if before is None else min(last, before - 1)
     page = Page(last, 1, highest)
     until = None if seconds is None else time.monotonic() + seconds
+    size = 0
     for line in _back(run_id, wanted, highest):
         if isinstance(line, int):
             if until is not None and time.monotonic() > until:
@@ -125,7 +130,8 @@ def latest(
                 break
             continue
         page.lines.append(line)
-        if len(page.lines) == limit:
+        size += len(line.text)
+        if len(page.lines) == limit or size > CHARACTERS:
             page.first = line.number
             break
     page.lines.reverse()

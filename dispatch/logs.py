@@ -19,6 +19,7 @@ from django.utils import timezone
 from dispatch import events
 from dispatch.deciding.records import Held
 from dispatch.models import Allocation, LogMark, LogPiece, RunLog
+from dispatch.results import room
 from dispatch.states import LIVE
 from nodes import keys
 from nodes.keys import Caller
@@ -50,7 +51,7 @@ class _Fresh:
 def take(caller: Caller, printed: Sequence[Printed]) -> dict[str, Any]:
     """Keeps what running shards have printed; the reply names allocations that are not live, or not of this node.
 
-    Raises Unauthenticated for a key revoked since.
+    Raises Unauthenticated for a key revoked since, StorageFull and TooMany while there is no room for results either.
     """
     (outcome,) = take_all([(caller, printed)])
     if isinstance(outcome, CascadeError):
@@ -61,6 +62,7 @@ def take(caller: Caller, printed: Sequence[Printed]) -> dict[str, Any]:
 @retried
 def take_all(batch: Sequence[tuple[Caller, Sequence[Printed]]]) -> list[Outcome]:
     """As ``take`` for each, any of which may be refused alone: in one transaction, and a few statements for all."""
+    room.check()
     outcomes: list[Outcome] = []
     fresh: list[_Fresh] = []
     with write():

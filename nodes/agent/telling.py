@@ -42,6 +42,8 @@ class Teller:
         self._thread: threading.Thread | None = None
 
     def listen(self, number: int, allocation: int, tail: Tail) -> None:
+        if allocation < 0:
+            return  # a task handed directly to this node has no parent
         # Most shards print nothing: nothing is made for them.
         tail.about = number, allocation, time.monotonic()
         tail.noticed = self._notice

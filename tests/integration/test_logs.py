@@ -304,6 +304,14 @@ def test_a_look_that_takes_too_long_says_how_far_it_came(run, talked, monkeypatc
     assert (page.lines, page.last) == ([], 10)
 
 
+def test_a_page_of_long_lines_has_fewer_of_them(run, talked, monkeypatch):
+    monkeypatch.setattr(log_lines, "CHARACTERS", 100)
+    assert [line.number for line in log_lines.latest(run.pk, None, 50).lines][-1] == 150
+    ahead = log_lines.since(run.pk, 0, 50)
+    assert 5 < len(ahead.lines) < 20
+    assert log_lines.since(run.pk, ahead.last, 50).lines[0].number == ahead.lines[-1].number + 1
+
+
 def test_lines_are_filtered(api: Api, node, run, talked):
     first, second, third, _ = talked
     shard = Allocation.objects.get(pk=second.allocation).shard_id
