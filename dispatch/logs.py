@@ -8,11 +8,12 @@ again is in ``log_lines``.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
+from django.db import connection
 from django.db.models import F, Min
 from django.utils import timezone
 
@@ -48,6 +49,31 @@ class _Fresh:
     told: bool = False
 
 
+@dataclass(slots=True)
+class _Piece:
+    """What is new of it. ``whole``: it is the allocation's own log."""
+
+    allocation: int
+    start: int
+    text: str
+    missing: int
+    continues: bool
+    whole: bool
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n") + (not self.text.endswith("\n"))
+
+
+@dataclass(slots=True)
+class _Mark:
+    """As ``LogMark``."""
+
+    start: int
+    end: int = 0
+    open: bool = False
+
+
 def take(caller: Caller, printed: Sequence[Printed]) -> dict[str, Any]:
     """Keeps what running shards have printed; the reply names allocations that are not live, or not of this node.
 
@@ -80,7 +106,9 @@ def take_all(batch: Sequence[tuple[Caller, Sequence[Printed]]]) -> list[Outcome]
                 else:
                     gone.append(piece.allocation)
             outcomes.append({"gone": gone})
-        runs = _add(fresh, timezone.now()) if settings.CASCADE.shard_log_limit else set()
+        runs: set[int] = set()
+        if settings.CASCADE.shard_log_limit:
+            runs = _add(fresh, _marks([each.allocation for each in fresh]), timezone.now())
     if runs:
         events.logged(runs)
     return outcomes
@@ -107,80 +135,75 @@ def reported(pairs: Iterable[tuple[Entry, Held]], now: dt.datetime) -> set[int]:
         fresh.append(_Fresh(held.run, held.id, entry.log_start, text, told=True))
     if not fresh:
         return set()
-    runs = _add(fresh, now)
-    LogMark.objects.filter(pk__in=[each.allocation for each in fresh]).delete()
+    marks = _marks([each.allocation for each in fresh])
+    told = list(marks)
+    runs = _add(fresh, marks, now)
+    if told:
+        LogMark.objects.filter(pk__in=told).delete()
     return runs
 
 
-def _add(fresh: Sequence[_Fresh], now: dt.datetime) -> set[int]:
+def _add(fresh: Sequence[_Fresh], marks: dict[int, _Mark], now: dt.datetime) -> set[int]:
     """Numbers what is new of ``fresh``, and writes it; the runs that it belongs to. The allocations are locked."""
-    marks = {mark.allocation_id: mark for mark in _marks([each.allocation for each in fresh])}
-    by_run: dict[int, list[_Fresh]] = {}
+    changed: dict[int, _Mark] = {}
+    by_run: dict[int, list[_Piece]] = {}
     for each in fresh:
-        end = marks[each.allocation].end if each.allocation in marks else 0
-        if each.text[max(end - each.start, 0) :]:
-            by_run.setdefault(each.run, []).append(each)
-    rows: list[tuple[Any, ...]] = []
-    changed: dict[int, LogMark] = {}
+        mark = marks.get(each.allocation) or _Mark(each.start)
+        if not (text := each.text[max(mark.end - each.start, 0) :]):
+            continue
+        start = max(each.start, mark.end)
+        missing = start - mark.end
+        whole = each.told and not mark.end
+        piece = _Piece(each.allocation, start, text, missing, mark.open and not missing, whole)
+        by_run.setdefault(each.run, []).append(piece)
+        mark.end, mark.open = start + len(text), not text.endswith("\n")
+        if not whole:
+            marks[each.allocation] = changed[each.allocation] = mark
     at = moment(now)
+    rows: list[tuple[Any, ...]] = []
     for run in sorted(by_run):
-        lines = _counted(run)
-        number = lines.lines
-        for each in by_run[run]:
-            mark = marks.get(each.allocation) or LogMark(allocation_id=each.allocation, start=each.start)
-            text = each.text[max(mark.end - each.start, 0) :]
-            start = max(each.start, mark.end)
-            first, number = number + 1, number + _lines_in(text)
-            missing = start - mark.end
-            whole = each.told and not mark.end
-            rows.append(
-                (
-                    *(run, each.allocation, first, number, start, len(text), missing, mark.open and not missing, at),
-                    None if whole else text,
-                )
-            )
-            mark.end, mark.open = start + len(text), not text.endswith("\n")
-            if not whole:
-                marks[each.allocation] = changed[each.allocation] = mark
-        lines.lines = number
-        lines.save(update_fields=["lines"])
-    insert_rows(LogPiece, COLUMNS, rows)
-    _trim(changed.values())
-    upsert_rows(
-        LogMark,
-        MARKS,
-        [(mark.allocation_id, mark.start, mark.end, mark.open) for mark in changed.values()],
-        key=("allocation_id",),
-        change=MARKS[1:],
-    )
+        last = _numbered(run, sum(piece.lines for piece in by_run[run]))
+        for piece in by_run[run]:
+            first, last = last + 1, last + piece.lines
+            about = (piece.start, len(piece.text), piece.missing, piece.continues, at)
+            rows.append((run, piece.allocation, first, last, *about, None if piece.whole else piece.text))
+    if rows:
+        insert_rows(LogPiece, COLUMNS, rows)
+    if changed:
+        _trim(changed)
+        told = [(pk, mark.start, mark.end, mark.open) for pk, mark in changed.items()]
+        upsert_rows(LogMark, MARKS, told, key=MARKS[:1], change=MARKS[1:])
     return set(by_run)
 
 
-def _marks(ids: Sequence[int]) -> Iterator[LogMark]:
+def _marks(ids: Sequence[int]) -> dict[int, _Mark]:
+    found: dict[int, _Mark] = {}
     for at in range(0, len(ids), SLICE):
-        yield from LogMark.objects.filter(pk__in=ids[at : at + SLICE])
-
-
-def _counted(run: int) -> RunLog:
-    """The run's, locked."""
-    found = RunLog.objects.select_for_update().filter(pk=run).first()
-    if found is None:
-        RunLog.objects.bulk_create([RunLog(run_id=run)], ignore_conflicts=True)
-        found = RunLog.objects.select_for_update().get(pk=run)
+        rows = LogMark.objects.filter(pk__in=ids[at : at + SLICE]).values_list(*MARKS)
+        found.update({pk: _Mark(*row) for pk, *row in rows})
     return found
 
 
-def _trim(marks: Iterable[LogMark]) -> None:
+def _numbered(run: int, count: int) -> int:
+    """Gives the run so many lines more, and locks their number; how many it had."""
+    for _ in range(2):
+        # By hand: asked with every report that brings a log.
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE dispatch_runlog SET lines = lines + %s WHERE run_id = %s", [count, run])
+            if cursor.rowcount:
+                cursor.execute("SELECT lines FROM dispatch_runlog WHERE run_id = %s", [run])
+                return int(cursor.fetchone()[0]) - count
+        RunLog.objects.bulk_create([RunLog(run_id=run)], ignore_conflicts=True)
+    raise AssertionError("unreachable")
+
+
+def _trim(marks: Mapping[int, _Mark]) -> None:
     """Of those that have grown beyond the limit, the oldest pieces go."""
     limit = max(settings.CASCADE.shard_log_limit, LOG_LIMIT)
-    for mark in marks:
+    for pk, mark in marks.items():
         if mark.end - mark.start <= limit * TRIMMED_AT:
             continue
-        pieces = LogPiece.objects.filter(allocation=mark.allocation_id)
+        pieces = LogPiece.objects.filter(allocation=pk)
         pieces.filter(offset__lte=mark.end - limit - F("size")).delete()
         mark.start = pieces.aggregate(start=Min("offset"))["start"]
         pieces.filter(offset=mark.start).update(missing=mark.start, continues=False)
-
-
-def _lines_in(text: str) -> int:
-    return text.count("\n") + (not text.endswith("\n"))

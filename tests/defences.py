@@ -546,22 +546,30 @@ DEFENCES = (
     Defence(
         "text that comes twice counts once",
         "dispatch/logs.py",
-        "            text = each.text[max(mark.end - each.start, 0) :]\n",
-        "            text = each.text\n",
+        "(text := each.text[max(mark.end - each.start, 0) :])",
+        "(text := each.text)",
         (f"{_INTEGRATION}logs.py::test_what_comes_twice_counts_once_and_what_is_missing_is_known",),
     ),
     Defence(
         "a log has a limit",
         "dispatch/logs.py",
-        "    _trim(changed.values())\n",
+        "        _trim(changed)\n",
         "",
         (f"{_INTEGRATION}logs.py::test_of_an_allocation_the_newest_characters_are_kept",),
     ),
     Defence(
         "a run's lines are numbered by one at a time",
         "dispatch/logs.py",
-        "RunLog.objects.select_for_update().filter(pk=run).first()",
-        "RunLog.objects.filter(pk=run).first()",
+        '            cursor.execute("UPDATE dispatch_runlog SET lines = lines + %s WHERE run_id = %s", [count, run])\n'
+        "            if cursor.rowcount:\n"
+        '                cursor.execute("SELECT lines FROM dispatch_runlog WHERE run_id = %s", [run])\n'
+        "                return int(cursor.fetchone()[0]) - count\n",
+        '            cursor.execute("SELECT lines FROM dispatch_runlog WHERE run_id = %s", [run])\n'
+        "            if found := cursor.fetchone():\n"
+        "                had = int(found[0])\n"
+        '                cursor.execute("UPDATE dispatch_runlog SET lines = %s "\n'
+        '                               "WHERE run_id = %s", [had + count, run])\n'
+        "                return had\n",
         (
             f"{_INTEGRATION}logs.py::test_nodes_that_tell_and_report_at_once_leave_each_line_once_and_numbers_without_holes",
         ),

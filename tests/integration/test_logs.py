@@ -115,6 +115,14 @@ def test_several_nodes_are_written_together_and_one_may_be_refused_alone(node, r
     assert texts(run) == ["x"]
 
 
+def test_a_message_that_comes_twice_at_once_counts_once(node, run, works):
+    said = messages.read_logs({"logs": [[works[0].allocation, 0, "x\n"]]})
+    assert logs.take_all([(node.caller, said)] * 2) == [{"gone": []}] * 2
+    assert logs.take_all([]) == []
+    assert texts(run) == ["x"]
+    assert log_lines.newest(run.pk) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
