@@ -27,8 +27,9 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from api import authentication, beats, errors, limits
+from api import logs as printed
 from api.errors import json_error, respond
-from dispatch import configuration, events, lifecycle, synclog
+from dispatch import configuration, events, lifecycle, logs, synclog
 from dispatch.relay import asking, place
 from dispatch.results import inputs, room, spool
 from nodes import keys, messages
@@ -73,6 +74,7 @@ VERBS: dict[str, Callable[[Caller, Any], Body]] = {
     "accept": lambda caller, body: lifecycle.accept(caller, messages.read_accept(body)),
     "beat": beats.beat,
     "claim": lambda caller, body: lifecycle.claim(caller, messages.read_claim(body)),
+    "log": lambda caller, body: logs.take(caller, messages.read_logs(body)),
     "release": lambda caller, body: lifecycle.release(caller, *messages.read_release(body)),
     "report": lambda caller, body: _report(caller, body),
     "tell": lambda caller, body: asking.told(caller, messages.read_tell(body)),
@@ -252,6 +254,17 @@ def _authenticate_and_read_beat(request: HttpRequest) -> tuple[Caller, messages.
     return caller, beats.read(body)
 
 
+def _authenticate_and_read_logs(request: HttpRequest) -> tuple[Caller, list[messages.Printed]]:
+    caller, body = _authenticate_and_read(request)
+    return caller, read_logs(body)
+
+
+def read_logs(body: Any) -> list[messages.Printed]:
+    """Logs that are for this server. Raises FieldError, Misdirected."""
+    place.check_meant(body)
+    return messages.read_logs(body)
+
+
 def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, Any, Body]:
     caller, body = _authenticate_and_read(request)
     return caller, body, perform(caller, verb, body)
@@ -259,13 +272,15 @@ def _authenticate_and_perform(request: HttpRequest, verb: str) -> tuple[Caller, 
 
 @_answering
 async def verb(request: HttpRequest, verb: str) -> HttpResponse:
-    """accept, beat, report, release, tell, rotate, retire: one exchange."""
+    """accept, beat, log, report, release, tell, rotate, retire: one exchange."""
     if verb not in VERBS and verb not in KEY_VERBS:
         return json_error(404, f"{verb!r} is not a verb; there are: {', '.join(sorted(VERBS))}")
     if request.method != "POST":
         return _only("POST")
     if verb == "beat":
         return JsonResponse(await beats.gathering.beat(*await in_thread(_authenticate_and_read_beat, request)))
+    if verb == "log":
+        return JsonResponse(await printed.gathering.take(*await in_thread(_authenticate_and_read_logs, request)))
     check_turn()
     _, _, reply = await in_thread(_authenticate_and_perform, request, verb)
     return JsonResponse(reply, status=_status(reply))

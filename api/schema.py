@@ -9,8 +9,8 @@ from api.serializers import WorkOptions
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
 from nodes.executors.described import plain_schema
-from nodes.messages import ANSWERS_LIMIT, ENTRIES_LIMIT, IDS_LIMIT, LOG_LIMIT, TEXT_LIMIT
-from nodes.protocol import INLINE_ROWS, SEGMENT_BYTES_LIMIT
+from nodes.messages import ANSWERS_LIMIT, ENTRIES_LIMIT, IDS_LIMIT, TEXT_LIMIT
+from nodes.protocol import INLINE_ROWS, LOG_CHARACTERS, LOG_LIMIT, LOG_PIECES, SEGMENT_BYTES_LIMIT
 
 Json = dict[str, Any]
 
@@ -78,6 +78,7 @@ _ENTRY = _object(
         "offset": _whole("The first row of this entry in its segment."),
         "seconds": _number("Running time by the child's monotonic clock.", minimum=0),
         "log": _cut(LOG_LIMIT, "The tail of what the executor printed."),
+        "log_start": _whole("Characters of the log that are left out before it."),
     },
     ("allocation",),
 )
@@ -158,6 +159,7 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
                 "lease_seconds": _number("Without a beat for so long, allocations expire."),
                 "time": _number("The parent's clock, seconds since 1970."),
                 "config": _whole("The version of the configuration in force; 0: none yet."),
+                "logs": _flag("It takes what running shards print."),
                 "config_mark": _text("The beginning of its digest: numbers come again after a restore."),
             }
         ),
@@ -171,6 +173,22 @@ VERBS: dict[str, tuple[str, Json, Json]] = {
         "Hands work back that has not begun; no attempt is counted.",
         _object({"allocations": _ids("Handed back."), "detail": _cut(200, "Why.")}, ("allocations",)),
         _object({"released": _ids("Those that were still this node's.")}),
+    ),
+    "log": (
+        "What shards that still run have printed; a parent that takes it says 'logs' to a beat. What comes twice "
+        "counts once.",
+        _object(
+            {
+                "logs": _list(
+                    _list({}, minItems=3, maxItems=3),
+                    f"[allocation, start, text]: before the text, 'start' characters. Each allocation once; "
+                    f"{LOG_LIMIT:,} characters of one, {LOG_CHARACTERS:,} in all.",
+                    maxItems=LOG_PIECES,
+                )
+            },
+            ("logs",),
+        ),
+        _object({"gone": _ids("Those that are not this node's, or do not run any more.")}),
     ),
     "tell": (
         "Answers what a relay was asked, which came as 'ask' with a claim, a beat or on the socket.",

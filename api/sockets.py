@@ -15,8 +15,8 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.urls import path
 from django.utils import timezone
 
-from api import authentication, beats, limits, revoked
-from api.agent import VERBS, check_turn, in_thread, perform
+from api import authentication, beats, limits, logs, revoked
+from api.agent import VERBS, check_turn, in_thread, perform, read_logs
 from dispatch import events, lifecycle
 from dispatch.lifecycle.grants import package
 from dispatch.relay import asking
@@ -79,15 +79,17 @@ class AgentSocket(AsyncWebsocketConsumer):
             kind = frame.get("type") if isinstance(frame, dict) else None
             number = frame.get("id") if isinstance(frame, dict) else None
             if not isinstance(kind, str) or kind not in VERBS or kind == "claim":
-                raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, release, report, tell")
+                raise FieldError("type", f"{shown(kind)} is not one of: accept, beat, log, release, report, tell")
             assert self.caller is not None
             limits.keys.check(self.caller.access_key)
             limits.keys.charge(self.caller.access_key, size=len(text_data or ""))
-            if kind != "beat":
+            if kind not in ("beat", "log"):
                 check_turn()
             said = frame.get("body", {})
             if kind == "beat":
                 body = await beats.gathering.beat(self.caller, beats.read(said))
+            elif kind == "log":
+                body = await logs.gathering.take(self.caller, read_logs(said))
             else:
                 body = await in_thread(perform, self.caller, kind, said)
             if kind == "beat" and events.abroad is not None:

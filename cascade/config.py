@@ -180,6 +180,13 @@ class Config(BaseModel):
         "most_free", min_length=1, max_length=200, description="Chooses the node, for runs that name no balancer."
     )
     webhook_attempts: int = Field(8, ge=1, le=50, description="Tries to bring a webhook to its address.")
+    shard_log_limit: int = Field(
+        64_000,
+        ge=0,
+        le=100_000_000,
+        description="Characters of what one attempt at a shard prints that are kept while it runs, the newest ones; "
+        "its report brings 16000. 0: nothing is taken before the report.",
+    )
     run_days: float = Field(90, ge=0.01, description="Ended runs, with their allocations, are kept so long.")
     log_days: float = Field(14, ge=0.01, description="The sync log is kept so long.")
     heartbeat_days: float = Field(7, ge=0.01, description="Heartbeat history is kept so long.")

@@ -171,7 +171,7 @@ class Bus:
             return
         with self._turn:
             self._names.add(name)
-        if name != events.CHANGED:
+        if name not in events.FOR_PAGES:
             self._waiting.set()
 
     def tell(self, node_ids: Sequence[int], message: Mapping[str, Any]) -> None:
@@ -220,7 +220,7 @@ class Bus:
     def _listening(self, way: Way) -> None:
         self._found(f"from {way.name}")
         # Whatever was said while nobody listened.
-        events.hear([*events.SIGNALS, events.CHANGED], [])
+        events.hear([*events.SIGNALS, *events.FOR_PAGES], [])
 
     def _heard(self, payload: str) -> None:
         try:

@@ -65,13 +65,20 @@ relay = Signal("relay")
 inputs = Signal("inputs")
 """Set when somebody waits for rows of the tables above."""
 SIGNALS = {signal.name: signal for signal in (dispatcher, saver, reducer, advisor, webhooks, relay, inputs)}
-CHANGED, PLANNED = "changed", "planned"
-"""What else is noted abroad: something for the pages; a run that the parent plans."""
+CHANGED, PLANNED, LOGGED = "changed", "planned", "logged"
+"""What else is noted abroad: something for the pages; a run that the parent plans; new lines of logs."""
+FOR_PAGES = (CHANGED, LOGGED)
 
 planned = False
 """Whether there are runs that the parent plans as they go, as far as this process knows."""
 Listener = Callable[[Sequence[int], Mapping[str, Any]], None]
 _listeners: list[Listener] = []
+
+LOGS_KNOWN = 1000
+_log_turn = threading.Lock()
+_logged: dict[int, int] = {}
+_logged_all = 0
+"""Of runs that are not among them."""
 
 _count = itertools.count(1)
 _version = 0
@@ -91,6 +98,29 @@ def changed(*, allocate: bool = True) -> None:
         abroad.note(CHANGED)
     if allocate:
         dispatcher.set()
+
+
+def logged(runs: Iterable[int]) -> None:
+    """New lines of logs of these runs were committed. The overview, which shows none, is not told."""
+    with _log_turn:
+        if len(_logged) > LOGS_KNOWN:
+            _forget_logs()
+        for run in runs:
+            _logged[run] = next(_count)
+    if abroad is not None:
+        abroad.note(LOGGED)
+
+
+def log_version(run_id: int) -> int:
+    """Grows with the lines of this run's logs, as far as this process knows; now and then without any."""
+    return max(_logged.get(run_id, 0), _logged_all)
+
+
+def _forget_logs() -> None:
+    """There may be new lines of any run."""
+    global _logged_all
+    _logged_all = next(_count)
+    _logged.clear()
 
 
 def reported() -> None:
@@ -153,6 +183,9 @@ def hear(names: Iterable[str], told: Iterable[tuple[list[int], dict[str, Any]]])
     for name in names:
         if name == CHANGED:
             _version = next(_count)
+        elif name == LOGGED:
+            with _log_turn:
+                _forget_logs()
         elif name == PLANNED:
             planned = True
         elif name in SIGNALS:

@@ -381,6 +381,51 @@ class Allocation(models.Model):
         return f"allocation {self.pk}"
 
 
+class RunLog(models.Model):
+    """How many lines the logs of a run's shards have. Whoever adds some holds this row, so that numbers grow with the
+    commits, and who has read up to a number misses nothing below it."""
+
+    run = models.OneToOneField(Run, primary_key=True, on_delete=models.CASCADE, related_name="+")
+    lines = models.PositiveBigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.lines} lines of run {self.run_id}"
+
+
+class LogMark(models.Model):
+    """How far the log of an allocation that runs has come: characters [start, end) of it are kept."""
+
+    allocation = models.OneToOneField(Allocation, primary_key=True, on_delete=models.CASCADE, related_name="+")
+    start = models.PositiveBigIntegerField(default=0)
+    end = models.PositiveBigIntegerField(default=0)
+    open = models.BooleanField(default=False, help_text="Its last line has no end yet.")
+
+    def __str__(self) -> str:
+        return f"log of allocation {self.allocation_id} up to {self.end}"
+
+
+class LogPiece(models.Model):
+    """Lines ``first`` to ``last``, as the run numbers them, of the log of one allocation."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="+", db_index=False)
+    allocation = models.ForeignKey(Allocation, on_delete=models.CASCADE, related_name="log_pieces")
+    first = models.PositiveBigIntegerField()
+    last = models.PositiveBigIntegerField()
+    offset = models.PositiveBigIntegerField(help_text="Characters of the allocation's log before it.")
+    size = models.PositiveIntegerField(help_text="Characters.")
+    missing = models.PositiveBigIntegerField(default=0, help_text="Of these, so many right before it are not kept.")
+    continues = models.BooleanField(default=False, help_text="Its first line goes on with the last one before it.")
+    at = models.DateTimeField(help_text="When it came.")
+    text = models.TextField(null=True, help_text="null: the allocation's own log, which its report brought.")
+
+    class Meta:
+        ordering = ["run_id", "first"]
+        constraints = [models.UniqueConstraint(fields=["run", "first"], name="log_line_once")]
+
+    def __str__(self) -> str:
+        return f"lines {self.first} to {self.last} of run {self.run_id}"
+
+
 class LeafWork(models.Model):
     """Items [start, stop) of an allocation that a node below a relay ran. Of other nodes their allocations tell it."""
 

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from dispatch import buckets
-from dispatch.models import Allocation, Delivery, Receipt, Run, Shard, StagedRow, SyncLog
+from dispatch.models import Allocation, Delivery, LogPiece, Receipt, Run, Shard, StagedRow, SyncLog
 from dispatch.states import LIVE, RUN_ENDED, ShardState
 from nodes import registry
 from nodes.models import Heartbeat, Nonce
@@ -28,7 +28,10 @@ PAUSE_SECONDS = 0.002
 """Between two transactions, for the threads that wait for their turn."""
 STAGED_DAYS = 1.0
 """Rows uploaded ahead of a report that can come no more are kept so long, for whoever wonders."""
-KINDS = ("runs", "allocations", "shards", "receipts", "sync_logs", "deliveries", "staged_rows", "heartbeats", "nonces")
+KINDS = (
+    *("runs", "allocations", "shards", "receipts", "sync_logs", "deliveries", "staged_rows", "log_pieces"),
+    *("heartbeats", "nonces"),
+)
 
 
 class _OutOfTime(Exception):
@@ -118,6 +121,7 @@ def _forget_run(current: _Pass, pk: int, before: dt.datetime) -> None:
     ended = {"run_id": pk, "run__state__in": RUN_ENDED, "run__ended_at__lt": before}
     allocations = Allocation.objects.filter(**ended).exclude(state__in=LIVE)
     current.all_of("staged_rows", StagedRow.objects.filter(allocation__in=allocations))
+    current.all_of("log_pieces", LogPiece.objects.filter(allocation__in=allocations))
     current.all_of("allocations", allocations)
     current.all_of("shards", Shard.objects.filter(**ended, state__in=(ShardState.SAVED, ShardState.CANCELLED)))
 
@@ -162,6 +166,7 @@ def _counted(
         "sync_logs": logs.count(),
         "deliveries": (deliveries | Delivery.objects.filter(run__in=ids)).count(),
         "staged_rows": (staged | StagedRow.objects.filter(allocation__run__in=ids)).distinct().count(),
+        "log_pieces": LogPiece.objects.filter(run__in=ids).count(),
         "heartbeats": Heartbeat.objects.filter(at__lt=history).count(),
         "nonces": Nonce.objects.filter(expires_at__lt=now).count(),
     }

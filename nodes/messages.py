@@ -13,7 +13,17 @@ from typing import Any
 
 from nodes import identity
 from nodes.executors.base import FOUND_LIMIT, MEMORY_LIMIT, shown
-from nodes.protocol import CHILDREN_TOLD, OLDEST, SLOTS_LIMIT, SUMMARY_NUMBERS, VERSION, FieldError
+from nodes.protocol import (
+    CHILDREN_TOLD,
+    LOG_CHARACTERS,
+    LOG_LIMIT,
+    LOG_PIECES,
+    OLDEST,
+    SLOTS_LIMIT,
+    SUMMARY_NUMBERS,
+    VERSION,
+    FieldError,
+)
 
 BRANCHES_LIMIT = 100
 CONFIGS_LIMIT = 10
@@ -33,11 +43,12 @@ PATH_LIMIT = 500
 """Characters of the names of nodes from one node down to another."""
 IDS_LIMIT = 20_000
 TEXT_LIMIT = 4_000
-LOG_LIMIT = 16_000
 ENTRIES_LIMIT = 5_000
 STATUS_LIMIT = 200
 COUNTS_LIMIT = 20
 LARGEST_ID = 2**63 - 1
+LONGEST_LOG = 2**53
+"""Characters that a shard may have printed."""
 _SHA256 = re.compile(r"\A[0-9a-f]{64}\Z")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -107,6 +118,15 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Printed:
+    """A part of what a running shard has printed; before it, ``start`` characters."""
+
+    allocation: int
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ItemError:
     index: int
     message: str
@@ -141,6 +161,8 @@ class Entry:
     offset: int = 0
     seconds: float = 0.0
     log: str = ""
+    log_start: int = 0
+    """Characters of the log that are left out before ``log``."""
     digest: str = field(default="", compare=False)
     stopped: int | None = None
     outcomes: tuple[ItemOutcome, ...] = ()
@@ -327,6 +349,28 @@ def read_accept(body: Any) -> tuple[int, ...]:
     return read_release(body)[0]
 
 
+def read_logs(body: Any) -> list[Printed]:
+    """What shards have printed that are still running."""
+    body = read_object(body)
+    if "logs" not in body:
+        raise FieldError("logs", "is required: a list of [allocation, start, text]")
+    found = [_printed(each, f"logs[{at}]") for at, each in enumerate(_list(body["logs"], "logs", LOG_PIECES))]
+    if (size := sum(len(each.text) for each in found)) > LOG_CHARACTERS:
+        raise FieldError("logs", f"has {size} characters; at most {LOG_CHARACTERS} are allowed")
+    if len({each.allocation for each in found}) < len(found):
+        raise FieldError("logs", "has an allocation twice")
+    return found
+
+
+def _printed(value: Any, name: str) -> Printed:
+    if not isinstance(value, list) or len(value) != 3:
+        raise FieldError(name, f"{shown(value)} is not [allocation, start, text]")
+    allocation, start, text = value
+    if isinstance(text, str) and len(text) > LOG_LIMIT:
+        raise FieldError(name, f"has {len(text)} characters; at most {LOG_LIMIT} of one allocation are allowed")
+    return Printed(_whole(allocation, name), _whole(start, name, 0, LONGEST_LOG), _text(text, name, LOG_LIMIT))
+
+
 def read_tell(body: Any) -> list[Told]:
     """Answers to what this node was asked."""
     body = read_object(body)
@@ -448,14 +492,15 @@ def _entry(value: Any, name: str) -> Entry:
     allocation = _whole(body["allocation"], f"{name}.allocation")
     seconds = _number(body.get("seconds", 0), f"{name}.seconds")
     log = _text(body.get("log", ""), f"{name}.log", LOG_LIMIT)
+    log_start = _whole(body.get("log_start", 0), f"{name}.log_start", 0, LONGEST_LOG)
     if (failure := body.get("failure")) is not None:
         failure = read_object(failure, f"{name}.failure")
         kind = failure.get("kind")
         if kind not in ("error", "timeout", "crash"):
             raise FieldError(f"{name}.failure.kind", f"{shown(kind)} is not one of: error, timeout, crash")
         message = _text(failure.get("message", ""), f"{name}.failure.message", TEXT_LIMIT)
-        digest = _digest([kind, message], name)
-        return Entry(allocation, failure=kind, message=message, seconds=seconds, log=log, digest=digest)
+        about: dict[str, Any] = {"seconds": seconds, "log": log, "log_start": log_start}
+        return Entry(allocation, failure=kind, message=message, digest=_digest([kind, message], name), **about)
     told = [_range(each, f"{name}.ranges") for each in _list(body.get("ranges", []), f"{name}.ranges", IDS_LIMIT)]
     ranges = tuple(each[:3] for each in told)
     nodes = tuple(
@@ -503,6 +548,7 @@ def _entry(value: Any, name: str) -> Entry:
         offset=offset,
         seconds=seconds,
         log=log,
+        log_start=log_start,
         digest=digest,
         stopped=stopped,
         outcomes=outcomes,

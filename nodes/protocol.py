@@ -1,6 +1,6 @@
 """The agent protocol: its version, its errors, and what its messages look like. Shared by parent and agent.
 
-Six verbs travel on every carrier, with the same payloads and replies (JSON):
+Seven verbs travel on every carrier, with the same payloads and replies (JSON):
 
 claim    {"boot", "slots", "held": [id…], "wait": s}
          -> {"runs": {id: {type, params, timeout, priority}},
@@ -10,7 +10,7 @@ accept   {"allocations": [id…]} -> {"gone": [id…]}                       (pu
 beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cpu", "memory", "disk", "version",
           "executors", "carrier", "config": version, "protocol": VERSION (with hello)}
          -> {"cancel", "drain", "capacity", "beat_seconds", "lease_seconds", "time", "config": version, "config_mark",
-             "parent": id of the server, "protocol": the version that both speak (to a hello)}
+             "logs": bool, "parent": id of the server, "protocol": the version that both speak (to a hello)}
          A relay adds {"role": "relay", "id", "slots", "types": {type: slots}, "branches": [{label: value}…],
          "subtree", "begun": {id: items}, "configs": {version: nodes}}: who it is, what its nodes can do now, what hangs
          below it in short (SUMMARY_NUMBERS, and some of its children), how many items of what came with tokens of a
@@ -19,6 +19,9 @@ beat     {"boot", "hello": bool, "held", "running", "progress": {id: items}, "cp
          tokens come with it}}, and of a run name, shard_size, labels, rate_key and island_seconds.
 report   {"reports": [entry…]} -> {"results": [{"allocation", "status", "receipt" | "detail"}…]}
 release  {"allocations": [id…], "detail"} -> {"released": [id…]}
+log      {"logs": [[allocation, start, text]…]} -> {"gone": [id…]}
+         What shards that run longer than a moment have printed since the last one; sent only to a parent that says
+         "logs" to a beat. ``start``: the characters of the shard's log before ``text``. What comes twice counts once.
 Any of them may name its "parent", the id of the server whose allocations it is about. Another one answers 421: it may
 have given out the same ids for other work.
 
@@ -37,6 +40,7 @@ A report's entry is one finished allocation:
   segment      sha256 (hex) of an Arrow IPC file uploaded before, with "offset": the first row of this entry in it
   seconds      running time by the child's monotonic clock
   log          the tail of what the executor printed
+  log_start    where that begins in the shard's log: so many characters were before it, and are left out
   part         1, 2, …: what is done so far of an allocation that goes on, ranges and rows only; the last has none.
                Sent again it says the same, and counts once
   nodes        names of who worked below a relay; each range then has, as a fourth number, which of them it was
@@ -63,6 +67,14 @@ CHILDREN_TOLD = 1000
 """So many are told in full to whoever asks."""
 INLINE_ROWS = 2000
 """Up to so many rows travel inside the report; above that an Arrow segment costs less."""
+LOG_LIMIT = 16_000
+"""Characters of a shard's log that travel at once: its end, where a failure shows."""
+LOG_CUT = "[…]\n"
+"""Stands where the beginning of a log is left out."""
+LOG_CHARACTERS = 70_000
+"""Of all logs in one message: as JSON they fit a frame, whatever they are."""
+LOG_PIECES = 500
+"""Shards in one message of logs."""
 SEGMENT_BYTES_LIMIT = 256 * 1024 * 1024
 """The largest segment a parent takes; an executor's shard should stay far below."""
 FRAME_BYTES_LIMIT = 900 * 1024

@@ -528,6 +528,60 @@ DEFENCES = (
         "        if True:",
         ("tests/integration/test_beats_together.py::test_beats_of_one_moment_share_a_transaction",),
     ),
+    # Logs
+    Defence(
+        "only a live allocation is heard",
+        "dispatch/logs.py",
+        ", state__in=LIVE).order_by",
+        ").order_by",
+        (f"{_INTEGRATION}logs.py::test_only_a_live_allocation_of_this_very_node_is_heard",),
+    ),
+    Defence(
+        "only the allocation's own node is heard",
+        "dispatch/logs.py",
+        "                if node_id == node.pk:\n",
+        "                if node_id:\n",
+        (f"{_INTEGRATION}logs.py::test_only_a_live_allocation_of_this_very_node_is_heard",),
+    ),
+    Defence(
+        "text that comes twice counts once",
+        "dispatch/logs.py",
+        "(text := each.text[max(mark.end - each.start, 0) :])",
+        "(text := each.text)",
+        (f"{_INTEGRATION}logs.py::test_what_comes_twice_counts_once_and_what_is_missing_is_known",),
+    ),
+    Defence(
+        "a log has a limit",
+        "dispatch/logs.py",
+        "        _trim(changed)\n",
+        "",
+        (f"{_INTEGRATION}logs.py::test_of_an_allocation_the_newest_characters_are_kept",),
+    ),
+    Defence(
+        "a run's lines are numbered by one at a time",
+        "dispatch/logs.py",
+        '            cursor.execute("UPDATE dispatch_runlog SET lines = lines + %s WHERE run_id = %s", [count, run])\n'
+        "            if cursor.rowcount:\n"
+        '                cursor.execute("SELECT lines FROM dispatch_runlog WHERE run_id = %s", [run])\n'
+        "                return int(cursor.fetchone()[0]) - count\n",
+        '            cursor.execute("SELECT lines FROM dispatch_runlog WHERE run_id = %s", [run])\n'
+        "            if found := cursor.fetchone():\n"
+        "                had = int(found[0])\n"
+        '                cursor.execute("UPDATE dispatch_runlog SET lines = %s "\n'
+        '                               "WHERE run_id = %s", [had + count, run])\n'
+        "                return had\n",
+        (
+            f"{_INTEGRATION}logs.py::test_nodes_that_tell_and_report_at_once_leave_each_line_once_and_numbers_without_holes",
+        ),
+        postgresql=True,
+    ),
+    Defence(
+        "a shard that runs again is told of behind its first try",
+        "nodes/agent/pool.py",
+        '                    self._logs.anew(shard["allocation"])\n',
+        "                    pass\n",
+        (f"{_UNIT}pool_logs.py::test_when_a_shared_process_dies_what_runs_again_says_so",),
+    ),
     # Orders that nobody thought of, and backups
     Defence(
         "a report is accepted from a live allocation only",

@@ -138,6 +138,7 @@ def _reply(heard: Heard, live: Container[tuple[int, int]], now: datetime) -> dic
         "lease_seconds": settled.lease_seconds,
         "long_poll_seconds": settled.long_poll_seconds,
         "time": now.timestamp(),
+        "logs": settled.shard_log_limit > 0,
         "config": in_force.version,
         "config_mark": in_force.mark,
         "parent": place.own(),

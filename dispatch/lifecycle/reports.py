@@ -11,7 +11,7 @@ from django.db import connection
 from django.db.models import TextField
 from django.utils import timezone
 
-from dispatch import events, synclog
+from dispatch import events, logs, synclog
 from dispatch.deciding import reports
 from dispatch.deciding.records import Held
 from dispatch.deciding.records import Shard as ShardRecord
@@ -75,10 +75,13 @@ def _report(caller: Caller, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         twins = loading.twins_of([each.shard for _, each in pairs], but=[each.id for _, each in pairs])
         write_down(reports.accepted(batches, _known(pairs, twins, left), now), now, node)
         _measure(node, pairs, above, now)
+        logged = logs.reported(pairs, now)
     failpoints.reach("report.committed")
     results = {pk: answer.as_sent() for pk, answer in answers.items()}
     _note(node.pk, entries, results)
     copies.tell_superseded(_beaten(pairs, twins))
+    if logged:
+        events.logged(logged)
     if batches:
         events.reported()
         events.changed()

@@ -5,33 +5,56 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
-from typing import TextIO
+from typing import Any, TextIO
 
-LOG_LIMIT = 16_000
-"""Characters of a shard's log that are kept: its end, where a failure shows."""
+from nodes.protocol import LOG_CUT, LOG_LIMIT
 
 
 class Tail(io.TextIOBase):
-    """Keeps the end of what is written."""
+    """Keeps the end of what is written, and counts from where on it does."""
 
     def __init__(self) -> None:
-        self._text = ""
-        self._cut = False
+        # One value, so that another thread never sees a text with the beginning of another one.
+        self._kept = (0, "")
+        self.noticed: Callable[[Tail], None] | None = None
+        """Called once, when the next text is written; whoever wants to hear again says so again."""
+        self.about: Any = None
+        """What it is to whoever is called."""
 
     def write(self, text: str) -> int:
-        self._text += text
-        if len(self._text) > 2 * LOG_LIMIT:
-            self._text = self._text[-LOG_LIMIT:]
-            self._cut = True
+        start, kept = self._kept
+        kept += text
+        if (over := len(kept) - LOG_LIMIT) > LOG_LIMIT:
+            start, kept = start + over, kept[over:]
+        self._kept = (start, kept)
+        if (noticed := self.noticed) is not None:
+            self.noticed = None
+            noticed(self)
         return len(text)
 
     def text(self) -> str:
-        if len(self._text) > LOG_LIMIT or self._cut:
-            return "[…]\n" + self._text[-LOG_LIMIT + 10 :]
-        return self._text
+        """Its last LOG_LIMIT characters, with LOG_CUT before them where there were more."""
+        start, text = self._kept
+        return LOG_CUT + text[self.start - start :] if self.start else text
+
+    @property
+    def start(self) -> int:
+        """Characters that were written and that ``text`` does not have."""
+        start, text = self._kept
+        return start + max(len(text) - LOG_LIMIT + len(LOG_CUT), 0) if start or len(text) > LOG_LIMIT else 0
+
+    def since(self, told: int) -> tuple[int, str]:
+        """What was written from character ``told`` on, or as much of its end as is kept: where it begins, and it."""
+        start, text = self._kept
+        return max(told, start), text[max(told - start, 0) :]
+
+    def forget(self) -> None:
+        """Its text is needed no more."""
+        self.noticed = None
+        self._kept = (0, "")
 
 
 _own: ContextVar[Tail | None] = ContextVar("tail", default=None)

@@ -219,7 +219,7 @@ _SERVER = """
     beat_seconds lease_seconds offer_seconds offline_seconds long_poll_seconds target_seconds lookahead_seconds
     lookahead_limit balancers worker_deaths fallback_seconds fallback_workers max_cpu max_memory patient_seconds
     webhook_attempts run_days log_days heartbeat_days max_items upload_limit allow_plain_keys signature_seconds
-    receive_limit receive_seconds spool_limit disk_reserve
+    receive_limit receive_seconds spool_limit disk_reserve shard_log_limit
     plain_keys_unencrypted duckdb_memory sql_seconds default_priority default_timeout default_max_attempts
     key_requests key_megabytes key_concurrent default_balancer second_copies database_url redis_url dispatcher
     result_store lake_path lake_endpoint lake_region lake_access_key lake_secret_key lake_merge_seconds

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from nodes.agent.configuration import Store, Sync
 from nodes.agent.direct import Direct
 from nodes.agent.health import Sampler, Tally
 from nodes.agent.inputs import Inputs
+from nodes.agent.logs import Logs
 from nodes.agent.outbox import Outbox
 from nodes.agent.sender import Sender
 from nodes.agent.vitals import Vitals
@@ -127,6 +128,7 @@ class Agent:
         make = line or (partial(Link, config) if config.parent else NoLine)
         self._link: Line = make(self._hear, self._claim, self._greet)
         self._inputs = Inputs(config.data_dir / "inputs", self._link)
+        self._logs = Logs(self._link)
         self.tally = Tally()
         self.sampler = Sampler(config.data_dir, resident=config.max_memory_mb > 0)
         self.direct = Direct(
@@ -157,7 +159,7 @@ class Agent:
         self._sender.wake()
         self.direct.open()
         opened()
-        jobs = [asyncio.create_task(job) for job in (self._link.run(), self._sender.run(), self._beat(), self._watch())]
+        jobs = [asyncio.create_task(job) for job in self._lives()]
         stopped = asyncio.create_task(self._stop_asked.wait())
         try:
             done, _ = await asyncio.wait([stopped, *jobs], return_when=asyncio.FIRST_COMPLETED)
@@ -174,6 +176,9 @@ class Agent:
                 self._sync.close()
             self._link.close()
             self._outbox.close()
+
+    def _lives(self) -> list[Coroutine[Any, Any, None]]:
+        return [self._link.run(), self._sender.run(), self._logs.run(), self._beat(), self._watch()]
 
     def stop(self) -> None:
         """Take nothing more, finish or hand back what is here, report, end. Call it on the agent's loop."""
@@ -352,7 +357,8 @@ class Agent:
 
             if self._pool is not None:
                 self._pool.close()
-            self._pool = Pool(self.capacity, str(self._outbox.folder), self._note_progress, self.config.surroundings)
+            about = self.config.surroundings
+            self._pool = Pool(self.capacity, str(self._outbox.folder), self._note_progress, about, self._logs)
         return self._pool
 
     def _note_progress(self, allocation: int, done: int) -> None:
@@ -378,16 +384,17 @@ class Agent:
 
         self._bundles.remove(bundle)
         entries: Entries = []
+        again: list[Work] = []
         try:
             entries = [entry for entry in bundle.future.result() if entry["allocation"] not in bundle.cancelled]
             self._learn(bundle, entries)
         except Cancelled:
             # Only the cancelled one is meant; what shared its bundle starts again.
-            self._again(work for work in bundle.works if work.allocation not in bundle.cancelled)
+            again = [work for work in bundle.works if work.allocation not in bundle.cancelled]
         except (Crashed, TimedOut) as error:
             if len(bundle.works) > 1:
                 # Which of them it was shows when each runs alone.
-                self._again(work for work in bundle.works if work.allocation not in bundle.cancelled)
+                again = [work for work in bundle.works if work.allocation not in bundle.cancelled]
             elif bundle.works[0].allocation not in bundle.cancelled:
                 entries = [self._failure(bundle.works[0], error)]
         except NoRoom as error:
@@ -404,6 +411,8 @@ class Agent:
             ]
         for work in bundle.works:
             self._progress.pop(work.allocation, None)
+        self._logs.ended([work.allocation for work in bundle.works if work not in again], entries)
+        self._again(again)
         self._fill()  # first of all: a free slot costs more than a report a moment later
         failpoints.reach("agent.finished")
         if entries:
@@ -437,6 +446,7 @@ class Agent:
     def _again(self, works: Iterable[Work]) -> None:
         for work in works:
             work.alone = True
+            self._logs.anew(work.allocation)
             self._queue.appendleft(work)
 
     def _failure(self, work: Work, error: Exception) -> dict[str, Any]:
@@ -551,6 +561,7 @@ class Agent:
         """What we hold is of the parent that was there before. It gives it to others; here it is about other work."""
         logger.warning("%s is another parent now: what was for the old one is dropped", self.config.parent)
         self._greeted, self._homeless = False, True
+        self._logs.forget()
         self._drop(self._held)
         self._outbox.belong("")
         self._paced.set()
@@ -560,6 +571,7 @@ class Agent:
             self._link.parent = parent
             self._outbox.belong(parent)
         self.node = str(reply.get("node", self.node))
+        self._logs.on = bool(reply.get("logs"))
         beat_seconds = float(reply.get("beat_seconds", self.beat_seconds))
         if beat_seconds < self.beat_seconds:
             self._paced.set()  # at once: leases may be as much shorter as the pace is quicker

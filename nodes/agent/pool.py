@@ -16,11 +16,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import connection, forkserver, resource_tracker
+from typing import TYPE_CHECKING
 
 from nodes import executors
 from nodes.agent import runner, serving
 from nodes.agent.workers import Cancelled, Crashed, Entries, Task, TimedOut, Worker
 from nodes.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from nodes.agent.logs import Logs
 
 __all__ = ["Cancelled", "Crashed", "Entries", "Pool", "Task", "TimedOut"]
 
@@ -35,7 +39,7 @@ LATE_SECONDS = 300.0
 
 class Pool:
     """At most ``size`` bundles that compute at a time, and as many that wait. Workers are started with the first
-    bundles. ``progress`` is called from a thread: (allocation, items done).
+    bundles. ``progress`` is called from a thread: (allocation, items done); so is ``logs``.
 
     Workers come from a fork server, which is small and has no threads: forking the agent itself, with its threads
     and sockets, could copy a held lock. One thread waits for all of them.
@@ -47,8 +51,10 @@ class Pool:
         outbox: str,
         progress: Callable[[int, int], None],
         around: Surroundings = DEFAULT,
+        logs: Logs | None = None,
     ) -> None:
         self.size = size
+        self._logs = logs
         self._around = around.plain()
         self._outbox = outbox
         self._progress = progress
@@ -235,6 +241,10 @@ class Pool:
             if number in worker.running:  # it may come from a thread that should have ended
                 self._progress(*rest)
             return
+        if verb == "log":
+            if number in worker.running and self._logs is not None:
+                self._logs.hear(*rest)
+            return
         with self._turn:
             task = worker.let_go(number)
             if verb == "dropped":
@@ -254,6 +264,7 @@ class Pool:
             worker.gone = True
         unsent = worker.bury(END_SECONDS)
         ended: list[tuple[Task, Exception]] = []
+        again: list[Task] = []
         with self._turn:
             self._workers.remove(worker)
             for task in worker.running.values():
@@ -264,9 +275,14 @@ class Pool:
                 elif worker.shared or for_another or task.number in unsent:
                     task.verdict = None
                     task.threads = task.number in unsent
-                    self._queue.append(task)
+                    again.append(task)
                 else:
                     ended.append((task, verdict or Crashed(f"the worker process died ({worker.cause})")))
+            self._queue += again
+        for task in again:
+            for shard in task.bundle:
+                if self._logs is not None:
+                    self._logs.anew(shard["allocation"])
         for task, reason in ended:
             task.set_exception(reason)
 

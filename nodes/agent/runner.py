@@ -54,6 +54,9 @@ class Orders:
     def tell(self, allocation: int, done: int) -> None:
         """So many items of it are done."""
 
+    def listen(self, allocation: int, log: capture.Tail) -> None:
+        """It begins, and what it prints is in ``log``."""
+
 
 NOBODY = Orders()
 
@@ -117,6 +120,7 @@ def _run_shard(shard: Shard, orders: Orders) -> Result:
     result = Result(shard)
     began = time.monotonic()
     with capture.log() as log:
+        orders.listen(shard["allocation"], log)
         try:
             _run_items(shard, result, orders)
         except (Exception, SystemExit) as error:
@@ -129,6 +133,9 @@ def _run_shard(shard: Shard, orders: Orders) -> Result:
     result.entry["seconds"] = time.monotonic() - began
     if text := log.text():
         result.entry["log"] = text
+        if log.start:
+            result.entry["log_start"] = log.start
+    log.forget()
     return result
 
 

@@ -3,7 +3,8 @@
 What goes through the pipe is a tuple: a verb, the number of the bundle it is about, and the rest.
 
     to the worker    run (bundle, stops: item by allocation)   shorten (allocation, stop)   drop ()
-    from the worker  progress (allocation, items done)   done (entries or an exception)   dropped ()
+    from the worker  progress (allocation, items done)   log (allocation, where the text begins, text)
+                     done (entries or an exception)   dropped ()
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from nodes import surroundings
 from nodes.agent import capture, runner
+from nodes.agent.telling import Teller
 from nodes.given import PREFIX, is_secret
 
 NICER = 5
@@ -35,7 +37,13 @@ Message = tuple[Any, ...]
 def serve(pipe: Connection, outbox: str, around: dict[str, Any] | None = None) -> None:
     """One bundle at a time, until the pipe is closed. ``around``: this process's Surroundings."""
     _begin(around)
-    orders = _Looked(pipe)
+    turn = threading.Lock()
+
+    def say(message: Message) -> None:
+        with turn:
+            pipe.send(message)
+
+    orders = _Looked(pipe, say, _teller(say))
     while True:
         try:
             verb, number, *rest = pipe.recv()
@@ -51,14 +59,16 @@ def serve(pipe: Connection, outbox: str, around: dict[str, Any] | None = None) -
             outcome = error
         except Exception as error:  # a folder that is gone, say; the agent reports it for the bundle
             outcome = RuntimeError(runner.describe(error))
-        _say_done(pipe.send, number, outcome)
+        _say_done(say, number, outcome)
 
 
 class _Looked(runner.Orders):
     """Orders of a process's one bundle, which looks for them itself: a second thread would slow it down."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, say: Callable[[Message], None], teller: Teller) -> None:
         self._pipe = pipe
+        self._say = say
+        self._teller = teller
         self._looked = 0.0
 
     def begin(self, number: int, stops: dict[int, int]) -> None:
@@ -75,7 +85,10 @@ class _Looked(runner.Orders):
         return self._stops.get(allocation, math.inf)
 
     def tell(self, allocation: int, done: int) -> None:
-        self._pipe.send(("progress", self._number, allocation, done))
+        self._say(("progress", self._number, allocation, done))
+
+    def listen(self, allocation: int, log: capture.Tail) -> None:
+        self._teller.listen(self._number, allocation, log)
 
 
 def serve_threads(pipe: Connection, outbox: str, around: dict[str, Any] | None = None) -> None:
@@ -89,6 +102,7 @@ def serve_threads(pipe: Connection, outbox: str, around: dict[str, Any] | None =
         with turn, suppress(OSError):  # the agent is gone, and so is this process in a moment
             _send_whole(pipe, content)
 
+    teller = _teller(say)
     jobs: dict[int, _Job] = {}
     while True:
         try:
@@ -98,7 +112,7 @@ def serve_threads(pipe: Connection, outbox: str, around: dict[str, Any] | None =
         if verb == "run":
             jobs = {each: job for each, job in jobs.items() if not job.over}
             bundle, stops = rest
-            jobs[number] = _Job(number, bundle, stops, outbox, say)
+            jobs[number] = _Job(number, bundle, stops, outbox, say, teller)
             jobs[number].start()
         elif number in jobs:
             jobs[number].hear(verb, *rest)
@@ -122,6 +136,7 @@ class _Job(runner.Orders):
         stops: dict[int, int],
         outbox: str,
         say: Callable[[Message], None],
+        teller: Teller | None = None,
     ) -> None:
         self.over = False
         self._number = number
@@ -129,6 +144,7 @@ class _Job(runner.Orders):
         self._stops = stops
         self._outbox = outbox
         self._say = say
+        self._teller = teller or _teller(say)
         self._turn = threading.Lock()
 
     def start(self) -> None:
@@ -153,6 +169,9 @@ class _Job(runner.Orders):
     def tell(self, allocation: int, done: int) -> None:
         self._say(("progress", self._number, allocation, done))
 
+    def listen(self, allocation: int, log: capture.Tail) -> None:
+        self._teller.listen(self._number, allocation, log)
+
     def _run(self) -> None:
         outcome: list[runner.Result] | BaseException
         try:
@@ -176,6 +195,10 @@ class _Job(runner.Orders):
                     answer = RuntimeError(runner.describe(error))
             self.over = True
             _say_done(self._say, self._number, answer)
+
+
+def _teller(say: Callable[[Message], None]) -> Teller:
+    return Teller(lambda number, *piece: say(("log", number, *piece)))
 
 
 def _say_done(say: Callable[[Message], None], number: int, outcome: Any) -> None:

@@ -17,7 +17,7 @@ from nodes import signing
 from tests.integration import agents
 from tests.integration.agents import NO_ROW, UPLOAD_LIMIT, Agent, done, echo_segment, until
 
-VERBS = ["accept", "beat", "claim", "release", "report", "tell"]
+VERBS = ["accept", "beat", "claim", "log", "release", "report", "tell"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,17 @@ def test_a_run_goes_through_all_verbs(either):
     assert sorted((row["item"], row["_node"]) for row in either.rows(run)) == [
         (item, either.name) for item in ("a", "b", "c")
     ]
+
+
+def test_what_a_shard_prints_is_in_its_runs_log_while_it_runs(either):
+    run, (parcel,) = either.work("a")
+    assert either.beat(held=[parcel[0]], running=[parcel[0]])["logs"] is True
+    assert either.ask("log", {"logs": [[parcel[0], 0, "begins\n"], [NO_ROW, 0, "?"]]}) == {"gone": [NO_ROW]}
+    page = either.tree.json("GET", f"/api/v1/runs/{run}/logs")
+    assert [(line["text"], line["node_name"]) for line in page["results"]] == [("begins", either.name)]
+    either.ask("report", {"reports": [{**done(parcel), "log": "begins\nends\n"}]})
+    later = either.tree.json("GET", page["next"].removeprefix(either.tree.url))
+    assert [line["text"] for line in later["results"]] == ["ends"]
 
 
 # Beat
@@ -458,6 +469,8 @@ def test_what_is_no_object_is_a_400(agent, verb, body):
         ("beat", {"progress": []}, "progress"),
         ("beat", {"executors": ["Echo!"]}, "executors.0"),
         ("beat", {"boot": 7}, "boot"),
+        ("log", {}, "logs"),
+        ("log", {"logs": [[1, 0, "x" * 16_001]]}, "logs[0]"),
         ("report", {}, "reports"),
         ("report", {"reports": {}}, "reports"),
         ("report", {"reports": [{}]}, "reports[0].allocation"),

@@ -109,7 +109,7 @@ def test_a_frame_of_another_kind_is_answered_and_the_socket_stays(socket, agent,
     reply = socket.next(lambda frame: frame["type"] == "reply")
     assert reply["status"] == 400
     assert reply["body"]["field"] == "type"
-    assert "accept, beat, release, report, tell" in reply["body"]["detail"]
+    assert "accept, beat, log, release, report, tell" in reply["body"]["detail"]
     assert socket.beat()["node"] == agent.name
 
 
@@ -121,6 +121,7 @@ def test_a_frame_of_another_kind_is_answered_and_the_socket_stays(socket, agent,
         ("release", {"allocations": "all"}, "allocations"),
         ("report", {"reports": [{}]}, "reports[0].allocation"),
         ("report", None, "body"),
+        ("log", {"logs": [[1, 0, "x" * 16_001]]}, "logs[0]"),
         ("beat", [], "body"),
     ],
 )
@@ -161,6 +162,15 @@ def test_work_is_offered_accepted_and_reported(socket, agent):
     assert [result["status"] for result in reply["body"]["results"]] == [200, 200]
     assert agent.tree.wait(run)["state"] == "completed"
     assert sorted(row["item"] for row in agent.rows(run)) == ["a", "b"]
+
+
+def test_logs_come_over_a_socket_and_over_rest_one_after_the_other(socket, agent):
+    run, (parcel,) = agent.work("a")
+    for number in range(10):
+        body = {"logs": [[parcel[0], 2 * number, f"{number}\n"]]}
+        assert (socket.ask("log", body)["body"] if number % 2 else agent.ask("log", body)) == {"gone": []}
+    page = agent.tree.json("GET", f"/api/v1/runs/{run}/logs")
+    assert [(line["text"], line["missing"]) for line in page["results"]] == [(str(number), 0) for number in range(10)]
 
 
 def test_an_offer_carries_all_that_is_needed_to_run_it(socket, agent):

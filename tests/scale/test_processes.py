@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -66,6 +67,21 @@ def test_a_relay_is_asked_and_answers_whichever_process_its_socket_is_at(tree):
             answer = asked.result()
             assert answer.status_code == 200, answer.text
             assert [child["name"] for child in answer.json()["children"]] == ["berlin"]
+
+
+def test_what_shards_print_is_seen_at_every_process_whichever_it_came_to(tree):
+    run = tree.submit("echo", numbered(8, "said"), params={"seconds": 0.4, "log": "said"}, shard_size=4)
+    addresses = [f"http://127.0.0.1:{port}/api/v1/runs/{run}/logs" for port in tree.ports.values()]
+
+    def lines() -> list[list[dict[str, Any]]]:
+        return [tree._session.get(address, timeout=30).json()["results"] for address in addresses]
+
+    until(lambda: all(lines()), what="what is printed")
+    assert tree.wait(run)["state"] == "completed"
+    first, second = lines()
+    assert first == second
+    assert [line["number"] for line in first] == list(range(1, 9))
+    assert {line["text"] for line in first} == {"said"}
 
 
 def test_the_leader_and_a_web_process_are_killed_and_others_go_on(tree):

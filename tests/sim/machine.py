@@ -14,7 +14,7 @@ import channels.layers
 from django.conf import settings
 from django.db import connection
 
-from api import beats, limits, revoked
+from api import beats, limits, logs, revoked
 from dispatch import configuration, ending, events, queue, rated, synclog
 from dispatch.lifecycle import kept
 from dispatch.relay import bundles, place
@@ -52,6 +52,7 @@ FRESH: tuple[tuple[Any, str, Callable[[], Any]], ...] = (
     (limits, "keys", limits.KeyLimits),
     (beats, "pace", beats.Pace),
     (beats, "gathering", beats.Gathering),
+    (logs, "gathering", logs.Gathering),
     (room, "_waiting", int),
     (room, "_looked", lambda: -room.LOOK_SECONDS),
     (ending, "_asked", dict),
@@ -65,6 +66,8 @@ FRESH: tuple[tuple[Any, str, Callable[[], Any]], ...] = (
     (events, "_loop", lambda: None),
     (events, "_count", lambda: itertools.count(1)),
     (events, "_version", int),
+    (events, "_logged", dict),
+    (events, "_logged_all", int),
     (channels.layers.channel_layers, "backends", dict),
     (place, "here", place.Place),
     (saver_, "_store", lambda: None),

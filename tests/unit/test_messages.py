@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nodes import messages
 from nodes.messages import ItemError
-from nodes.protocol import FieldError
+from nodes.protocol import LOG_LIMIT, FieldError
 
 Reader = Callable[[Any], Any]
 SHA256 = "0f" * 32
@@ -239,7 +239,7 @@ def test_a_failure_stands_alone() -> None:
 def test_what_a_program_printed_never_costs_its_result() -> None:
     entry = read(log="a\x00b\ud800c" + "x" * 20_000, errors=[[0, "m\x00" + "y" * 5_000, True]])
     assert entry.log.startswith("a\ufffdb\ufffdc")
-    assert len(entry.log) == messages.LOG_LIMIT
+    assert len(entry.log) == LOG_LIMIT
     assert entry.errors[0].message.startswith("m\ufffd")
     assert len(entry.errors[0].message) == messages.TEXT_LIMIT
 

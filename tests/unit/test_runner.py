@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 from nodes import executors, failpoints
-from nodes.agent import capture, runner
+from nodes.agent import runner
 from nodes.executors.base import Column, Dataset, Executor, ItemFailed
-from nodes.protocol import INLINE_ROWS
+from nodes.protocol import INLINE_ROWS, LOG_LIMIT
 
 NOON = dt.datetime(2024, 1, 31, 12)
 LARGE = INLINE_ROWS + 1
@@ -269,7 +269,7 @@ def test_a_silent_shard_has_no_log(tmp_path):
 def test_of_a_long_log_the_end_is_kept(tmp_path):
     items = [f"i{number}" for number in range(3000)]
     entry = run_one(tmp_path, *items, type="echo", rows=0, log="0123456789", fail_items=["i2999"])
-    assert len(entry["log"]) <= capture.LOG_LIMIT
+    assert len(entry["log"]) <= LOG_LIMIT
     assert entry["log"].startswith("[…]\n")
     assert entry["log"].endswith("0123456789\n")
 

@@ -1,7 +1,9 @@
-"""``manage.py run``: one run: show, cancel, retry, its rows."""
+"""``manage.py run``: one run: show, cancel, retry, its rows, its logs."""
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -10,15 +12,18 @@ from django.utils import timezone
 from api.views_runs import item_page, shares
 from cascade import console, rows_out
 from cascade.management.commands.runs import about
-from dispatch import lifecycle
+from dispatch import lifecycle, log_lines
+from dispatch.log_lines import Line, Wanted
 from dispatch.models import Run
 from dispatch.states import RUN_ENDED, RunState, ShardState
 from nodes import executors
-from nodes.protocol import NotFound
+from nodes.protocol import FieldError, NotFound
 from nodes.registry import ago
 
 REDUCED = 10
 """Rows of a reduction that are shown."""
+LINES = 1000
+FOLLOW_SECONDS = 0.5
 LOST = (ShardState.FAILED, ShardState.QUARANTINED)
 
 
@@ -27,8 +32,13 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
+def _printable(text: str) -> str:
+    """What a node printed, without what would command the terminal."""
+    return "".join(each if each.isprintable() or each == "\t" else ascii(each)[1:-1] for each in text)
+
+
 class Command(console.Command):
-    help = "Shows, cancels or retries a run, or gives its rows."
+    help = "Shows, cancels or retries a run, or gives its rows or logs."
 
     def add_arguments(self, parser: CommandParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -48,6 +58,16 @@ class Command(console.Command):
         results = verbs.add_parser("results", help="The rows it saved, as a file or to standard output.")
         results.add_argument("id", type=int)
         rows_out.add_arguments(results)
+        logs = verbs.add_parser("logs", help="What its shards have printed.")
+        logs.add_argument("id", type=int)
+        logs.add_argument("--follow", action="store_true", help="go on with what comes, until the run has ended")
+        logs.add_argument(
+            "--lines", type=int, default=LINES, metavar="N", help=f"the last so many (default {LINES}); 0: all"
+        )
+        logs.add_argument("--item", type=int, metavar="NUMBER", help="only of shards with this item")
+        logs.add_argument("--allocation", type=int, metavar="ID", help="only of this attempt")
+        logs.add_argument("--search", default="", metavar="TEXT", help="only lines with this text, in whatever case")
+        logs.add_argument("--json", action="store_true", help="a JSON object for each line")
 
     def handle(self, *args: Any, **options: Any) -> None:
         run = Run.objects.filter(pk=options["id"]).first()
@@ -145,6 +165,41 @@ class Command(console.Command):
             self.tell_json({"run": run.pk, "retried": items})
         else:
             self.stdout.write(f"run {run.pk} goes on: {items} item{'' if items == 1 else 's'} opened again.")
+
+    def _logs(self, run: Run, options: dict[str, Any]) -> None:
+        if options["lines"] < 0:
+            raise FieldError("--lines", f"{options['lines']} is not a whole number from 0 up")
+        wanted = Wanted(allocation=options["allocation"], item=options["item"], search=options["search"])
+        seen = log_lines.newest(run.pk)
+        if options["lines"]:
+            for line in log_lines.latest(run.pk, seen + 1, options["lines"], wanted).lines:
+                self._tell_line(line, options)
+        else:
+            for line in log_lines.every(run.pk, wanted, before=seen + 1):
+                self._tell_line(line, options)
+        while options["follow"]:
+            # Asked before: what came until then is shown once more.
+            run.refresh_from_db(fields=["state"])
+            page = log_lines.since(run.pk, seen, LINES, wanted)
+            for line in page.lines:
+                self._tell_line(line, options)
+            self.stdout.flush()
+            if page.last == seen:
+                if run.state in RUN_ENDED:
+                    break
+                time.sleep(FOLLOW_SECONDS)
+            seen = page.last
+
+    def _tell_line(self, line: Line, options: dict[str, Any]) -> None:
+        if options["json"]:
+            self.stdout.write(json.dumps({**line._asdict(), "at": line.at.isoformat()}))
+            return
+        if line.missing:
+            self.stdout.write(f"[… {line.missing} characters are missing]")
+        at = f"{line.at.astimezone(timezone.get_current_timezone()):%H:%M:%S}"
+        of = f"{line.start}" if line.stop == line.start + 1 else f"{line.start}-{line.stop - 1}"
+        attempt = f"#{line.attempt}" if line.attempt > 1 else ""
+        self.stdout.write(f"{at} {line.node_name or '-'} {of}{attempt} | {_printable(line.text)}")
 
     def _results(self, run: Run, options: dict[str, Any]) -> None:
         dataset = executors.get(run.type).dataset
