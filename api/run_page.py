@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count, F, Max, Min, Sum
+from django.db.models import F, Sum
 from django.db.models.functions import Substr
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -20,15 +20,17 @@ from django.utils.http import urlencode
 from api import overview, strips
 from api.pace import Pace, counters
 from api.parts import Part, RunView, Snapshot, Views, iso, render_parts
-from dispatch import lifecycle
+from dispatch import lifecycle, log_lines
+from dispatch.items import item_key
+from dispatch.lifecycle.kept import frozen
 from dispatch.models import Run, Shard
 from dispatch.states import ShardState
 from nodes.protocol import Conflict, NotFound
 
-GROUPS_SHOWN = 50
+GROUPS_SHOWN, LOOKED = 50, 2_000
 MESSAGE = 300
 """Characters of a message that make it the same as another."""
-PARTS = ("head", "strip", "lanes", "open", "errors", "allocations")
+PARTS = ("head", "strip", "lanes", "open", "errors", "log_mark", "allocations")
 PROBLEM = 500
 FORMATS = ("csv", "json", "parquet")
 BAD = (ShardState.FAILED, ShardState.QUARANTINED)
@@ -63,6 +65,13 @@ class OpenView:
     waiting: int
     executing: int
     failed: int
+
+
+@dataclass(frozen=True)
+class LogMarkView:
+    """How many lines the run's log has; the page fetches them itself."""
+
+    newest: int
 
 
 class RunPage:
@@ -101,6 +110,7 @@ class RunPage:
             "strip": strips.strip(run.pk, run.count, run.cut),
             "lanes": strips.lanes(run.pk, now),
             "open": _open(run),
+            "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
         snapshot = render_parts(single, lists, self._last)
         self._last = snapshot.parts
@@ -133,19 +143,31 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def _errors(run: int) -> list[ErrorView]:
-    bad = Shard.objects.filter(run=run, state__in=BAD).order_by()
-    groups = bad.annotate(message=Substr("error", 1, MESSAGE)).values_list("message")
-    counted = groups.annotate(
-        shards=Count("pk"),
-        items=Sum(F("stop") - F("start")),
-        first=Min("updated_at"),
-        last=Max("updated_at"),
-        lowest=Min("pk"),
-    ).order_by("-items", "lowest")[:GROUPS_SHOWN]
-    return [
-        ErrorView(lowest, message or "no message", shards, items, iso(first), iso(last))
-        for message, shards, items, first, last, lowest in counted
+    """Of the newest LOOKED shards that ended badly, those with the same message together, the most items first."""
+    bad = Shard.objects.filter(run=run, state__in=BAD).order_by("-updated_at")
+    rows = list(bad.annotate(message=Substr("error", 1, MESSAGE)).values_list(*_BAD_COLUMNS)[:LOOKED])
+    items = frozen(run) if rows else None
+    groups: dict[str, list[tuple[int, int, int, dt.datetime]]] = {}
+    for pk, start, stop, at, message in rows:
+        # An error begins with the item that it is of.
+        assert items is not None
+        message = message.removeprefix(f"{item_key(items.slice(start, start + 1)[0])}: ")
+        groups.setdefault(message, []).append((pk, start, stop, at))
+    views = [
+        ErrorView(
+            min(pk for pk, *_ in group),
+            message or "no message",
+            len(group),
+            sum(stop - start for _, start, stop, _ in group),
+            iso(min(at for *_, at in group)),
+            iso(max(at for *_, at in group)),
+        )
+        for message, group in groups.items()
     ]
+    return sorted(views, key=lambda view: (-view.items, view.id))[:GROUPS_SHOWN]
+
+
+_BAD_COLUMNS = ("pk", "start", "stop", "updated_at", "message")
 
 
 def _open(run: Run) -> OpenView:
@@ -160,7 +182,9 @@ def show(request: HttpRequest, pk: int) -> HttpResponse:
     parts = {name: snapshot.html(name) for name in PARTS}
     problem = request.GET.get("problem", "")[:PROBLEM]
     now = int(timezone.now().timestamp() * 1000)
-    return render(request, "run.html", {**parts, "pk": pk, "now": now, "problem": problem, "formats": FORMATS})
+    running = not snapshot.parts["head"].view.run.took
+    context = {**parts, "pk": pk, "now": now, "problem": problem, "formats": FORMATS, "running": running}
+    return render(request, "run.html", context)
 
 
 def act(request: HttpRequest, pk: int, verb: str) -> HttpResponse:

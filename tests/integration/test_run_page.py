@@ -6,6 +6,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from dispatch.items import freeze
 from dispatch.states import RunState, ShardState
 from tests.integration import records
 
@@ -42,6 +43,15 @@ def test_equal_errors_are_one_group_however_many(operator: Client) -> None:
     assert ">99<" in page
 
 
+def test_nor_does_it_matter_which_item_an_error_begins_with(operator: Client) -> None:
+    run = records.run(items=freeze(["AAPL", "FB", "IBM"]), count=3)
+    for at, name in enumerate(["AAPL", "FB", "IBM"]):
+        records.cut(run, at, at + 1, ShardState.FAILED, error=f"{name}: the source is away")
+    page = operator.get(f"/runs/{run.pk}").content.decode()
+    assert page.count('id="error-') == 1
+    assert ">the source is away<" in page
+
+
 def test_names_cannot_be_markup(operator: Client) -> None:
     run = records.run(1, name=ODD)
     records.cut(run, 0, 1, ShardState.FAILED, error=ODD)
@@ -63,7 +73,7 @@ def test_its_queries_do_not_grow_with_the_run(operator: Client, django_assert_ma
     run = records.run(1_000)
     for at in range(300):
         records.cut(run, at, at + 1, ShardState.FAILED, error=f"error {at}")
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(14):
         operator.get(f"/runs/{run.pk}")
 
 

@@ -1,4 +1,9 @@
 // The page of a run.
+import {logMayHaveGrown, offerLog} from "./log.js";
 import {livePage} from "./page.js";
 
-livePage(`/ws/live${location.pathname}`);
+const grown = () => logMayHaveGrown(Number(document.getElementById("log_mark").dataset.newest));
+
+offerLog();
+livePage(`/ws/live${location.pathname}`, grown);
+grown();
