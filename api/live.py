@@ -27,7 +27,7 @@ from django.urls import path
 
 from api import overview
 from api.parts import Snapshot
-from dispatch import events
+from dispatch import events, metrics
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Renderer:
 
     async def join(self, page: LivePage) -> None:
         self._pages.add(page)
+        self._count()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         elif self._snapshot is not None:
@@ -64,9 +65,13 @@ class Renderer:
 
     def leave(self, page: LivePage) -> None:
         self._pages.discard(page)
+        self._count()
         if not self._pages and self._task is not None:
             self._task.cancel()
             self._task = self._snapshot = None
+
+    def _count(self) -> None:
+        metrics.sockets.set(len(self._pages), "page")
 
     async def _run(self) -> None:
         # A thread of its own: one database connection, and none of the threads that answer requests.
@@ -102,6 +107,7 @@ class Renderer:
                 # One page that is just going away must not take the others along.
                 logger.exception("a live page was dropped")
                 self._pages.discard(page)
+                self._count()
 
 
 shared = Renderer()

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from django.core.management import CommandError
-from django.db import connection
-from django.db.migrations.executor import MigrationExecutor
 
+from api.health import behind
 from cascade import console
+from dispatch import leading
 from dispatch.leading import Loop
 from nodes.protocol import CascadeError
 
@@ -30,19 +30,15 @@ def running(loops: Sequence[Loop]) -> Iterator[None]:
         for loop in loops:
             loop.start()
             started.append(loop)
+            leading.running.append(loop)
         yield
     except CascadeError as error:
         raise CommandError(str(error), returncode=console.status_of(error)) from None
     finally:
         _second_signal_ends()
         for loop in reversed(started):
+            leading.running.remove(loop)
             loop.stop()
-
-
-def behind() -> bool:
-    """Whether the database lacks migrations of this version."""
-    plan = MigrationExecutor(connection)
-    return bool(plan.migration_plan(plan.loader.graph.leaf_nodes()))
 
 
 def check_migrated() -> None:

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from dispatch import events, synclog
+from dispatch import events, metrics, synclog
 from dispatch.deciding import reports
 from dispatch.deciding.records import Held
 from dispatch.deciding.records import Shard as ShardRecord
@@ -180,9 +180,12 @@ def _note(node_id: int, entries: Sequence[Entry], results: Mapping[int, dict[str
         result = results[entry.allocation]
         if result["status"] != 200:
             refused += 1
+            metrics.refused.add(of=str(result["status"]))
             first = first or result["detail"]
         elif "repeated" not in result:
             rows += entry.rows
+        else:
+            metrics.repeated.add()
     if refused:
         synclog.note(node_id, "report", synclog.PUSH, count=refused, error=first)
     if refused < len(entries):

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import F, Value
 from django.db.models.functions import Concat
 
-from dispatch import events
+from dispatch import events, metrics
 from dispatch.deciding import effects as e
 from dispatch.deciding.records import DIGEST
 from dispatch.lifecycle import found, memories
@@ -41,9 +41,8 @@ def write_down(effects: Iterable[e.Effect], now: datetime, node: Node | None = N
 
 
 def _end_allocations(effect: e.EndAllocations, now: datetime) -> None:
-    Allocation.objects.filter(pk__in=effect.ids, state__in=effect.among).update(
-        state=effect.state, finished_at=now, error=effect.detail
-    )
+    among = Allocation.objects.filter(pk__in=effect.ids, state__in=effect.among)
+    metrics.ended.committed(among.update(state=effect.state, finished_at=now, error=effect.detail), str(effect.state))
 
 
 def _move_shards(effect: e.MoveShards, now: datetime) -> None:
@@ -129,6 +128,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         ],
         [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
     )
+    metrics.closed(effect)
     for pk, part, some, items, digest in effect.advanced:
         # With what is left it begins anew: its time-out is each part's.
         Allocation.objects.filter(pk=pk, state__in=LIVE).update(
@@ -168,6 +168,7 @@ def _count_items(effect: e.CountItems, now: datetime) -> None:
     counts = {"saved": effect.saved, "failed": effect.failed, "quarantined": effect.quarantined}
     counts |= {"cancelled": effect.cancelled, "rows": effect.rows}
     Run.objects.filter(pk=effect.run).update(**{name: F(name) + count for name, count in counts.items() if count})
+    metrics.counted(effect)
 
 
 def _cut_whole(effect: e.CutWhole, now: datetime) -> None:

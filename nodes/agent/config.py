@@ -223,6 +223,7 @@ _SERVER = """
     plain_keys_unencrypted duckdb_memory sql_seconds default_priority default_timeout default_max_attempts
     key_requests key_megabytes key_concurrent default_balancer second_copies database_url redis_url dispatcher
     result_store lake_path lake_endpoint lake_region lake_access_key lake_secret_key lake_merge_seconds
+    metrics_token metrics_nodes dispatcher_port
     lake_keep_seconds spool_path max_depth relay_inputs_limit relay_keeps_rows
 """
 SERVER = frozenset(_SERVER.split())
