@@ -423,8 +423,8 @@ def read_key_file(path: str | Path) -> tuple[str, str, str]:
     return access_key, secret_key, lines[2] if len(lines) == 3 else ""
 
 
-def parse(argv: Sequence[str] | None = None) -> AgentConfig:
-    """The configuration of ``python -m nodes.agent``."""
+def parser() -> argparse.ArgumentParser:
+    """Of ``python -m nodes.agent``."""
     parser = argparse.ArgumentParser(prog="python -m nodes.agent", description="Takes work from a Cascade parent.")
     common_arguments(parser)
     arguments(parser)
@@ -433,4 +433,9 @@ def parse(argv: Sequence[str] | None = None) -> AgentConfig:
     parser.add_argument(
         "--rotate", action="store_true", help="replace the key in --key-file by a new one, signed by the old, and end"
     )
-    return load(parser.parse_args(argv))
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> AgentConfig:
+    """The configuration of ``python -m nodes.agent``."""
+    return load(parser().parse_args(argv))

@@ -1,0 +1,41 @@
+"""The pages of reference in docs/ are what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cascade import config, reference
+from cascade.config import BASE_DIR, Config
+
+DOCS = BASE_DIR / "docs"
+
+
+def test_no_page_of_reference_is_out_of_date() -> None:
+    assert not list(reference.differing(DOCS)), "run `make docs`"
+
+
+def test_every_setting_is_in_its_page_once_with_its_default() -> None:
+    lines = (DOCS / "settings.md").read_text().splitlines()
+    for name in config.names():
+        assert len([line for line in lines if line.startswith(f"| `{name}`")]) == 1
+    assert any("`CASCADE_LEASE_SECONDS` | `30` |" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"), [("lease_seconds", "another meaning"), ("metrics_token", "what it was not before")]
+)
+def test_a_setting_that_is_described_differently_is_noticed(
+    setting: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Config.model_fields[setting], "description", text)
+    assert list(reference.differing(DOCS)) == ["settings.md"]
+
+
+def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
+    (tmp_path / "http-api.md").write_text(f"# Mine\n\nwords\n\n{reference.MARK}\n\nold\n")
+    made = reference.differing(tmp_path)["http-api.md"]
+    assert made.startswith(f"# Mine\n\nwords\n\n{reference.MARK}\n")
+    assert "`/api/v1/runs`" in made
+    assert "old" not in made
