@@ -1,5 +1,5 @@
-"""Pages of reference in docs/, made of the code: settings, commands, the HTTP API, metrics. ``make docs`` writes them, and
-a test fails while one differs. Of docs/http-api.md the part above MARK is written by hand.
+"""Pages of reference in docs/, made of the code: settings, commands, the HTTP API, metrics. ``make docs`` writes them,
+and a test fails while one differs. Of docs/http-api.md the part above MARK is written by hand.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import argparse
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,42 @@ SHARED = (
 """Options that Django gives to every command."""
 
 
+SETTINGS_HEAD = """\
+Every setting, with its default, what it may be, and what it is for. Where they come from, which of several holds, and
+other systems' names for them: [configuration.md](configuration.md). A file has them by the names here, the
+environment as `CASCADE_<NAME>`, a command as `--set NAME=VALUE`, unless the setting is marked *secret*: those are not
+taken from arguments. Times are in seconds unless the name says otherwise.
+"""
+COMMANDS_HEAD = """\
+`python manage.py COMMAND`. Every command takes `--config FILE` and `--set NAME=VALUE` as well, before or after its
+name: [configuration.md](configuration.md); and Django's own options, of which `--traceback` may be of use. Django
+brings more commands: `migrate`, `createsuperuser`, `changepassword` are those that one needs.
+
+Exit status: 0 done, 1 what was asked about ended badly, 2 wrong usage or value, 3 no such thing, 4 conflict, 5
+something needed cannot be reached, 130 interrupted.
+"""
+METRICS_HEAD = """\
+What `/metrics` has, in Prometheus' text format. Who may read it: [security.md](security.md#metrics). What to watch,
+and what to do then: [operating.md](operating.md). `deploy/grafana.json` is a dashboard of these, `deploy/alerts.yml`
+are rules.
+"""
+METRICS_WHOLE = """\
+Read from the database, so that every process of a parent says the same: take one of them (`max by (state) (…)`),
+never their sum. Each relay says its own. They are read at most once a second, and never for more than a twentieth of
+the time; with more than `metrics_nodes` nodes those with the label `node` are left out.
+"""
+METRICS_COUNTED = """\
+Counted in memory since the process began, and from 0 again after a restart, which `rate()` knows: sum them over all
+processes of a parent (`sum (rate(…[5m]))`). What the leader does is counted where it leads. A separate dispatcher is
+asked at its `dispatcher_port`. What is written is counted when it is committed.
+"""
+
+
 def _cell(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[object, ...]] | list[tuple[object, ...]]) -> Iterator[str]:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
@@ -55,11 +86,7 @@ def settings_page() -> str:
         "",
         MADE,
         "",
-        "Every setting, with its default, what it may be, and what it is for. Where they come from, which of several holds,",
-        "and other systems' names for them: [configuration.md](configuration.md). A file has them by the names here, the",
-        "environment as `CASCADE_<NAME>`, a command as `--set NAME=VALUE`, unless the setting is marked *secret*: those are",
-        "not taken from arguments. Times are in seconds unless the name says otherwise.",
-        "",
+        SETTINGS_HEAD,
         f"## Of a server ({len(Config.model_fields)})",
         "",
         "A parent, a relay, a standalone server; a child (`runserver --role child`) has those marked *child*, too.",
@@ -111,12 +138,7 @@ def commands_page() -> str:
         "",
         MADE,
         "",
-        "`python manage.py COMMAND`. Every command takes `--config FILE` and `--set NAME=VALUE` as well, before or after",
-        "its name: [configuration.md](configuration.md); and Django's own options, of which `--traceback` may be of use.",
-        "Django brings more commands: `migrate`, `createsuperuser`, `changepassword` are those that one needs.",
-        "",
-        "Exit status: 0 done, 1 what was asked about ended badly, 2 wrong usage or value, 3 no such thing, 4 conflict,",
-        "5 something needed cannot be reached, 130 interrupted.",
+        COMMANDS_HEAD.rstrip(),
     ]
     folder = BASE_DIR / "cascade" / "management" / "commands"
     for name in sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__"):
@@ -185,7 +207,7 @@ def api_page(written: str) -> str:
     """``written``: the part by hand."""
     from drf_spectacular.generators import SchemaGenerator
 
-    schema: Mapping[str, Any] = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
+    schema: Mapping[str, Any] = SchemaGenerator().get_schema(request=None, public=True)
     groups: dict[str, list[tuple[object, ...]]] = defaultdict(list)
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
@@ -218,37 +240,28 @@ def metrics_page() -> str:
     from api.metrics import GAUGES
     from dispatch.metrics import COUNTED, SHORT
 
+    whole, own = (
+        [(f"`{gauge.name}`", _labels(gauge.labels), gauge.text) for gauge in GAUGES if gauge.whole is wanted]
+        for wanted in (True, False)
+    )
     lines = [
         "# Metrics",
         "",
         MADE,
         "",
-        "What `/metrics` has, in Prometheus' text format. Who may read it: [security.md](security.md#metrics). What to watch,",
-        "and what to do then: [operating.md](operating.md). `deploy/grafana.json` is a dashboard of these,",
-        "`deploy/alerts.yml` are rules.",
-        "",
+        METRICS_HEAD,
         "## Of the parent",
         "",
-        "Read from the database, so that every process of a parent says the same: take one of them (`max by (state) (…)`), never",
-        "their sum. Each relay says its own. They are read at most once a second, and never for more than a twentieth of the",
-        "time; with more than `metrics_nodes` nodes those with the label `node` are left out.",
-        "",
-        *_table(
-            ("metric", "labels", "meaning"), [(f"`{g.name}`", _labels(g.labels), g.text) for g in GAUGES if g.whole]
-        ),
+        METRICS_WHOLE,
+        *_table(("metric", "labels", "meaning"), whole),
         "",
         "## Of a process: what it is",
         "",
-        *_table(
-            ("metric", "labels", "meaning"), [(f"`{g.name}`", _labels(g.labels), g.text) for g in GAUGES if not g.whole]
-        ),
+        *_table(("metric", "labels", "meaning"), own),
         "",
         "## Of a process: what it has done",
         "",
-        "Counted in memory since the process began, and from 0 again after a restart, which `rate()` knows: sum them over all",
-        "processes of a parent (`sum (rate(…[5m]))`). What the leader does is counted where it leads. A separate dispatcher",
-        "is asked at its `dispatcher_port`. What is written is counted when it is committed.",
-        "",
+        METRICS_COUNTED,
         "Histograms have the bounds " + ", ".join(f"{bound:g}" for bound in SHORT) + " s.",
         "",
         *_table(
