@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
-from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from dispatch import leading, metrics
 from dispatch.relay import place
 from dispatch.results import saver
+from nodes.migrated import behind
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,6 @@ class Readiness(NamedTuple):
         wrong = {name: found for name, found in self.checks.items() if found != OK}
         reason = {"detail": "; ".join(f"{name}: {found}" for name, found in wrong.items())} if wrong else {}
         return {"status": "not ready" if wrong else "ready", **reason, "checks": self.checks}
-
-
-def behind() -> bool:
-    """Whether the database lacks migrations of this version."""
-    plan = MigrationExecutor(connection)
-    return bool(plan.migration_plan(plan.loader.graph.leaf_nodes()))
 
 
 class Probe:

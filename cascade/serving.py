@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 from django.core.management import CommandError
 
-from api.health import behind
 from cascade import console
 from dispatch import leading
 from dispatch.leading import Loop
+from nodes.migrated import behind
 from nodes.protocol import CascadeError
 
 SWITCH_SECONDS = 0.0005
