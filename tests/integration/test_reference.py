@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,24 @@ def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
     assert made.startswith(f"# Mine\n\nwords\n\n{reference.MARK}\n")
     assert "`/api/v1/runs`" in made
     assert "what was here" not in made
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PAGES = sorted([*DOCS.glob("*.md"), *BASE_DIR.glob("*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in addresses, as GitHub and others make them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_between_the_pages_leads_somewhere(page: Path) -> None:
+    for target in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name).resolve() if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
