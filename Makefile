@@ -11,7 +11,7 @@ dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format sim trees worlds chaos mutations bench clean run-packages dev-packages
+.PHONY: help demo serve test lint format sim trees worlds chaos mutations bench docs clean run-packages dev-packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -61,6 +61,9 @@ mutations: dev-packages ## takes each defence out in a copy, and shows which tes
 
 bench: dev-packages ## measurements beside dask.distributed
 	@$(py) -m bench $(ARGS)
+
+docs: run-packages ## the pages of reference in docs/, made of the code: settings, commands, HTTP API, metrics
+	@$(py) -m cascade.reference
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf $(venv) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -29,7 +29,7 @@ from django.views.decorators.csrf import csrf_exempt
 from api import authentication, beats, errors, limits
 from api import logs as printed
 from api.errors import json_error, respond
-from dispatch import configuration, events, lifecycle, logs, synclog
+from dispatch import configuration, events, lifecycle, logs, metrics, synclog
 from dispatch.relay import asking, place
 from dispatch.results import inputs, room, spool
 from nodes import keys, messages
@@ -99,6 +99,7 @@ async def in_thread(work: Callable[..., Result], *args: Any) -> Result:
     def run() -> Result:
         global _waited
         _waited = time.monotonic() - asked
+        metrics.waits.observe(_waited)
         try:
             return work(*args)
         except DatabaseError as error:
@@ -148,13 +149,15 @@ turns = Turns()
 def check_turn(*, anew: bool = False) -> None:
     """Raises TooMany where what was asked for should come later; ``anew``: by who brings nothing."""
     if wait := turns.next() if anew else behind():
+        metrics.put_off.add(of="busy")
         raise TooMany("this parent has more to do than it can at this moment", retry_after=wait)
 
 
 def perform(caller: Caller, verb: str, body: Any) -> Body:
     """One verb of an authenticated child. Raises CascadeError."""
     place.check_meant(body)
-    return (VERBS.get(verb) or KEY_VERBS[verb])(caller, body)
+    with metrics.verbs.timed(verb):
+        return (VERBS.get(verb) or KEY_VERBS[verb])(caller, body)
 
 
 def _report(caller: Caller, body: Any) -> Body:

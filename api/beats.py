@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
-from dispatch import lifecycle
+from dispatch import lifecycle, metrics
 from dispatch.relay import place
 from nodes import messages, registry
 from nodes.keys import Caller
@@ -55,6 +55,11 @@ def write_alone(caller: Caller, sent: Beat) -> Body:
     return paced(lifecycle.beat(caller, sent))
 
 
+def _timed_alone(caller: Caller, sent: Beat) -> Body:
+    with metrics.verbs.timed("beat"):
+        return write_alone(caller, sent)
+
+
 def paced(reply: Body) -> Body:
     """The reply with the pace at which this many children should beat."""
     return {**reply, "beat_seconds": pace.seconds()}
@@ -84,7 +89,8 @@ pace = Pace()
 def write_together(batch: Sequence[tuple[Caller, Beat]]) -> list[Outcome]:
     """All of them in one transaction, each of which may be refused alone."""
     try:
-        outcomes = lifecycle.beat_all(batch)
+        with metrics.verbs.timed("beat"):
+            outcomes = lifecycle.beat_all(batch)
     except DatabaseError:
         close_old_connections()
         raise
@@ -104,7 +110,7 @@ class Gathering:
 
         # Who comes or goes is told to the dispatcher at once, which must find it committed. PostgreSQL gathers itself.
         if sent.hello or sent.leaving or connection.vendor != "sqlite":
-            return await in_thread(write_alone, caller, sent)
+            return await in_thread(_timed_alone, caller, sent)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((caller, sent, answer))
         if self._writing is None or self._writing.done():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
+from dispatch import metrics
 from nodes.protocol import TooMany
 
 BURST_SECONDS = 2.0
@@ -43,6 +44,8 @@ class KeyLimits:
             share = self._refilled(access_key)
             wait = max((1 - share.requests) / settled.key_requests, -share.bytes / (settled.key_megabytes * 1e6))
             running = share.running
+        if running >= settled.key_concurrent or wait > 0:
+            metrics.put_off.add(of="key")
         if running >= settled.key_concurrent:
             raise TooMany(f"{running} requests of this key are being answered; allowed are so many", retry_after=1)
         if wait > 0:

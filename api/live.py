@@ -28,7 +28,7 @@ from django.urls import path
 
 from api import node_page, overview, run_page
 from api.parts import Snapshot
-from dispatch import events
+from dispatch import events, metrics
 from nodes.protocol import NotFound
 
 logger = logging.getLogger(__name__)
@@ -160,10 +160,12 @@ class LivePage(AsyncWebsocketConsumer):
         await self.accept()
         # The one to leave is the one that was joined, even where another reads the same page by then.
         self._renderer = shared.of(**self.scope["url_route"]["kwargs"])
+        metrics.sockets.add(of="page")
         await self._renderer.join(self)
 
     async def disconnect(self, code: int) -> None:
         if self._renderer is not None:
+            metrics.sockets.add(-1, of="page")
             self._renderer.leave(self)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:

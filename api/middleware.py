@@ -7,6 +7,8 @@ from typing import Any
 
 from django.conf import settings
 
+from dispatch.metrics import responses
+
 Scope = Mapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -59,6 +61,7 @@ class SecurityHeaders:
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
+                responses.add(of=str(message["status"]))
                 headers = list(message.get("headers", ()))
                 said = {name.lower() for name, _ in headers}
                 headers += [pair for pair in _wanted(scope) if pair[0] not in said]

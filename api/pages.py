@@ -9,7 +9,7 @@ from django.contrib.admin.views.decorators import staff_member_required
 from django.contrib.auth import login
 from django.contrib.auth.models import User
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.templatetags.static import static
 from django.urls import path, reverse
@@ -163,12 +163,6 @@ def sign_in(request: HttpRequest, uidb64: str, token: str) -> HttpResponse:
 
 
 @require_safe
-def healthz(request: HttpRequest) -> JsonResponse:
-    """The process answers; nothing is looked up, so that a slow database does not get it restarted."""
-    return JsonResponse({"status": "ok"})
-
-
-@require_safe
 def favicon(request: HttpRequest) -> HttpResponse:
     """For pages that name no icon of their own, as the admin's."""
     return redirect(static("cascade/favicon.svg"), permanent=True)
@@ -187,6 +181,5 @@ urlpatterns = [
     ),
     path("nodes/<int:pk>/below", below.page, name="below"),
     path("sign-in/<str:uidb64>/<str:token>/", sign_in, name="sign-in"),
-    path("healthz", healthz, name="healthz"),
     path("favicon.ico", favicon),
 ]

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from api import authentication, beats, limits, logs, revoked
 from api.agent import VERBS, check_turn, in_thread, perform, read_logs
-from dispatch import events, lifecycle
+from dispatch import events, lifecycle, metrics
 from dispatch.lifecycle.grants import package
 from dispatch.relay import asking
 from nodes import keys
@@ -59,6 +59,7 @@ class AgentSocket(AsyncWebsocketConsumer):
         self._hold.take(self.caller.access_key)
         await self.channel_layer.group_add(self._group, self.channel_name)
         await self.accept()
+        metrics.sockets.add(of="agent")
         self._offering = asyncio.create_task(self._offer())
         self._work.set()
         revoked.watch.join(self, self.caller.key_id)
@@ -69,6 +70,7 @@ class AgentSocket(AsyncWebsocketConsumer):
         revoked.watch.leave(self)
         self._hold.release()
         self._offering.cancel()
+        metrics.sockets.add(-1, of="agent")
         await self.channel_layer.group_discard(self._group, self.channel_name)
         await in_thread(lifecycle.disconnected, self.caller.node_id, timezone.now())
 
@@ -180,6 +182,8 @@ class AgentSocket(AsyncWebsocketConsumer):
         self._work.set()
 
     async def _say(self, frame: dict[str, Any]) -> None:
+        if "status" in frame:
+            metrics.replies.add(of=str(frame["status"]))
         await self.send(text_data=json.dumps(frame, separators=(",", ":")))
 
 

@@ -30,7 +30,7 @@ def _parent() -> Any:
     http: Any = get_asgi_application()
     agents: Any = AgentHandler()
     browser = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(live.websocket_urlpatterns)))
-    bare = r"^(?:api/v1/agent/|api/v1/nodes/\d+/below$|nodes/\d+/below$|healthz$)"
+    bare = r"^(?:api/v1/agent/|api/v1/nodes/\d+/below$|nodes/\d+/below$|healthz$|readyz$|metrics$)"
     alone = settings.CASCADE.role == "standalone"
     mine = [re_path(node.PREFIXES, agents)] if alone else []
     routes = ProtocolTypeRouter(

@@ -25,6 +25,7 @@ from django.conf import settings
 from twisted.internet import task
 from twisted.web import http
 
+from dispatch import metrics
 from nodes.protocol import SEGMENT_BYTES_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Content(io.RawIOBase):
         """What is here is dropped, what still comes is not kept."""
         if self.refusal is None:
             self.refusal = Refusal(status, detail, retry_after)
+            if status == 507:
+                metrics.put_off.add(of="disk")
             self._release()
             self._file.close()
             self._file = io.BytesIO()
@@ -119,6 +122,7 @@ class Content(io.RawIOBase):
         return len(data)
 
     def _too_much(self) -> None:
+        metrics.put_off.add(of="body")
         self.refuse(429, "does not fit beside what others send at this moment; send it again later", RETRY_SECONDS)
 
     def _to_disk(self) -> None:
@@ -192,12 +196,14 @@ class Request(http_protocol.WebRequest):
         assert self.kept is not None
         # An upgrade can be put off here only: once it is a WebSocket's handshake there is no Retry-After.
         if self.requestHeaders.hasHeader("upgrade") and (wait := behind()):
+            metrics.put_off.add(of="busy")
             self.kept.refuse(429, "this parent has more to do than it can at this moment", math.ceil(wait))
         if self.kept.refusal is not None:
             return self._refuse(self.kept.refusal)
         return super().process()
 
     def _refuse(self, refusal: Refusal) -> None:
+        metrics.responses.add(of=str(refusal.status))
         self.handle_reply({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers()})
         self.handle_reply({"type": "http.response.body", "body": refusal.content()})
 
@@ -274,6 +280,7 @@ class Channel(http.HTTPChannel):
         if self.requests:
             kept: Content | None = self.requests[-1].kept
             refusal = (kept and kept.refusal) or Refusal(408, "the request did not come in time")
+            metrics.responses.add(of=str(refusal.status))
             head = [b"HTTP/1.1 %d %s" % (refusal.status, REASONS[refusal.status]), b"Connection: close"]
             head += [b": ".join(pair) for pair in refusal.headers()]
             self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + refusal.content())

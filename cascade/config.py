@@ -236,6 +236,25 @@ class Config(BaseModel):
     key_concurrent: int = Field(
         200, ge=4, le=10_000, description="Requests of one key, open sockets included, that are answered at once."
     )
+    metrics_token: str = Field(
+        "",
+        repr=False,
+        description="What a program must send as a bearer token to read /metrics, from wherever it asks; empty: none "
+        "is asked, but only this machine may read it.",
+    )
+    metrics_nodes: int = Field(
+        500,
+        ge=0,
+        le=100_000,
+        description="With more nodes than this, /metrics has sums only, and no numbers of each node by its name.",
+    )
+    dispatcher_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Port on which `manage.py dispatcher` answers /metrics, /healthz and /readyz, at the address host; "
+        "0: none.",
+    )
     signature_seconds: float = Field(300, ge=5, le=3600, description="A signature older or newer than this is refused.")
     duckdb_memory: str = Field("1GB", description="Memory limit of the result database.")
     sql_seconds: float = Field(10, ge=0.1, le=600, description="Longest a query on results may take.")

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from django.db import DatabaseError, close_old_connections
 from api.agent import in_thread, perform
 from cascade import __version__
 from dispatch import events
+from dispatch.leading import threads_of
 from dispatch.results import inputs, room, spool
 from nodes import keys, registry
 from nodes.agent.carriers import Body, Connected, Inbound, Refused, Unreachable
@@ -154,6 +156,10 @@ class OwnWorker:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._agent: HostedAgent | None = None
+
+    @property
+    def _threads(self) -> list[threading.Thread]:
+        return threads_of(self._agent)
 
     def start(self) -> None:
         folder = settings.CASCADE.data_dir / "local"

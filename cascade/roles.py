@@ -22,7 +22,8 @@ from django.conf import settings
 from django.db import DatabaseError
 
 from cascade import __version__
-from dispatch.leading import Loop
+from dispatch import leading
+from dispatch.leading import Loop, threads_of
 from nodes.agent.config import AgentConfig
 from nodes.protocol import CascadeError
 
@@ -69,7 +70,6 @@ def dispatching() -> list[Loop]:
 
 def _beside() -> list[Loop]:
     """The loops of every process that is one of several."""
-    from dispatch import leading
     from dispatch.bus import Bus
     from dispatch.synclog import Writer
 
@@ -84,6 +84,7 @@ def join() -> None:
     if not _joined:
         for loop in _beside():
             loop.start()
+            leading.running.append(loop)
             atexit.register(loop.stop)
 
 
@@ -123,6 +124,10 @@ class Later:
         self._stopping = threading.Event()
         self._started = False
         self._thread = threading.Thread(target=self._start, name="later", daemon=True)
+
+    @property
+    def _threads(self) -> list[threading.Thread]:
+        return threads_of(self._loop) if self._started else []
 
     def start(self) -> None:
         self._thread.start()

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from django.core.management import CommandError
-from django.db import connection
-from django.db.migrations.executor import MigrationExecutor
 
 from cascade import console
+from dispatch import leading
 from dispatch.leading import Loop
+from nodes.migrated import behind
 from nodes.protocol import CascadeError
 
 SWITCH_SECONDS = 0.0005
@@ -30,19 +30,15 @@ def running(loops: Sequence[Loop]) -> Iterator[None]:
         for loop in loops:
             loop.start()
             started.append(loop)
+            leading.running.append(loop)
         yield
     except CascadeError as error:
         raise CommandError(str(error), returncode=console.status_of(error)) from None
     finally:
         _second_signal_ends()
         for loop in reversed(started):
+            leading.running.remove(loop)
             loop.stop()
-
-
-def behind() -> bool:
-    """Whether the database lacks migrations of this version."""
-    plan = MigrationExecutor(connection)
-    return bool(plan.migration_plan(plan.loader.graph.leaf_nodes()))
 
 
 def check_migrated() -> None:

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path
 
-from api import pages
+from api import health, metrics, pages
 from api.dialects import node
 from api.sign_in import throttled
 
@@ -23,6 +23,9 @@ parent: list[URLPattern | URLResolver] = [
     path("api/", include("api.urls")),
     path("admin/", admin.site.urls),
     *pages.urlpatterns,
+    path("healthz", health.healthz, name="healthz"),
+    path("readyz", health.readyz, name="readyz"),
+    path("metrics", metrics.page, name="metrics"),
 ]
 if settings.CASCADE.role == "child":
     urlpatterns: list[URLPattern | URLResolver] = [*node.urlpatterns]

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
-from dispatch import ending, events, leading, lifecycle, pruning, queue, schedule, synclog
+from dispatch import ending, events, leading, lifecycle, metrics, pruning, queue, schedule, synclog
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Dispatcher:
             if events.dispatcher.wait(self._pause):
                 time.sleep(self._gather)
             events.dispatcher.clear()
+            metrics.turns["dispatcher"] = time.monotonic()
             if not leading.held():
                 continue
             try:
@@ -107,7 +108,8 @@ class Dispatcher:
             schedule.fire(timezone.now())
         began = time.monotonic()
         passed = queue.allocate_now()
-        self._gather = _gather(passed, time.monotonic() - began)
+        metrics.passes.observe(took := time.monotonic() - began)
+        self._gather = _gather(passed, took)
         self._pause = min(PASS_SECONDS, max(passed.wake, RATE_SECONDS)) if passed.wake is not None else PASS_SECONDS
         if passed.nodes:
             self._evened = time.monotonic()

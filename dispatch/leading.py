@@ -58,11 +58,26 @@ _PLACE = (LOCK >> 32, LOCK & 0xFFFFFFFF)
 
 
 class Loop(Protocol):
-    """Something with a thread of its own."""
+    """Something with a thread of its own, ``_thread``, or several, ``_threads``."""
 
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+
+running: list[Loop] = []
+"""The loops that were started in this process and not stopped since."""
+
+
+def threads() -> dict[str, bool]:
+    """By name, whether each thread of the running loops is alive. One that has not begun is left out."""
+    found = [thread for loop in list(running) for thread in threads_of(loop)]
+    return {thread.name: thread.is_alive() for thread in found if thread.ident is not None}
+
+
+def threads_of(loop: object) -> list[threading.Thread]:
+    several = getattr(loop, "_threads", None)
+    return list(several) if several is not None else [each for each in [getattr(loop, "_thread", None)] if each]
 
 
 class Leader(NamedTuple):
@@ -229,6 +244,7 @@ class Candidate:
                     break
                 loop.start()
                 started.append(loop)
+                running.append(loop)
             else:
                 heart.wait(self._stopping)
         except CascadeError as error:
@@ -238,6 +254,7 @@ class Candidate:
             if heart.lost.is_set():
                 logger.warning("this process leads no longer: %s", heart.why)
             for loop in reversed(started):
+                running.remove(loop)
                 try:
                     loop.stop()
                 except Exception:

@@ -14,7 +14,7 @@ from django.db.models import F, Q, QuerySet, Sum, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
-from dispatch import buckets, events, lifecycle, rated
+from dispatch import buckets, events, lifecycle, metrics, rated
 from dispatch.allocator import Demand, Local, Lookahead, Offer, Phase, Piece, Plan, QuotaRule, Terms, allocate
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
@@ -149,7 +149,9 @@ def _write(plan: Plan, terms: Terms, now: dt.datetime) -> None:
         buckets.spend(terms.buckets, plan.spent)
     if plan.grants and (plan.spent or settings.CASCADE.role == "relay"):
         leased.lend(plan.grants, plan.spent)
-    _wakes.note([*plan.later, *(piece for _, piece in plan.aside)], now)
+    put_off = [*plan.later, *(piece for _, piece in plan.aside)]
+    metrics.rate_waits.committed(sum(1 for piece in put_off if piece.rate))
+    _wakes.note(put_off, now)
 
 
 def _something_to_do(now: dt.datetime) -> bool:

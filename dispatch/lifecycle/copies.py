@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.utils import timezone
 
-from dispatch import events
+from dispatch import events, metrics
 from dispatch.attempts import Failure
 from dispatch.lifecycle import leases, loading
 from dispatch.models import Allocation
@@ -51,6 +51,7 @@ def copy(copies: Sequence[Copy], now: datetime) -> set[int]:
         if (one := still.get(each.late.allocation)) is not None and one.shard_id not in taken
     ]
     Allocation.objects.bulk_create(made)
+    metrics.granted.committed(len(made))
     nodes = [each.node_id for each in made if each.node_id is not None]
     registry.granted(nodes, now)
     return set(nodes)

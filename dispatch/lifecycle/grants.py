@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.utils import timezone
 
-from dispatch import events, synclog
+from dispatch import events, metrics, synclog
 from dispatch.allocator import Plan
 from dispatch.attempts import Failure
 from dispatch.items import item_key
@@ -121,6 +121,7 @@ def grant(plan: Plan, now: datetime) -> None:
             for made in grants
         ],
     )
+    metrics.granted.committed(len(grants))
     registry.granted([made.node for made in grants], now)
     for node_id, count in Counter(made.node for made in grants).items():
         synclog.note(node_id, "dispatch", synclog.PUSH, count=count)

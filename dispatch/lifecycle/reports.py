@@ -11,7 +11,7 @@ from django.db import connection
 from django.db.models import TextField
 from django.utils import timezone
 
-from dispatch import events, logs, synclog
+from dispatch import events, logs, metrics, synclog
 from dispatch.deciding import reports
 from dispatch.deciding.records import Held
 from dispatch.deciding.records import Shard as ShardRecord
@@ -187,9 +187,12 @@ def _note(node_id: int, entries: Sequence[Entry], results: Mapping[int, dict[str
         result = results[entry.allocation]
         if result["status"] != 200:
             refused += 1
+            metrics.refused.add(of=str(result["status"]))
             first = first or result["detail"]
         elif "repeated" not in result:
             rows += entry.rows
+        else:
+            metrics.repeated.add()
     if refused:
         synclog.note(node_id, "report", synclog.PUSH, count=refused, error=first)
     if refused < len(entries):

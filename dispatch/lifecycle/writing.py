@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import F, IntegerField, Value
 from django.db.models.functions import Concat
 
-from dispatch import events
+from dispatch import events, metrics
 from dispatch.deciding import effects as e
 from dispatch.deciding.records import DIGEST
 from dispatch.lifecycle import found, memories
@@ -42,9 +42,8 @@ def write_down(effects: Iterable[e.Effect], now: datetime, node: Node | None = N
 
 
 def _end_allocations(effect: e.EndAllocations, now: datetime) -> None:
-    Allocation.objects.filter(pk__in=effect.ids, state__in=effect.among).update(
-        state=effect.state, finished_at=now, error=effect.detail
-    )
+    among = Allocation.objects.filter(pk__in=effect.ids, state__in=effect.among)
+    metrics.ended.committed(among.update(state=effect.state, finished_at=now, error=effect.detail), str(effect.state))
 
 
 def _move_shards(effect: e.MoveShards, now: datetime) -> None:
@@ -143,6 +142,7 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         [str(state) for state in before(ALLOCATION, AllocationState.COMPLETED)],
         added=("rows",),  # to those of the parts before
     )
+    metrics.closed(effect)
     for pk, part, some, items, digest in effect.advanced:
         # With what is left it begins anew: its time-out is each part's.
         Allocation.objects.filter(pk=pk, state__in=LIVE).update(
@@ -183,6 +183,7 @@ def _count_items(effect: e.CountItems, now: datetime) -> None:
     counts |= {"cancelled": effect.cancelled, "rows": effect.rows}
     if any(counts.values()):
         _COUNT.run(run=effect.run, **counts)
+    metrics.counted(effect)
 
 
 _COUNT = Change(

@@ -17,6 +17,7 @@ from django.db.models import Sum
 from django.db.models.functions import Length
 from django.utils import timezone
 
+from dispatch import metrics
 from dispatch.models import Receipt
 from dispatch.results import spool
 from nodes import failpoints
@@ -39,6 +40,7 @@ def check(size: int = 0) -> None:
     settled = settings.CASCADE
     free = min(shutil.disk_usage(folder).free for folder in {settled.data_dir, _there(settled.spool)})
     if free < settled.disk_reserve + size:
+        metrics.put_off.add(of="disk")
         raise StorageFull(f"the parent's disk has {free} bytes left; {settled.disk_reserve} stay free (disk_reserve)")
     with _lock:
         if (waits := _added_up()) + size > settled.spool_limit:
@@ -54,6 +56,7 @@ def check_work() -> None:
 
 
 def _too_many(waits: int) -> TooMany:
+    metrics.put_off.add(of="spool")
     limit = settings.CASCADE.spool_limit
     return TooMany(
         f"{waits} bytes of results wait to be saved; the limit is {limit} (spool_limit)", retry_after=RETRY_SECONDS

@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import close_old_connections, connection
 from django.db.models import Max, Q, QuerySet
 
-from dispatch import backups, events, leading, lifecycle
+from dispatch import backups, events, leading, lifecycle, metrics
 from dispatch.models import Allocation, Receipt
 from dispatch.results import datasets, decoding, opening, room, spool
 from dispatch.results.base import Part, Store, StoreBusy
@@ -61,6 +61,11 @@ def results() -> Store:
     return _store
 
 
+def is_open() -> bool:
+    """Whether this process has the result store."""
+    return _store is not None
+
+
 class Saver:
     """Owns the result store; runs in a thread of the parent's process."""
 
@@ -96,6 +101,7 @@ class Saver:
         while not self._stopping.is_set():
             events.saver.wait(IDLE_SECONDS)
             events.saver.clear()
+            metrics.turns["saver"] = time.monotonic()
             if not leading.held():
                 continue
             try:
@@ -129,6 +135,7 @@ class Saver:
 
     def once(self) -> bool:
         """Saves one batch; False when nothing waited."""
+        began = metrics.turns["saver"] = time.monotonic()
         if not self._replayed:
             self._replay()
             self._replayed = True
@@ -165,6 +172,7 @@ class Saver:
         if passed_on := [receipt for receipt in whole if receipt.keep]:
             lifecycle.copied(passed_on)
         lifecycle.saved([receipt for receipt in whole if not receipt.keep])
+        metrics.batches.observe(time.monotonic() - began)
         failpoints.reach("saver.told")
         events.advise()
         return True

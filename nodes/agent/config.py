@@ -223,6 +223,7 @@ _SERVER = """
     plain_keys_unencrypted duckdb_memory sql_seconds default_priority default_timeout default_max_attempts
     key_requests key_megabytes key_concurrent default_balancer second_copies database_url redis_url dispatcher
     result_store lake_path lake_endpoint lake_region lake_access_key lake_secret_key lake_merge_seconds
+    metrics_token metrics_nodes dispatcher_port
     lake_keep_seconds spool_path max_depth relay_inputs_limit relay_keeps_rows
 """
 SERVER = frozenset(_SERVER.split())
@@ -422,8 +423,8 @@ def read_key_file(path: str | Path) -> tuple[str, str, str]:
     return access_key, secret_key, lines[2] if len(lines) == 3 else ""
 
 
-def parse(argv: Sequence[str] | None = None) -> AgentConfig:
-    """The configuration of ``python -m nodes.agent``."""
+def parser() -> argparse.ArgumentParser:
+    """Of ``python -m nodes.agent``."""
     parser = argparse.ArgumentParser(prog="python -m nodes.agent", description="Takes work from a Cascade parent.")
     common_arguments(parser)
     arguments(parser)
@@ -432,4 +433,9 @@ def parse(argv: Sequence[str] | None = None) -> AgentConfig:
     parser.add_argument(
         "--rotate", action="store_true", help="replace the key in --key-file by a new one, signed by the old, and end"
     )
-    return load(parser.parse_args(argv))
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> AgentConfig:
+    """The configuration of ``python -m nodes.agent``."""
+    return load(parser().parse_args(argv))

@@ -25,7 +25,7 @@ FAILED_SHOWN = 10
 
 def main(argv: Sequence[str]) -> int:
     """The exit status: 0 when everything asked for was done."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         return _tasks(options) if options.verb == "tasks" else _run(options)
     except Damaged as error:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nodes.agent", description="What the parent told last, without the parent."
     )

@@ -294,3 +294,22 @@ def test_a_sign_in_link_opens_the_page_once(tree):
         other.trust_env = False
         again = other.get(link, timeout=30)
         assert "worker" not in again.text
+
+
+# what watches the server
+
+
+def test_metrics_and_readiness_of_a_running_server_tell_of_its_child_and_its_work(tree):
+    assert tree.manage("submit", "echo", "--item", "m", "--item", "n", "--wait").returncode == 0
+    ready = requests.get(f"{tree.url}/readyz", timeout=30)
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    page = requests.get(f"{tree.url}/metrics", timeout=30)
+    assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    values = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
+    assert values['cascade_node_up{node="worker"}'] == "1"
+    assert float(values['cascade_items_total{state="saved"}']) >= 2
+    assert float(values['cascade_verb_duration_seconds_count{verb="report"}']) >= 1
+    assert {name: values[f'cascade_loop_up{{loop="{name}"}}'] for name in ("dispatcher", "saver")} == {
+        "dispatcher": "1",
+        "saver": "1",
+    }

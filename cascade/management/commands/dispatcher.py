@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management import CommandError
 
-from cascade import checks, console, roles, serving
+from cascade import checks, console, roles, serving, watched
 from dispatch import leading
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,10 @@ class Command(console.Command):
             raise CommandError("\n".join(str(message.msg) for message in wrong), returncode=console.WRONG)
         serving.check_migrated()
         serving.steady()
-        with suppress(_Asked), serving.running(roles.dispatching()):
+        loops = roles.dispatching()
+        if settled.dispatcher_port:
+            loops.append(watched.Watched(settled.host, settled.dispatcher_port))
+        with suppress(_Asked), serving.running(loops):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _end)
             logger.info("%s takes part in leading", settings.PROCESS)
