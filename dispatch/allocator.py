@@ -28,6 +28,7 @@ from dispatch.plans import (
     QuotaRule,
     Refusal,
     Terms,
+    pace_key,
 )
 from dispatch.ranges import MOST_ITEMS, size_for
 from dispatch.rates import LATEST
@@ -68,6 +69,11 @@ Candidates = dict[tuple[int, str], list[tuple[Key, int]]]
 """(run, item) -> heap of (key, seat number). Keys go stale as seats fill; ``_pick`` renews them."""
 
 
+def _kind(demand: Demand) -> Any:
+    """What nodes ask of a run before they look at their slots: alike for all runs that may go to the same nodes."""
+    return demand.type, demand.fallback, demand.hands, demand.stopped, tuple(sorted(demand.labels.items()))
+
+
 class _Pass:
     """One decision. The phases share the seats; each has its own heaps of candidates."""
 
@@ -78,6 +84,18 @@ class _Pass:
         self.taps = {key: Tap(bucket) for key, bucket in terms.buckets.items()}
         self.paced = {key: Paced(lanes, self.taps.get(key[1])) for key, lanes in terms.lanes.items()}
         self.sequence = max((seat.last_grant for seat in self.seats), default=0)
+        self.measured: dict[str, list[int]] = {}
+        """Pace key of a run -> numbers of the seats where its speed is known."""
+        for number, seat in enumerate(self.seats):
+            for key in seat.offer.speeds:
+                self.measured.setdefault(key, []).append(number)
+        # Thousands of runs may want the same of nodes, which are asked once for all of them.
+        self.able: dict[Any, list[str]] = {}
+        """Names of the nodes that could have a run."""
+        self.capacity: dict[Any, int] = {}
+        """Slots of those that may have it now."""
+        self.full: set[Any] = set()
+        """What no seat has room for any more in this pass; see ``_alike``."""
         self.gates = {demand.run: self._gate(demand) for demand in demands} if self._embedded() else {}
         self.eligible: dict[int, int] = {}
         """Run -> slots of the nodes that may have it."""
@@ -102,7 +120,10 @@ class _Pass:
         local = self.terms.local
         if demand.fallback == "required" or local.always:
             return None
-        able = [seat.offer.name for seat in self.seats if not seat.offer.embedded and seat.could(demand)]
+        alike = _kind(demand), demand.elsewhere > 0
+        if (able := self.able.get(alike)) is None:
+            able = [seat.offer.name for seat in self.seats if not seat.offer.embedded and seat.could(demand)]
+            self.able[alike] = able
         if able:
             more = f" and {len(able) - 3} more" if len(able) > 3 else ""
             return "fallback", f"left to the nodes that can run it: {', '.join(able[:3])}{more}"
@@ -118,18 +139,35 @@ class _Pass:
 
     def _slots(self, demand: Demand) -> tuple[int, float]:
         """Slots of nodes whose speed for this is unknown, and the items a second of all the others."""
-        unknown, rate = 0, 0.0
-        capacity = 0
-        for seat in self.seats:
-            if self._refusal(demand, seat) is None:
-                seconds = seat.pace(demand)
-                capacity += seat.offer.capacity
-                if seconds:
-                    rate += seat.offer.capacity / seconds
-                else:
-                    unknown += seat.offer.capacity
+        alike = _kind(demand), self.gates.get(demand.run)
+        if (capacity := self.capacity.get(alike)) is None:
+            capacity = sum(seat.offer.capacity for seat in self.seats if self._refusal(demand, seat) is None)
+            self.capacity[alike] = capacity
         self.eligible[demand.run] = capacity
+        unknown, rate = capacity, 0.0
+        for seat in (self.seats[number] for number in self._measured(demand)):
+            if (seconds := seat.pace(demand)) and self._refusal(demand, seat) is None:
+                unknown -= seat.offer.capacity
+                rate += seat.offer.capacity / seconds
         return unknown, rate
+
+    def _measured(self, demand: Demand) -> Sequence[int]:
+        """Numbers of the seats where the speed of this run is known."""
+        return self.measured.get(pace_key(demand.type, demand.measured or demand.run), ())
+
+    def _alike(self, queue: Queue, item: str, phase: Phase) -> Any:
+        """All that ``_room`` asks of a run, at seats where its speed is not known; None: of this one it asks more."""
+        demand = queue.demand
+        if demand.ceilings:
+            return None
+        alike = _kind(demand), self.gates.get(demand.run), item, phase
+        if phase is not Phase.LOOKAHEAD:
+            return alike
+        unknown, rate = self.slots[demand.run]
+        if rate and not unknown:
+            return None
+        size = queue.returned or min(demand.shard_size or 1, queue.left)
+        return *alike, max(size, 1), demand.rated
 
     def _room(self, queue: Queue, item: str, seat: Seat, phase: Phase) -> bool:
         if queue.demand.ceilings and self._under_ceiling(queue.demand, seat, phase) < 1:
@@ -233,12 +271,20 @@ class _Pass:
         demand = queue.demand
         heap = candidates.get((demand.run, item))
         if heap is None:
+            alike = self._alike(queue, item, phase)
+            numbers: Sequence[int] = range(len(self.seats))
+            if alike is not None and alike in self.full:
+                # Room is asked for by its own speed, too, where that is known.
+                numbers = self._measured(demand) if phase is Phase.LOOKAHEAD else ()
             heap = [
-                (self._key(queue, seat, phase), number)
-                for number, seat in enumerate(self.seats)
-                if self._room(queue, item, seat, phase)
+                (self._key(queue, self.seats[number], phase), number)
+                for number in numbers
+                if self._room(queue, item, self.seats[number], phase)
             ]
             heapq.heapify(heap)
+            if not heap and alike is not None and (phase is not Phase.LOOKAHEAD or not self._measured(demand)):
+                # Seats only fill, so nothing alike finds room later in this pass.
+                self.full.add(alike)
             candidates[demand.run, item] = heap
         while heap:
             key, number = heap[0]
