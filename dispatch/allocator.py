@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -425,10 +425,12 @@ class _Pass:
 
     # What is left, and why
 
-    def refusals(self) -> Iterator[Refusal]:
-        """For each run that still has work: why each node takes no more of it."""
+    def refusals(self, runs: Collection[int] | None = None) -> Iterator[Refusal]:
+        """For each run, or each of ``runs``, that still has work: why each node takes no more of it."""
         aside = {run: piece for (run, _), piece in reversed(self.aside.items())}
         for queue in self.queues:
+            if runs is not None and queue.demand.run not in runs:
+                continue
             queue.restart()
             head = queue.head() or aside.get(queue.demand.run)
             if head is None and not queue.left:
@@ -447,19 +449,25 @@ class _Pass:
             return "rate", f"rate {head.rate}: {self._tap(queue, head.rate).words(short)}"
         return "later", "the next pass looks at more of it"
 
-    def plan(self, explain: bool) -> Plan:
+    def plan(self, explain: bool | Collection[int]) -> Plan:
         spent = {key: tap.spent for key, tap in self.taps.items() if tap.spent}
         aside = [(run, piece) for (run, _), piece in self.aside.items()]
         later = list(self.later.values())
-        return Plan(self.grants, aside, list(self.refusals()) if explain else [], later, spent=spent, wake=self.wake)
+        reasons = self.refusals(None if explain is True else explain) if explain else ()
+        return Plan(self.grants, aside, list(reasons), later, spent=spent, wake=self.wake)
 
 
 def allocate(
-    demands: Sequence[Demand], offers: Sequence[Offer], terms: Terms = DEFAULT_TERMS, *, explain: bool = False
+    demands: Sequence[Demand],
+    offers: Sequence[Offer],
+    terms: Terms = DEFAULT_TERMS,
+    *,
+    explain: bool | Collection[int] = False,
 ) -> Plan:
     """Who gets what now, under ``terms``.
 
-    ``explain`` also lists, for every run that is left with work, why each node was not given more of it.
+    ``explain`` also lists, for every run that is left with work, or for those named, why each node was not given more
+    of it.
     """
     decision = _Pass(demands, offers, terms)
     decision.run()

@@ -181,6 +181,13 @@ class Limits:
     def __bool__(self) -> bool:
         return bool(self._given)
 
+    def supposing(self, changes: Mapping[str, Rate | None]) -> Limits:
+        """These limits with ``changes``; None is for one that is not there any more."""
+        return Limits((key, rate) for key, rate in {**self._given, **changes}.items() if rate is not None)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._given
+
     def of(self, key: str) -> Rate | None:
         """The limit that holds for ``key``: its own, or else that of the longest pattern it fits."""
         found = self.named(key)
