@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,7 @@ RELAY_EXCHANGE_SECONDS = 0.4
 PIECE: dict[str, Any] = {"fair_parts": 1, "exchange_seconds": 0.25}
 """How a relay cuts what it got: coarser than a run, since the next piece fills what becomes free at this one's end."""
 
+Explain = bool | Callable[[Plan], Collection[int]]
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
 Candidates = dict[tuple[int, str], list[tuple[Key, int]]]
@@ -449,12 +450,13 @@ class _Pass:
             return "rate", f"rate {head.rate}: {self._tap(queue, head.rate).words(short)}"
         return "later", "the next pass looks at more of it"
 
-    def plan(self, explain: bool | Collection[int]) -> Plan:
+    def plan(self, explain: Explain) -> Plan:
         spent = {key: tap.spent for key, tap in self.taps.items() if tap.spent}
         aside = [(run, piece) for (run, _), piece in self.aside.items()]
-        later = list(self.later.values())
-        reasons = self.refusals(None if explain is True else explain) if explain else ()
-        return Plan(self.grants, aside, list(reasons), later, spent=spent, wake=self.wake)
+        plan = Plan(self.grants, aside, [], list(self.later.values()), spent=spent, wake=self.wake)
+        if explain is False:
+            return plan
+        return replace(plan, refusals=list(self.refusals(None if explain is True else explain(plan))))
 
 
 def allocate(
@@ -462,12 +464,12 @@ def allocate(
     offers: Sequence[Offer],
     terms: Terms = DEFAULT_TERMS,
     *,
-    explain: bool | Collection[int] = False,
+    explain: Explain = False,
 ) -> Plan:
     """Who gets what now, under ``terms``.
 
-    ``explain`` also lists, for every run that is left with work, or for those named, why each node was not given more
-    of it.
+    ``explain`` also lists, for every run that is left with work, or for those that it names when it sees the plan, why
+    each node was not given more of it.
     """
     decision = _Pass(demands, offers, terms)
     decision.run()

@@ -201,7 +201,7 @@ def _plan(
     most: int | None = None,
 ) -> tuple[Plan, Terms]:
     """``most`` is for an operator's wish: so many grants, nothing queued ahead, nothing left to other nodes."""
-    stored = load(nodes, now, list(_running(run_id).defer("items", "params")), unready=explain)
+    stored = load(nodes, now, running(run_id), unready=explain)
     if stored.limits and lock:
         leased.reclaim(now)
     if run_id is None and lock:
@@ -251,6 +251,11 @@ def read(stored: Stored, now: dt.datetime, *, lock: bool = False, most: int | No
         ceilings=above.left,
     )
     return Reading(demands, offered, terms)
+
+
+def running(run_id: int | None = None) -> list[Run]:
+    """The runs that go on, or that one if it does, without what a pass does not look at."""
+    return list(_running(run_id).defer("items", "params"))
 
 
 def _running(run_id: int | None = None) -> QuerySet[Run]:
