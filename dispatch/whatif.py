@@ -81,9 +81,9 @@ class Changes:
 class Answer:
     """Both decisions on one state: as it is, and as it is supposed to be.
 
-    ``changes`` are (what, field, from, to). ``names``: of nodes, the supposed ones among them, which have numbers below
-    0. ``runs``: those that were looked at, of ``runs_in_all``; ``complete``: nothing was left out, so that a pass on
-    this state gives out exactly this.
+    ``changes`` are (what, field, now, then). ``names``: of nodes, the supposed ones among them, which have numbers
+    below 0. ``runs``: those that were looked at, of ``runs_in_all``; ``complete``: nothing was left out, so that a pass
+    on this state gives out exactly this.
     """
 
     at: dt.datetime

@@ -30,7 +30,7 @@ def told(answer: Answer, *, most: int = LISTED, run: int | None = None) -> dict[
     runs = [each for each in _runs(answer) if run in (None, each["run"])]
     return {
         "at": answer.at,
-        "changes": [{"what": what, "field": name, "from": old, "to": new} for what, name, old, new in answer.changes],
+        "changes": [{"what": what, "field": name, "now": old, "then": new} for what, name, old, new in answer.changes],
         "looked_at": {
             "runs": answer.looked_at,
             "of": answer.runs_in_all,

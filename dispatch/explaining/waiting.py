@@ -16,7 +16,7 @@ from typing import Any
 from django.db.models import Count, F, Min, Q, Sum
 from django.utils import timezone
 
-from dispatch import queue
+from dispatch import lifecycle, queue
 from dispatch.allocator import Grant, Piece, Plan, allocate
 from dispatch.explaining import line, reasons
 from dispatch.models import Run, Shard
@@ -108,6 +108,15 @@ def _reason(refusal: Refusal, node: Node, now: dt.datetime) -> str:
 def of_run(run: Run) -> Waiting:
     """Of all that waits of ``run``."""
     return _waiting(run, timezone.now())
+
+
+def in_full(run: Run, limit: int, offset: int = 0) -> dict[str, Any]:
+    """``of_run`` with how far the run is, and ``limit`` entries of its long lists from ``offset`` on."""
+    told, progress = of_run(run).told(), lifecycle.progress(run)
+    cut = {name: told[name][offset : offset + limit] for name in ("grants", "refusals")}
+    more = {f"more_{name}": max(len(told[name]) - offset - limit, 0) for name in cut}
+    counts = {name: progress[name] for name in ("run", "state", "pending", "in_flight")}
+    return {**counts, **told, **cut, **more}
 
 
 def of_shard(run: Run, shard: Shard) -> Waiting:

@@ -109,7 +109,7 @@ def test_what_would_start_and_what_would_still_wait_is_told_with_the_limits(stil
         priorities={second.pk: 9},
     )
     told = supposed.told(suppose(changes))
-    assert [(each["what"], each["field"], each["to"]) for each in told["changes"]] == [
+    assert [(each["what"], each["field"], each["then"]) for each in told["changes"]] == [
         ("node a", "labels", {"region": "eu"}),
         ("node b", "draining", True),
         ("node new", "added", "capacity 1"),
