@@ -66,8 +66,11 @@ PIECE: dict[str, Any] = {"fair_parts": 1, "exchange_seconds": 0.25}
 Explain = bool | Callable[[Plan], Collection[int]]
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
-Candidates = dict[tuple[int, str], list[tuple[Key, int]]]
-"""(run, item) -> heap of (key, seat number). Keys go stale as seats fill; ``_pick`` renews them."""
+Candidates = dict[Any, list[tuple[Key, int]]]
+"""(run, item), or what runs have in common -> heap of (key, seat number). Keys go stale as seats fill; ``_pick`` renews
+them."""
+GROWING = frozenset({"most_free", "least_tasks", "round_robin", "weighted", "health", "earliest_finish"})
+"""Balancers whose key of a seat only grows as it fills: whoever looked before, the smallest is the smallest."""
 
 
 def _kind(demand: Demand) -> Any:
@@ -95,6 +98,7 @@ class _Pass:
         """Names of the nodes that could have a run."""
         self.capacity: dict[Any, int] = {}
         """Slots of those that may have it now."""
+        self.kinds = {demand.run: _kind(demand) for demand in demands}
         self.full: set[Any] = set()
         """What no seat has room for any more in this pass; see ``_alike``."""
         self.gates = {demand.run: self._gate(demand) for demand in demands} if self._embedded() else {}
@@ -121,7 +125,7 @@ class _Pass:
         local = self.terms.local
         if demand.fallback == "required" or local.always:
             return None
-        alike = _kind(demand), demand.elsewhere > 0
+        alike = self.kinds[demand.run], demand.elsewhere > 0
         if (able := self.able.get(alike)) is None:
             able = [seat.offer.name for seat in self.seats if not seat.offer.embedded and seat.could(demand)]
             self.able[alike] = able
@@ -140,7 +144,7 @@ class _Pass:
 
     def _slots(self, demand: Demand) -> tuple[int, float]:
         """Slots of nodes whose speed for this is unknown, and the items a second of all the others."""
-        alike = _kind(demand), self.gates.get(demand.run)
+        alike = self.kinds[demand.run], self.gates.get(demand.run)
         if (capacity := self.capacity.get(alike)) is None:
             capacity = sum(seat.offer.capacity for seat in self.seats if self._refusal(demand, seat) is None)
             self.capacity[alike] = capacity
@@ -161,7 +165,7 @@ class _Pass:
         demand = queue.demand
         if demand.ceilings:
             return None
-        alike = _kind(demand), self.gates.get(demand.run), item, phase
+        alike = self.kinds[demand.run], self.gates.get(demand.run), item, phase
         if phase is not Phase.LOOKAHEAD:
             return alike
         unknown, rate = self.slots[demand.run]
@@ -270,9 +274,14 @@ class _Pass:
 
     def _pick(self, queue: Queue, item: str, phase: Phase, candidates: Candidates) -> Seat | None:
         demand = queue.demand
-        heap = candidates.get((demand.run, item))
+        name: Any = (demand.run, item)
+        heap = candidates.get(name)
         if heap is None:
             alike = self._alike(queue, item, phase)
+            if alike is not None and phase is not Phase.LOOKAHEAD and demand.balancer in GROWING:
+                name = alike, demand.balancer, tuple(sorted(demand.affinity.items()))
+                heap = candidates.get(name)
+        if heap is None:
             numbers: Sequence[int] = range(len(self.seats))
             if alike is not None and alike in self.full:
                 # Room is asked for by its own speed, too, where that is known.
@@ -286,7 +295,7 @@ class _Pass:
             if not heap and alike is not None and (phase is not Phase.LOOKAHEAD or not self._measured(demand)):
                 # Seats only fill, so nothing alike finds room later in this pass.
                 self.full.add(alike)
-            candidates[demand.run, item] = heap
+            candidates[name] = heap
         while heap:
             key, number = heap[0]
             seat = self.seats[number]

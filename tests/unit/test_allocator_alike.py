@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dispatch import allocator
+from dispatch.balancers import BALANCERS
 from dispatch.plans import Demand, Local, Lookahead, Offer, Phase, Piece, QuotaRule, Terms, pace_key
 from dispatch.seats import Found, Queue
 
@@ -53,6 +54,8 @@ def offer(rng: random.Random, number: int) -> Offer:
         online=rng.random() < 0.95,
         cpu=rng.choice((None, 50, 95)),
         max_cpu=90,
+        memory=rng.choice((None, 20, 60)),
+        weight=rng.choice((0.5, 1.0, 3.0)),
         speeds=speeds,
         patient=rng.random() < 0.1,
         embedded=number == 8,
@@ -76,7 +79,7 @@ def demand(rng: random.Random, run: int) -> Demand:
         served=rng.randint(0, 3),
         age=float(rng.randint(0, 5)),
         shard_size=rng.choice((0, 0, 1, 3)),
-        balancer=rng.choice(("most_free", "random", "round_robin", "earliest_finish")),
+        balancer=rng.choice(sorted(BALANCERS)),
         labels=rng.choice(({}, {}, {"zone": "eu"})),
         affinity=rng.choice(({}, {"zone": "us"})),
         returned=returned,
@@ -110,3 +113,8 @@ def test_what_runs_have_in_common_changes_no_decision(seed: int) -> None:
         assert plan == plain.plan(explain=True)
         given += len(plan.grants)
     assert given > 100
+
+
+def test_only_balancers_that_are_known_share_what_was_looked_up() -> None:
+    """Of somebody's own balancer nobody knows whether a seat's key grows as it fills."""
+    assert allocator.GROWING == BALANCERS.keys() - {"random"}
