@@ -27,6 +27,7 @@ from nodes.fields import parse_quota
 from nodes.models import Node
 from nodes.protocol import CascadeError, Conflict, FieldError
 from tests.integration.factory import Child, Clock, child, dispatch, done, failure, partly, submit
+from tests.stateful.lengths import PHASES
 
 pytestmark = pytest.mark.django_db
 
@@ -131,6 +132,43 @@ def test_what_would_start_and_what_would_still_wait_is_told_with_the_limits(stil
     assert texts == ["quota limit 1 of 1 for echo: 1 node", "label region=eu: 1 node", "draining: 1 node"]
 
 
+def test_quotas_that_are_changed_hold_and_those_that_are_not_named_are_gone(still: Clock) -> None:
+    child("a", 6, "echo=0/1", "echo[i4]=0/0")
+    child("b", 6, "echo=6")
+    submit(9)
+    dispatch()
+    registry.drain(registry.find_node("b").pk)
+    submit(["i4", "z", "z", "z", "z"])
+    change = Changes(nodes=[NodeChange("a", quotas=[parse_quota("echo=2/4")])])
+    said = foreseen(change)
+    assert [reason.partition(":")[0] for *_, reason in said] == [
+        "quota 2 of 2 for echo",
+        "free capacity",
+        "free capacity",
+    ]
+    assert happened(change) == said
+
+
+def test_a_shard_that_is_put_off_stays_so_whatever_the_rate_becomes(still: Clock) -> None:
+    buckets.set_limit("i*", 0.5, 1)
+    child("a", 9)
+    submit(["i1", "i1", "i2", "i1", "i3"], rate_key="{item}", shard_size=1)
+    dispatch()
+    assert Shard.objects.filter(state="pending", not_before__gt=timezone.now()).count() == 2
+    unlimited, change = Changes(rates={"i*": None}), Changes(rates={"i*": (50.0, 9)})
+    for each in (unlimited, change):
+        with transaction.atomic():
+            assert foreseen(each) == []
+            assert happened(each) == []
+            transaction.set_rollback(True)
+    still.forward(20)
+    Node.objects.update(last_beat_at=timezone.now())
+    said = foreseen(change)
+    # The bucket was filled at the old rate until now, and holds no more than the old burst.
+    assert len(said) == 1
+    assert happened(change) == said
+
+
 def test_a_rate_that_is_changed_lets_through_what_it_was_said_to(still: Clock) -> None:
     buckets.set_limit("feeds", 1.0, 2)
     child("a", 20)
@@ -190,6 +228,7 @@ RUN: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 CHANGE: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({"capacity": st.integers(1, 6)}),
     st.fixed_dictionaries({"quotas": QUOTAS}),
+    st.fixed_dictionaries({"quotas": QUOTAS, "capacity": st.integers(3, 6)}),
     st.fixed_dictionaries({"labels": LABELS}),
     st.fixed_dictionaries({"draining": st.booleans()}),
     st.fixed_dictionaries({"active": st.booleans(), "weight": st.sampled_from((0.5, 2.0))}),
@@ -198,7 +237,8 @@ RATE = st.none() | st.tuples(st.sampled_from((0.5, 2.0, 50.0)), st.integers(1, 6
 
 
 @settings(
-    max_examples=60,
+    max_examples=100,
+    phases=PHASES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -250,7 +290,7 @@ def _work(data: st.DataObject, children: list[Child], still: Clock) -> None:
 
 @st.composite
 def _changes(draw: st.DrawFn, nodes: int, runs: list[int]) -> Changes:
-    names = draw(st.lists(st.integers(0, nodes - 1), max_size=2, unique=True)) if nodes else []
+    names = draw(st.lists(st.integers(0, nodes - 1), min_size=1, max_size=3, unique=True)) if nodes else []
     changed = []
     for number in names:
         said = draw(CHANGE)
