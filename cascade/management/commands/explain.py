@@ -210,8 +210,8 @@ class Command(console.Command):
         self.tell_table(("#run", "items", "node", "why"), starts, empty="Nothing would start.", title="Would start:")
         self._more(told["more_grants"])
         lines = [(each["position"], each["run"], each["items"], each["waits_for"]) for each in told["waiting"]]
-        head = ("#place", "#run", "#items", "waits for")
-        self.tell_table(head, lines, empty="Nothing of it would still wait for a node.", title="Would still wait:")
+        empty = "Nothing of it would still wait for a node."
+        self.tell_table(("#place", "#run", "#items", "waits for"), lines, empty=empty, title="Would still wait:")
         rest = told["waiting_in_all"]["runs"] - len(lines)
         self._more(rest if options["run"] is None else 0)
 
