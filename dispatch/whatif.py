@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from nodes import executors
 from nodes.executors.base import shown
 from nodes.fields import QuotaSpec, check_fields, check_quotas, read_task_types, read_whole
 from nodes.models import Node, Quota
-from nodes.protocol import Conflict, FieldError
+from nodes.protocol import Conflict, FieldError, TooMany
 
 RUNS_LIMIT = 10_000
 """Runs looked at, the first in line."""
@@ -38,6 +39,9 @@ CHANGES_LIMIT = 1000
 """Nodes, new nodes, runs and rates of one question, of each."""
 WAITING_LIMIT = 100
 """Runs that still wait whose reasons are told, the first in line."""
+TURN_SECONDS = 5.0
+_turn = threading.Lock()
+"""One at a time in this process: each may keep a core busy for seconds, beside which beats and claims are served."""
 FIELDS = ("capacity", "weight", "labels", "active", "draining", "max_cpu", "max_memory")
 """Of a node, what may be supposed beside its quotas."""
 PRIORITIES = (1, 10)
@@ -100,7 +104,17 @@ class Answer:
 
 
 def suppose(changes: Changes) -> Answer:
-    """Raises FieldError for what is not known or not allowed, and Conflict for the name of a new node in use."""
+    """Raises FieldError for what is not known or not allowed, Conflict for the name of a new node in use, and TooMany
+    where one is asked while another is looked at, for too long."""
+    if not _turn.acquire(timeout=TURN_SECONDS):
+        raise TooMany("another what-if is being looked at; try again", retry_after=TURN_SECONDS)
+    try:
+        return _suppose(changes)
+    finally:
+        _turn.release()
+
+
+def _suppose(changes: Changes) -> Answer:
     for name in ("nodes", "add", "priorities", "rates"):
         if len(getattr(changes, name)) > CHANGES_LIMIT:
             raise FieldError(name, f"has {len(getattr(changes, name))} changes; at most {CHANGES_LIMIT} are allowed")

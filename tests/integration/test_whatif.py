@@ -27,6 +27,7 @@ from nodes.fields import parse_quota
 from nodes.models import Node
 from nodes.protocol import CascadeError, Conflict, FieldError
 from tests.integration.factory import Child, Clock, child, dispatch, done, failure, partly, submit
+from tests.integration.native import Api
 from tests.stateful.lengths import PHASES
 
 pytestmark = pytest.mark.django_db
@@ -419,6 +420,17 @@ def test_what_cannot_be_supposed_is_refused_by_name(changes: Changes, kind: type
     with pytest.raises(kind) as raised:
         suppose(changes)
     assert says in str(raised.value)
+
+
+def test_one_is_looked_at_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whatif, "TURN_SECONDS", 0.01)
+    with whatif._turn:
+        answer = api.post("what-if", {})
+    assert (answer.status, answer.response.headers["Retry-After"]) == (429, "1")
+    assert api.post("what-if", {"limit": 1}).status == 200
+    # One that was refused has given its turn back.
+    assert api.post("what-if", {"runs": [{"run": 99, "priority": 1}]}).status == 400
+    assert api.post("what-if", {}).status == 200
 
 
 def test_an_inactive_node_can_be_supposed_to_be_active_with_its_quotas(still: Clock) -> None:
