@@ -25,7 +25,7 @@ from dispatch.states import RunState, ShardState
 from nodes import registry
 from nodes.models import Node
 
-WHOLE_LIMIT = 1000
+WHOLE_LIMIT = 500
 """Runs in line with which a whole pass is tried out, where it depends on them whether this one gets a free slot."""
 
 
