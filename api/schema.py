@@ -379,6 +379,8 @@ def problems(result: Json, generator: Any, request: Any, public: bool) -> Json:
                 answers.setdefault("404", _problem("No such thing."))
             if "/token" in path:
                 answers.setdefault("429", _problem("Too many wrong guesses; Retry-After says when."))
+            if path.endswith("/what-if"):
+                answers.setdefault("429", _problem("Another is being looked at; Retry-After says when."))
             if method != "get" and AGENT not in operation["tags"] and "/token" not in path:
                 answers.setdefault("409", _problem("Its state forbids it."))
     return result

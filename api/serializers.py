@@ -406,28 +406,6 @@ class Progress(serializers.Serializer[Any]):
     rows = serializers.IntegerField(help_text="Rows saved.")
 
 
-class WouldGrant(serializers.Serializer[Any]):
-    node = serializers.CharField()
-    start = serializers.IntegerField()
-    stop = serializers.IntegerField()
-    reason = serializers.CharField()
-
-
-class WouldRefuse(serializers.Serializer[Any]):
-    node = serializers.CharField()
-    code = serializers.CharField(
-        help_text="offline, draining, type, label, load, limit, fallback, slots, rate, island, later."
-    )
-    reason = serializers.CharField()
-
-
-class Explanation(serializers.Serializer[Any]):
-    state = serializers.CharField()
-    grants = WouldGrant(many=True, help_text="What the next pass would do.")
-    refusals = WouldRefuse(many=True, help_text="Why each node takes no more of it.")
-    counts = serializers.DictField(child=serializers.IntegerField(), help_text="Nodes by the code of their refusal.")
-
-
 class Retried(serializers.Serializer[Any]):
     retried = serializers.IntegerField(help_text="Items opened again.")
 

@@ -23,7 +23,6 @@ from rest_framework.utils.urls import replace_query_param
 from api.serializers import (
     AllocationInList,
     AllocationSerializer,
-    Explanation,
     FailedItems,
     NodeShare,
     Progress,
@@ -37,16 +36,16 @@ from api.serializers import (
     TaskSerializer,
 )
 from api.views import Flag, Moment, NativeSet, Page, WholeFilter, number, only_known, state_filter
+from api.views_explain import ExplainsRuns, ExplainsShards
 from api.views_schedule import ScheduleSerializer, shown
 from api.views_tables import ROWS, STREAM, table_response
-from dispatch import leaves, lifecycle, queue
+from dispatch import leaves, lifecycle
 from dispatch.lifecycle import origins
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard, Task
 from dispatch.results import room
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes import executors
-from nodes.models import Node
 from nodes.protocol import Conflict, FieldError
 from nodes.transactions import write
 
@@ -176,7 +175,7 @@ class RunFilters(filters.FilterSet):
         description="Submits a run over items: freshly described, or of a task.",
     ),
 )
-class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
+class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, ExplainsRuns):
     queryset = Run.objects.defer("items").order_by("-id")
     serializer_class = RunSerializer
     filterset_class = RunFilters
@@ -243,33 +242,6 @@ class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
             following = replace_query_param(request.build_absolute_uri(), "after", page[-1]["index"])
         count = shards.aggregate(items=Sum(F("stop") - F("start")))["items"] or 0
         return Response({"count": count, "next": following, "results": page})
-
-    @extend_schema(responses=Explanation)
-    @action(detail=True)
-    def explain(self, request: Request, pk: str) -> Response:
-        """What the next pass would grant of this run, and for each node why it takes no more. Changes nothing."""
-        run = self.get_object()
-        names = dict(Node.objects.values_list("pk", "name"))
-        plan = queue.explain(run.pk)
-        return Response(
-            {
-                "state": run.state,
-                "grants": [
-                    {
-                        "node": names[made.node],
-                        "start": made.piece.start,
-                        "stop": made.piece.stop,
-                        "reason": made.reason,
-                    }
-                    for made in plan.grants
-                ],
-                "refusals": [
-                    {"node": names[refusal.node], "code": refusal.code, "reason": refusal.reason}
-                    for refusal in plan.refusals
-                ],
-                "counts": Counter(refusal.code for refusal in plan.refusals),
-            }
-        )
 
     @extend_schema(responses=NodeShare(many=True), filters=False)
     @action(detail=True, pagination_class=None, filter_backends=())
@@ -373,7 +345,7 @@ class ShardFilters(filters.FilterSet):
     list=extend_schema(description="Shards that were cut, newest first."),
     retrieve=extend_schema(description="One shard."),
 )
-class Shards(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
+class Shards(mixins.RetrieveModelMixin, mixins.ListModelMixin, ExplainsShards):
     queryset = Shard.objects.order_by("-id")
     serializer_class = ShardSerializer
     filterset_class = ShardFilters

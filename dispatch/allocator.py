@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from dispatch.plans import (
     QuotaRule,
     Refusal,
     Terms,
+    pace_key,
 )
 from dispatch.ranges import MOST_ITEMS, size_for
 from dispatch.rates import LATEST
@@ -62,10 +63,19 @@ RELAY_EXCHANGE_SECONDS = 0.4
 PIECE: dict[str, Any] = {"fair_parts": 1, "exchange_seconds": 0.25}
 """How a relay cuts what it got: coarser than a run, since the next piece fills what becomes free at this one's end."""
 
+Explain = bool | Callable[[Plan], Collection[int]]
 Key = Any
 """A float, or behind the number of preferred labels that it lacks."""
-Candidates = dict[tuple[int, str], list[tuple[Key, int]]]
-"""(run, item) -> heap of (key, seat number). Keys go stale as seats fill; ``_pick`` renews them."""
+Candidates = dict[Any, list[tuple[Key, int]]]
+"""(run, item), or what runs have in common -> heap of (key, seat number). Keys go stale as seats fill; ``_pick`` renews
+them."""
+GROWING = frozenset({"most_free", "least_tasks", "round_robin", "weighted", "health", "earliest_finish"})
+"""Balancers whose key of a seat only grows as it fills: whoever looked before, the smallest is the smallest."""
+
+
+def _kind(demand: Demand) -> Any:
+    """What nodes ask of a run before they look at their slots: alike for all runs that may go to the same nodes."""
+    return demand.type, demand.fallback, demand.hands, demand.stopped, tuple(sorted(demand.labels.items()))
 
 
 class _Pass:
@@ -78,6 +88,19 @@ class _Pass:
         self.taps = {key: Tap(bucket) for key, bucket in terms.buckets.items()}
         self.paced = {key: Paced(lanes, self.taps.get(key[1])) for key, lanes in terms.lanes.items()}
         self.sequence = max((seat.last_grant for seat in self.seats), default=0)
+        self.measured: dict[str, list[int]] = {}
+        """Pace key of a run -> numbers of the seats where its speed is known."""
+        for number, seat in enumerate(self.seats):
+            for key in seat.offer.speeds:
+                self.measured.setdefault(key, []).append(number)
+        # Thousands of runs may want the same of nodes, which are asked once for all of them.
+        self.able: dict[Any, list[str]] = {}
+        """Names of the nodes that could have a run."""
+        self.capacity: dict[Any, int] = {}
+        """Slots of those that may have it now."""
+        self.kinds = {demand.run: _kind(demand) for demand in demands}
+        self.full: set[Any] = set()
+        """What no seat has room for any more in this pass; see ``_alike``."""
         self.gates = {demand.run: self._gate(demand) for demand in demands} if self._embedded() else {}
         self.eligible: dict[int, int] = {}
         """Run -> slots of the nodes that may have it."""
@@ -102,7 +125,10 @@ class _Pass:
         local = self.terms.local
         if demand.fallback == "required" or local.always:
             return None
-        able = [seat.offer.name for seat in self.seats if not seat.offer.embedded and seat.could(demand)]
+        alike = self.kinds[demand.run], demand.elsewhere > 0
+        if (able := self.able.get(alike)) is None:
+            able = [seat.offer.name for seat in self.seats if not seat.offer.embedded and seat.could(demand)]
+            self.able[alike] = able
         if able:
             more = f" and {len(able) - 3} more" if len(able) > 3 else ""
             return "fallback", f"left to the nodes that can run it: {', '.join(able[:3])}{more}"
@@ -118,18 +144,35 @@ class _Pass:
 
     def _slots(self, demand: Demand) -> tuple[int, float]:
         """Slots of nodes whose speed for this is unknown, and the items a second of all the others."""
-        unknown, rate = 0, 0.0
-        capacity = 0
-        for seat in self.seats:
-            if self._refusal(demand, seat) is None:
-                seconds = seat.pace(demand)
-                capacity += seat.offer.capacity
-                if seconds:
-                    rate += seat.offer.capacity / seconds
-                else:
-                    unknown += seat.offer.capacity
+        alike = self.kinds[demand.run], self.gates.get(demand.run)
+        if (capacity := self.capacity.get(alike)) is None:
+            capacity = sum(seat.offer.capacity for seat in self.seats if self._refusal(demand, seat) is None)
+            self.capacity[alike] = capacity
         self.eligible[demand.run] = capacity
+        unknown, rate = capacity, 0.0
+        for seat in (self.seats[number] for number in self._measured(demand)):
+            if (seconds := seat.pace(demand)) and self._refusal(demand, seat) is None:
+                unknown -= seat.offer.capacity
+                rate += seat.offer.capacity / seconds
         return unknown, rate
+
+    def _measured(self, demand: Demand) -> Sequence[int]:
+        """Numbers of the seats where the speed of this run is known."""
+        return self.measured.get(pace_key(demand.type, demand.measured or demand.run), ())
+
+    def _alike(self, queue: Queue, item: str, phase: Phase) -> Any:
+        """All that ``_room`` asks of a run, at seats where its speed is not known; None: of this one it asks more."""
+        demand = queue.demand
+        if demand.ceilings:
+            return None
+        alike = self.kinds[demand.run], self.gates.get(demand.run), item, phase
+        if phase is not Phase.LOOKAHEAD:
+            return alike
+        unknown, rate = self.slots[demand.run]
+        if rate and not unknown:
+            return None
+        size = queue.returned or min(demand.shard_size or 1, queue.left)
+        return *alike, max(size, 1), demand.rated
 
     def _room(self, queue: Queue, item: str, seat: Seat, phase: Phase) -> bool:
         if queue.demand.ceilings and self._under_ceiling(queue.demand, seat, phase) < 1:
@@ -231,15 +274,28 @@ class _Pass:
 
     def _pick(self, queue: Queue, item: str, phase: Phase, candidates: Candidates) -> Seat | None:
         demand = queue.demand
-        heap = candidates.get((demand.run, item))
+        name: Any = (demand.run, item)
+        heap = candidates.get(name)
         if heap is None:
+            alike = self._alike(queue, item, phase)
+            if alike is not None and phase is not Phase.LOOKAHEAD and demand.balancer in GROWING:
+                name = alike, demand.balancer, tuple(sorted(demand.affinity.items()))
+                heap = candidates.get(name)
+        if heap is None:
+            numbers: Sequence[int] = range(len(self.seats))
+            if alike is not None and alike in self.full:
+                # Room is asked for by its own speed, too, where that is known.
+                numbers = self._measured(demand) if phase is Phase.LOOKAHEAD else ()
             heap = [
-                (self._key(queue, seat, phase), number)
-                for number, seat in enumerate(self.seats)
-                if self._room(queue, item, seat, phase)
+                (self._key(queue, self.seats[number], phase), number)
+                for number in numbers
+                if self._room(queue, item, self.seats[number], phase)
             ]
             heapq.heapify(heap)
-            candidates[demand.run, item] = heap
+            if not heap and alike is not None and (phase is not Phase.LOOKAHEAD or not self._measured(demand)):
+                # Seats only fill, so nothing alike finds room later in this pass.
+                self.full.add(alike)
+            candidates[name] = heap
         while heap:
             key, number = heap[0]
             seat = self.seats[number]
@@ -379,10 +435,12 @@ class _Pass:
 
     # What is left, and why
 
-    def refusals(self) -> Iterator[Refusal]:
-        """For each run that still has work: why each node takes no more of it."""
+    def refusals(self, runs: Collection[int] | None = None) -> Iterator[Refusal]:
+        """For each run, or each of ``runs``, that still has work: why each node takes no more of it."""
         aside = {run: piece for (run, _), piece in reversed(self.aside.items())}
         for queue in self.queues:
+            if runs is not None and queue.demand.run not in runs:
+                continue
             queue.restart()
             head = queue.head() or aside.get(queue.demand.run)
             if head is None and not queue.left:
@@ -401,19 +459,26 @@ class _Pass:
             return "rate", f"rate {head.rate}: {self._tap(queue, head.rate).words(short)}"
         return "later", "the next pass looks at more of it"
 
-    def plan(self, explain: bool) -> Plan:
+    def plan(self, explain: Explain) -> Plan:
         spent = {key: tap.spent for key, tap in self.taps.items() if tap.spent}
         aside = [(run, piece) for (run, _), piece in self.aside.items()]
-        later = list(self.later.values())
-        return Plan(self.grants, aside, list(self.refusals()) if explain else [], later, spent=spent, wake=self.wake)
+        plan = Plan(self.grants, aside, [], list(self.later.values()), spent=spent, wake=self.wake)
+        if explain is False:
+            return plan
+        return replace(plan, refusals=list(self.refusals(None if explain is True else explain(plan))))
 
 
 def allocate(
-    demands: Sequence[Demand], offers: Sequence[Offer], terms: Terms = DEFAULT_TERMS, *, explain: bool = False
+    demands: Sequence[Demand],
+    offers: Sequence[Offer],
+    terms: Terms = DEFAULT_TERMS,
+    *,
+    explain: Explain = False,
 ) -> Plan:
     """Who gets what now, under ``terms``.
 
-    ``explain`` also lists, for every run that is left with work, why each node was not given more of it.
+    ``explain`` also lists, for every run that is left with work, or for those that it names when it sees the plan, why
+    each node was not given more of it.
     """
     decision = _Pass(demands, offers, terms)
     decision.run()

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.db import IntegrityError
-from django.db.models import Sum
+from django.db.models import Q, Sum
 from django.utils import timezone
 
 from dispatch import events, rates
 from dispatch.models import RateBucket, RateLease, RateLimit
 from dispatch.rates import Bucket, Limits, Rate
+from dispatch.states import AllocationState
 from nodes.executors.base import Pace, shown
 from nodes.protocol import Conflict, FieldError, NotFound
 from nodes.transactions import write
@@ -81,6 +82,26 @@ def load(keys: Iterable[str], known: Limits, now: dt.datetime, *, lock: bool = F
         key: Bucket(rate, *found.get(key, (rate.burst, now)), leased.get(key, 0)).filled(now)
         for key, rate in wanted.items()
     }
+
+
+def foreseen(keys: Iterable[str], known: Limits, now: dt.datetime, *, before: Limits) -> dict[str, Bucket]:
+    """The buckets as ``load`` would find them, if ``known`` were the limits from ``now`` on and a pass had taken back
+    what relays have ended; ``before`` are the limits that are stored. Changes nothing."""
+    wanted = {key: rate for key in keys if (rate := known.of(key)) is not None}
+    rows = {row.key: row for row in RateBucket.objects.filter(key__in=wanted)}
+    leased = _leased(wanted)
+    # As dispatch.relay.leased takes it back.
+    ended = Q(allocation__state=AllocationState.COMPLETED) | Q(allocation__deadline__lt=now)
+    over = dict(RateLease.objects.filter(ended, key__in=wanted).order_by().values_list("key").annotate(Sum("tokens")))
+    found = {}
+    for key, rate in wanted.items():
+        left = leased.get(key, 0)
+        tokens, at = float(rate.burst), now
+        if (row := rows.get(key)) is not None:
+            until = Bucket(before.of(key) or rate, row.tokens, row.filled_at, left).filled(now)
+            tokens, at = until.tokens, until.at
+        found[key] = Bucket(rate, tokens, at, left - over.get(key, 0)).filled(now)
+    return found
 
 
 def _leased(keys: Iterable[str] | None = None) -> dict[str, int]:

@@ -7,7 +7,7 @@ import heapq
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from django.conf import settings
 from django.db.models import F, Q, QuerySet, Sum, Window
@@ -19,7 +19,7 @@ from dispatch.allocator import Demand, Local, Lookahead, Offer, Phase, Piece, Pl
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Allocation, Run, Shard
-from dispatch.rates import Lanes, Limits
+from dispatch.rates import Bucket, Lanes, Limits
 from dispatch.relay import granted, leased
 from dispatch.states import LIVE, RunState, ShardState
 from nodes import failpoints, registry
@@ -135,6 +135,34 @@ def explain(run_id: int | None = None) -> Plan:
     return plan
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a pass reads of nodes and runs before it decides; ``read`` makes of it what the allocator takes.
+
+    ``live``: node -> (type, item) -> slots in use. ``served``: run -> slots it has, and how many of them on other
+    nodes than the parent's own worker. ``returned``: run -> its pieces that came back. ``limits``: those that hold;
+    ``before``: where these are only supposed, those that are stored.
+    """
+
+    nodes: Sequence[Node]
+    quotas: Sequence[Quota]
+    runs: Sequence[Run]
+    live: Mapping[int, Mapping[tuple[str, str], int]] = field(default_factory=dict)
+    served: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    returned: Mapping[int, Sequence[Piece]] = field(default_factory=dict)
+    limits: Limits = field(default_factory=lambda: Limits(()))
+    before: Limits | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the allocator decides from."""
+
+    demands: list[Demand]
+    offers: list[Offer]
+    terms: Terms
+
+
 def locked() -> list[Node]:
     """The active nodes; nobody else grants to any of them before the transaction, which must be open, ends."""
     # The nodes' rows are the lock: capacity, quotas and rates of a pass hold until its grants are written.
@@ -188,29 +216,61 @@ def _plan(
     most: int | None = None,
 ) -> tuple[Plan, Terms]:
     """``most`` is for an operator's wish: so many grants, nothing queued ahead, nothing left to other nodes."""
-    settled = settings.CASCADE
-    offered = offers(nodes, now)
-    runs = _RUNS.objects() if run_id is None else list(_running(run_id).defer("items", "params"))
-    limits = buckets.limits() if any(run.rate_key for run in runs) else Limits(())
-    if limits and lock:
+    stored = load(nodes, now, running(run_id), unready=explain)
+    if stored.limits and lock:
         leased.reclaim(now)
-    if run_id is None:
-        rated.forget(runs)
-    paces = {run.pk: pace for run in runs if (pace := rated.pace_of(run))}
-    demands = _demands(runs, now, offered, limits, paces, explain=explain)
+    if run_id is None and lock:
+        rated.forget(stored.runs)
+    found = read(stored, now, lock=lock, most=most)
+    return allocate(found.demands, found.offers, found.terms, explain=explain), found.terms
+
+
+def load(nodes: Sequence[Node], now: dt.datetime, runs: Sequence[Run], *, unready: bool = False) -> Stored:
+    """What is stored of ``nodes``, and of ``runs``, one that goes on or all of them. With ``unready`` also pieces that
+    were never tried and wait for a rate, so that it can be told."""
+    return Stored(
+        nodes,
+        _QUOTAS.objects(nodes=[node.pk for node in nodes]),
+        runs,
+        live=_in_use(),
+        served=_served([node.pk for node in nodes if node.embedded]),
+        returned=_returned(now, runs, rated=unready),
+        limits=buckets.limits() if any(run.rate_key for run in runs) else Limits(()),
+    )
+
+
+def read(stored: Stored, now: dt.datetime, *, lock: bool = False, most: int | None = None) -> Reading:
+    """``stored`` as the allocator takes it. Without ``lock``, for a pass that grants, it changes nothing anywhere, and
+    rates are as such a pass would find them. ``most`` as of ``_plan``."""
+    settled = settings.CASCADE
+    offered = _offers(stored.nodes, stored.quotas, stored.live, now)
+    paces = {run.pk: pace for run in stored.runs if (pace := rated.pace_of(run))}
+    demands = _demands(stored, now, offered, paces)
     above = granted.load(demands, offered)
     demands = [granted.bounded(demand, above) for demand in demands] if above.runs else demands
+    filled: Mapping[str, Bucket] = {}
+    if stored.limits:
+        keys = _rate_keys(demands)
+        if lock:
+            filled = buckets.load(keys, stored.limits, now, lock=True)
+        else:
+            filled = buckets.foreseen(keys, stored.limits, now, before=stored.before or stored.limits)
     terms = Terms(
         target_seconds=settled.target_seconds,
         lookahead=Lookahead() if most else Lookahead(settled.lookahead_seconds, settled.lookahead_limit),
         local=Local(settled.fallback_seconds, always=most is not None or settled.role == "standalone"),
-        buckets=buckets.load(_rate_keys(demands), limits, now, lock=lock) if limits else {},
-        lanes=_lanes(runs, demands, paces, now) if paces else {},
+        buckets=filled,
+        lanes=_lanes(stored.runs, demands, paces, now, lock=lock) if paces else {},
         seed=max((offer.last_grant for offer in offered), default=0),
         most=most,
         ceilings=above.left,
     )
-    return allocate(demands, offered, terms, explain=explain), terms
+    return Reading(demands, offered, terms)
+
+
+def running(run_id: int | None = None) -> list[Run]:
+    """The runs that go on, or that one if it does, without what a pass does not look at."""
+    return _RUNS.objects() if run_id is None else list(_running(run_id).defer("items", "params"))
 
 
 def _running(run_id: int | None = None) -> QuerySet[Run]:
@@ -219,13 +279,13 @@ def _running(run_id: int | None = None) -> QuerySet[Run]:
 
 
 def _lanes(
-    runs: Sequence[Run], demands: Sequence[Demand], paces: Mapping[int, Pace], now: dt.datetime
+    runs: Sequence[Run], demands: Sequence[Demand], paces: Mapping[int, Pace], now: dt.datetime, *, lock: bool
 ) -> dict[tuple[int, str], Lanes]:
     by_run = {run.pk: run for run in runs}
     found: dict[tuple[int, str], Lanes] = {}
     for demand in demands:
         if demand.run in paces:
-            found |= rated.lanes(by_run[demand.run], paces[demand.run], _rate_keys([demand]), now)
+            found |= rated.lanes(by_run[demand.run], paces[demand.run], _rate_keys([demand]), now, note=lock)
     return found
 
 
@@ -238,23 +298,36 @@ def _rate_keys(demands: Sequence[Demand]) -> set[str]:
 
 def offers(nodes: Sequence[Node], now: dt.datetime) -> list[Offer]:
     """What each of ``nodes`` has and holds, as the allocator takes it."""
+    return _offers(nodes, _QUOTAS.objects(nodes=[node.pk for node in nodes]), _in_use(), now)
+
+
+def _in_use() -> dict[int, dict[tuple[str, str], int]]:
+    in_use: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
+    for node, task_type, item, count in _IN_USE.rows():
+        in_use[node][task_type, item] = count
+    return in_use
+
+
+def _offers(
+    nodes: Sequence[Node],
+    rules: Sequence[Quota],
+    in_use: Mapping[int, Mapping[tuple[str, str], int]],
+    now: dt.datetime,
+) -> list[Offer]:
     settled = settings.CASCADE
     quotas: dict[int, dict[tuple[str, str], QuotaRule]] = defaultdict(dict)
-    for quota in _QUOTAS.objects(nodes=[node.pk for node in nodes]):
+    for quota in rules:
         quotas[quota.node_id][quota.task_type, quota.item] = QuotaRule(quota.slots, quota.limit)
     for node in nodes:
         if node.role == Node.Role.RELAY:
             _as_told(node, quotas[node.pk])
-    in_use: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-    for node, task_type, item, count in _IN_USE.rows():
-        in_use[node][task_type, item] = count
     return [
         Offer(
             node=node.pk,
             name=node.name,
             capacity=registry.slots(node),
             types=frozenset(node.executors),
-            in_use=in_use[node.pk],
+            in_use=in_use.get(node.pk, {}),
             quotas=quotas[node.pk],
             labels=node.labels,
             online=registry.is_fresh(node, now),
@@ -294,21 +367,13 @@ def _cooling(node: Node, now: dt.datetime) -> str:
     return f"cooling down for {(until - now).total_seconds():.0f} s more: it lost its work {node.losses} times in a row"
 
 
-def _demands(
-    runs: Sequence[Run],
-    now: dt.datetime,
-    offers: Sequence[Offer],
-    limits: Limits,
-    paces: Mapping[int, Pace],
-    *,
-    explain: bool,
-) -> list[Demand]:
-    served = _served(offers)
+def _demands(stored: Stored, now: dt.datetime, offers: Sequence[Offer], paces: Mapping[int, Pace]) -> list[Demand]:
+    limits, served = stored.limits, stored.served
     marks = _marks(offers)
-    returned = _returned(now, runs, rated=explain)
     demands = []
-    for run in runs:
-        if run.cut >= run.count and run.pk not in returned:
+    for run in stored.runs:
+        returned = stored.returned.get(run.pk, ())
+        if run.cut >= run.count and not returned:
             continue
         named = marks.get(run.type)
         slots, elsewhere = served.get(run.pk, (0, 0))
@@ -324,7 +389,7 @@ def _demands(
             balancer=run.balancer,
             labels=run.labels,
             affinity=run.affinity,
-            returned=[_named(run.pk, piece, named) for piece in returned[run.pk]] if named else returned[run.pk],
+            returned=[_named(run.pk, piece, named) for piece in returned] if named else returned,
             marked=_marked(run, named) if named else (),
             fallback=run.fallback,
             hands=run.hands,
@@ -337,9 +402,8 @@ def _demands(
     return demands
 
 
-def _served(offers: Sequence[Offer]) -> dict[int, tuple[int, int]]:
-    """Run -> slots it has, and how many of them on other nodes than the parent's own worker."""
-    embedded = [offer.node for offer in offers if offer.embedded]
+def _served(embedded: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Run -> slots it has, and how many of them on other nodes than the ``embedded`` ones."""
     if not embedded:
         return {run: (slots, slots) for run, slots in _SERVED.rows()}
     live = _LIVE.values_list("run_id")

@@ -57,8 +57,11 @@ def pace_of(run: Run) -> Pace | None:
     return replace(pace, per_second=pace.per_second / pace.lanes, lanes=1)
 
 
-def lanes(run: Run, pace: Pace, keys: Iterable[str], now: dt.datetime) -> dict[tuple[int, str], Lanes]:
-    """The lanes of each of ``keys``. A lane is busy from the grant of its shard on, and rests when that has ended."""
+def lanes(run: Run, pace: Pace, keys: Iterable[str], now: dt.datetime, *, note: bool) -> dict[tuple[int, str], Lanes]:
+    """The lanes of each of ``keys``. A lane is busy from the grant of its shard on, and rests when that has ended.
+
+    With ``note`` what is live is kept in mind for the next look, as passes do that grant.
+    """
     busy: dict[str, int] = {}
     resting: dict[str, list[float]] = {}
     live = set()
@@ -69,7 +72,8 @@ def lanes(run: Run, pace: Pace, keys: Iterable[str], now: dt.datetime) -> dict[t
             busy[key] = busy.get(key, 0) + 1
         elif finished_at is not None and (left := pace.spacing - (now - finished_at).total_seconds()) > 0:
             resting.setdefault(key, []).append(min(left, pace.spacing))  # a clock may have been set back
-    _live[run.pk] = live
+    if note:
+        _live[run.pk] = live
     return {(run.pk, key): Lanes(pace, busy.get(key, 0), tuple(sorted(resting.get(key, ())))) for key in keys}
 
 

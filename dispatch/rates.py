@@ -181,6 +181,14 @@ class Limits:
     def __bool__(self) -> bool:
         return bool(self._given)
 
+    def supposing(self, changes: Mapping[str, Rate | None]) -> Limits:
+        """These limits with ``changes``; None is for one that is not there any more."""
+        return Limits((key, rate) for key, rate in {**self._given, **changes}.items() if rate is not None)
+
+    def exactly(self, key: str) -> Rate | None:
+        """The limit whose own key or pattern is ``key``."""
+        return self._given.get(key)
+
     def of(self, key: str) -> Rate | None:
         """The limit that holds for ``key``: its own, or else that of the longest pattern it fits."""
         found = self.named(key)

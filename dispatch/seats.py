@@ -106,11 +106,13 @@ class Seat:
 
     def _limited(self, task_type: str, item: str) -> Found:
         rule = self.offer.quotas.get((task_type, ""))
-        if rule and rule.limit is not None and self.by_type.get(task_type, 0) >= rule.limit:
-            return "limit", f"limit {rule.limit} for {task_type} reached"
+        used = self.by_type.get(task_type, 0)
+        if rule and rule.limit is not None and used >= rule.limit:
+            return "limit", f"quota limit {used} of {rule.limit} for {task_type}"
         rule = self.offer.quotas.get((task_type, item)) if item else None
-        if rule and rule.limit is not None and self.in_use.get((task_type, item), 0) >= rule.limit:
-            return "limit", f"limit {rule.limit} for {task_type}[{item}] reached"
+        used = self.in_use.get((task_type, item), 0)
+        if rule and rule.limit is not None and used >= rule.limit:
+            return "limit", f"quota limit {used} of {rule.limit} for {task_type}[{item}]"
         return None
 
     def could(self, demand: Demand) -> bool:

@@ -85,7 +85,7 @@ def rated(a: Child, run: Run) -> None:
         (offline, "a: offline"),
         (inactive, "is not active"),
         (overloaded, "a: CPU 80 % is above its limit, 50 %"),
-        (limited, "a: limit 0 for echo reached"),
+        (limited, "a: quota limit 0 of 0 for echo"),
         (cancelled, "is cancelled"),
         (rated, "a: rate feeds: next token in "),
     ],

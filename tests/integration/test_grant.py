@@ -128,7 +128,7 @@ def test_an_item_with_its_own_limit_is_a_shard_of_its_own_and_waits_beside_the_o
     assert granted(a) == ["0-1", "1-2", "2-3", "4-7"]
     assert factory.shards(run)[3] == (3, 4, ShardState.PENDING)
     assert_partition(run)
-    assert [refusal.reason for refusal in queue.explain().refusals] == ["limit 1 for echo[x] reached"]
+    assert [refusal.reason for refusal in queue.explain().refusals] == ["quota limit 1 of 1 for echo[x]"]
     works = {work.start: work for work in a.claim()}
     a.report(done(works[0]))
     assert dispatch() == set()

@@ -602,7 +602,7 @@ def codes(plan: Plan, offer: Offer) -> list[str]:
         (
             node("a", labels={"zone": "eu"}, quotas={("echo", ""): QuotaRule(0, 0)}),
             "limit",
-            "limit 0 for echo reached",
+            "quota limit 0 of 0 for echo",
         ),
         (node("a", labels={"zone": "eu"}, cpu=90.5, max_cpu=80.0), "load", "CPU 90.5 % is above its limit, 80 %"),
         (node("a", labels={"zone": "eu"}, memory=97, max_memory=95), "load", "memory 97 % is above its limit, 95 %"),
@@ -627,7 +627,7 @@ def test_an_item_whose_limit_is_reached_everywhere_says_so() -> None:
     again = allocate([singles(1, cut=1, returned=[back])], nodes, explain=True)
     for plan in (fresh, again):
         assert plan.grants == []
-        assert [refusal.reason for refusal in plan.refusals] == ["limit 0 for echo[x] reached"]
+        assert [refusal.reason for refusal in plan.refusals] == ["quota limit 0 of 0 for echo[x]"]
 
 
 def test_a_low_priority_run_gets_its_quota_before_a_high_one_gets_free_capacity() -> None:
