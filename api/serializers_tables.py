@@ -1,0 +1,57 @@
+"""What tables, their pages and facets, the SQL box and the charts say, for the schema; and what the SQL box is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from api.serializers import ColumnSerializer
+
+
+class KeyColumn(ColumnSerializer):
+    key = serializers.BooleanField(help_text="Is it a part of the natural key?")
+
+
+class RowCount(serializers.Serializer[Any]):
+    rows = serializers.IntegerField(allow_null=True, help_text="null: unknown.")
+    exact = serializers.BooleanField(
+        help_text="false: counting was not finished within `count_seconds`, and there are at most so many."
+    )
+
+
+class AboutTable(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    of = serializers.CharField(allow_null=True, help_text="Of a view: its table.")
+    columns = KeyColumn(many=True)
+    key = serializers.ListField(child=serializers.CharField())
+    lineage = ColumnSerializer(many=True, help_text="Where a row came from: with `raw`.")
+    views = serializers.ListField(child=serializers.CharField())
+    rows = RowCount(help_text="The newest row of each fact.")
+    saved_rows = serializers.IntegerField(allow_null=True, help_text="Replaced ones, too. A view has none of its own.")
+    runs = serializers.IntegerField(allow_null=True, help_text="That saved rows. null: not finished, or a view.")
+    last_saved = serializers.DateTimeField(allow_null=True, help_text="UTC.")
+
+
+class TablePage(serializers.Serializer[Any]):
+    columns = serializers.ListField(child=serializers.CharField())
+    rows = serializers.ListField(
+        child=serializers.ListField(child=serializers.JSONField()), help_text="Values in the order of `columns`."
+    )
+    next = serializers.CharField(allow_null=True, help_text="For `after`; null: this is the last page.")
+    count = RowCount(allow_null=True, help_text="Of all rows that the filters leave.")
+    took = serializers.FloatField(help_text="Milliseconds, counting apart.")
+    sql = serializers.CharField(help_text="The same as a statement for the SQL box.")
+
+
+class FacetValue(serializers.Serializer[Any]):
+    value = serializers.JSONField()
+    rows = serializers.IntegerField()
+
+
+class Facet(serializers.Serializer[Any]):
+    column = serializers.CharField()
+    values = FacetValue(many=True, help_text="The most frequent first.")
+    more = serializers.BooleanField(help_text="There are further values.")
+    finished = serializers.BooleanField(help_text="false: counting took longer than `facet_seconds`; no values then.")
+    seconds = serializers.FloatField()
