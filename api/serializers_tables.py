@@ -55,3 +55,25 @@ class Facet(serializers.Serializer[Any]):
     more = serializers.BooleanField(help_text="There are further values.")
     finished = serializers.BooleanField(help_text="false: counting took longer than `facet_seconds`; no values then.")
     seconds = serializers.FloatField()
+
+
+class SqlStatement(serializers.Serializer[Any]):
+    query = serializers.CharField(help_text="One SELECT.")
+    limit = serializers.IntegerField(
+        required=False, help_text="At most so many rows: `sql_rows`, with `format` `sql_download_rows`."
+    )
+    format = serializers.ChoiceField(
+        ["parquet", "arrow", "csv", "json", "jsonl"], required=False, help_text="For a file; without it, an object."
+    )
+
+
+class SqlAnswer(serializers.Serializer[Any]):
+    columns = ColumnSerializer(many=True)
+    rows = serializers.ListField(child=serializers.ListField(child=serializers.JSONField()))
+    took = serializers.FloatField(help_text="Milliseconds.")
+    truncated = serializers.BooleanField(help_text="There were more rows than `limit`.")
+
+
+class SqlTable(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    columns = ColumnSerializer(many=True, help_text="Types as SQL has them.")

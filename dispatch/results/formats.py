@@ -124,7 +124,7 @@ def cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: times in ISO 8601, NaN and the infinities null, bytes in hexadecimal digits."""
+    """``value`` as JSON has it: times in ISO 8601, NaN and the infinities null, bytes in hexadecimal digits, intervals ISO 8601."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -136,6 +136,8 @@ def plain(value: Any) -> Any:
         return int(value) if whole else plain(float(value))
     if isinstance(value, bytes):
         return value.hex()
+    if hasattr(value, "months"):  # an interval, as Arrow has it
+        return f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:g}S"
     if isinstance(value, dict):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dispatch.results.base import Store
 
 CURSOR_LENGTH = 20_000
+_INTERRUPTED_EVERY = 0.005
 
 
 class OutOfTime(Unprocessable):
@@ -39,28 +40,30 @@ def within(store: Store, seconds: float, setting: str = "read_seconds") -> Itera
     """A reader of ``store`` that is interrupted after ``seconds``. Raises OutOfTime, which names ``setting``."""
     import duckdb
 
-    late = threading.Event()
+    late, done = threading.Event(), threading.Event()
     with store.reader() as connection:
 
         def end() -> None:
-            late.set()
-            connection.interrupt()
+            if not done.wait(seconds):
+                late.set()
+                # Again and again: between two statements it would be lost.
+                while not done.wait(_INTERRUPTED_EVERY):
+                    connection.interrupt()
 
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
+        watch = threading.Thread(target=end, name="within", daemon=True)
+        watch.start()
         try:
             with store._errors():
                 yield connection
-        except duckdb.InterruptException:
+        except duckdb.Error:
             if not late.is_set():
                 raise
             raise OutOfTime(
                 f"this took longer than {seconds:g} s and was ended: ask for less, or raise the setting {setting}"
             ) from None
         finally:
-            timer.cancel()
-            timer.join()  # else it might interrupt whoever has this connection's place
+            done.set()
+            watch.join()  # before the connection is closed
 
 
 @dataclass(frozen=True)
@@ -397,11 +400,11 @@ def as_sql(shape: Shape, asked: Asked, limit: int) -> str:
     whole = shape.with_lineage() if asked.raw else shape
     told, values = filters.tests(asked.where, whole.types, shape.name)
     where = filters.filled(told, values)
-    every = _plain(catalogue.rows_of(shape.name))
-    columns = ", ".join(map(_plain, _chosen(whole, asked.columns)))
-    from_ = every if asked.raw else _plain(shape.name)
+    every = quoted(catalogue.rows_of(shape.name))
+    columns = ", ".join(map(quoted, _chosen(whole, asked.columns)))
+    from_ = every if asked.raw else quoted(shape.name)
     if asked.run is not None and not asked.raw:
-        keys = ", ".join(map(_plain, shape.key))
+        keys = ", ".join(map(quoted, shape.key))
         first = f"PARTITION BY {keys} ORDER BY _saved_at DESC, _allocation DESC"
         newest = f"\n    QUALIFY row_number() OVER ({first}) = 1\n" if shape.key else ""
         from_ = f"(\n    SELECT * FROM {every} WHERE _run = {asked.run:d}{newest})"
@@ -410,12 +413,5 @@ def as_sql(shape: Shape, asked: Asked, limit: int) -> str:
     sql = f"SELECT {'*' if asked.columns is None and not asked.run else columns}\nFROM {from_}"
     sql += f"\nWHERE {' AND '.join(where)}" if where else ""
     by = [each for each in total_order(whole, asked) if each.name not in (ROWID, HASH)] if asked.order else []
-    sql += f"\nORDER BY {', '.join(_plain(each.name) + (' DESC' if each.down else '') for each in by)}" if by else ""
+    sql += f"\nORDER BY {', '.join(quoted(each.name) + (' DESC' if each.down else '') for each in by)}" if by else ""
     return f"{sql}\nLIMIT {limit}"
-
-
-def _plain(name: str) -> str:
-    return name if name.isidentifier() and name not in _WORDS else quoted(name)
-
-
-_WORDS = frozenset({"all", "column", "end", "from", "group", "order", "return", "select", "table", "to", "where"})
