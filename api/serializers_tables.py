@@ -77,3 +77,87 @@ class SqlAnswer(serializers.Serializer[Any]):
 class SqlTable(serializers.Serializer[Any]):
     name = serializers.CharField()
     columns = ColumnSerializer(many=True, help_text="Types as SQL has them.")
+
+
+class Grid(serializers.Serializer[Any]):
+    columns = serializers.ListField(child=serializers.CharField())
+    rows = serializers.ListField(child=serializers.ListField(child=serializers.JSONField()))
+
+
+class Signal(serializers.Serializer[Any]):
+    datetime = serializers.CharField()
+    signal = serializers.CharField()
+
+
+class Candles(Grid):
+    symbol = serializers.CharField()
+    freq = serializers.CharField()
+    table = serializers.CharField(help_text="kline; or analysis, which has closes only.")
+    period = serializers.CharField(help_text="What a bar here stands for.")
+    bars = serializers.IntegerField(help_text="Saved ones in the range.")
+    first = serializers.CharField(allow_null=True)
+    last = serializers.CharField(allow_null=True)
+    truncated = serializers.BooleanField(help_text="Older bars of the range are not here.")
+    indicators = serializers.ListField(child=serializers.CharField(), help_text="That may be asked for.")
+    signals = Signal(many=True, required=False)
+    more_signals = serializers.BooleanField(required=False)
+
+
+class BacktestChart(serializers.Serializer[Any]):
+    key = serializers.DictField()
+    numbers = serializers.DictField(help_text="Metrics, and `params`.")
+    points = serializers.IntegerField(help_text="Of the whole curve.")
+    equity = Grid()
+    trades = serializers.ListField(child=serializers.DictField())
+    more_trades = serializers.BooleanField()
+
+
+class Parameter(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    values = serializers.IntegerField()
+
+
+class Axis(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    ranges = serializers.BooleanField(help_text="Ticks are where ranges begin.")
+    ticks = serializers.ListField(child=serializers.JSONField())
+
+
+class Heat(Grid):
+    x = Axis()
+    y = Axis()
+
+
+class OptimizationChart(serializers.Serializer[Any]):
+    study = serializers.CharField()
+    setup = serializers.CharField()
+    strategy = serializers.CharField()
+    objective = serializers.CharField()
+    direction = serializers.CharField()
+    trials = serializers.IntegerField()
+    truncated = serializers.BooleanField()
+    best = serializers.DictField(allow_null=True)
+    parameters = Parameter(many=True)
+    history = Grid()
+    heat = Heat(allow_null=True)
+
+
+class ArticleHead(serializers.Serializer[Any]):
+    feed = serializers.CharField()
+    id = serializers.CharField()
+    title = serializers.CharField(allow_null=True)
+    author = serializers.CharField(allow_null=True)
+    url = serializers.CharField(allow_null=True)
+    published = serializers.CharField(allow_null=True, help_text="UTC.")
+    image = serializers.CharField(allow_null=True)
+    summary = serializers.CharField(allow_null=True)
+    saved_at = serializers.CharField(help_text="UTC.")
+
+
+class Articles(serializers.Serializer[Any]):
+    results = ArticleHead(many=True)
+    next = serializers.CharField(allow_null=True)
+
+
+class Article(ArticleHead):
+    text = serializers.CharField(allow_null=True)

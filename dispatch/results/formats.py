@@ -124,7 +124,7 @@ def cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: times in ISO 8601, NaN and the infinities null, bytes in hexadecimal digits, intervals ISO 8601."""
+    """``value`` as JSON has it: times and intervals in ISO 8601, NaN and the infinities null, bytes in hexadecimal."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

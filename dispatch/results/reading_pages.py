@@ -210,7 +210,7 @@ def page(connection: duckdb.DuckDBPyConnection, shape: Shape, asked: Asked, limi
     at: list[Any] | None = None
     skip = 0
     if after is not None:
-        at, skip = _opened(after, order)
+        at, skip = opened(after, order)
         test, more = beyond(order, at)
         tests.append(test)
         values += more
@@ -228,7 +228,7 @@ def page(connection: duckdb.DuckDBPyConnection, shape: Shape, asked: Asked, limi
     same = places.count(places[-1])
     if at is not None and places[-1] == repr(tuple(at)):
         same += skip  # rows that differ in nothing, more of them than there is room for on a page
-    return Page(chosen, shown_rows, _closed(order, rows[limit - 1][len(chosen) :], same))
+    return Page(chosen, shown_rows, closed(order, rows[limit - 1][len(chosen) :], same))
 
 
 def beyond(order: Sequence[Sorted], at: Sequence[Any]) -> tuple[str, list[Any]]:
@@ -259,13 +259,13 @@ def _chosen(shape: Shape, columns: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(shape.types if columns is None else columns))
 
 
-def _closed(order: Sequence[Sorted], at: Sequence[Any], skip: int) -> str:
+def closed(order: Sequence[Sorted], at: Sequence[Any], skip: int) -> str:
     told = [value.isoformat() if isinstance(value, dt.datetime) else value for value in at]
     text = json.dumps([[str(each) for each in order], told, skip], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _opened(cursor: str, order: Sequence[Sorted]) -> tuple[list[Any], int]:
+def opened(cursor: str, order: Sequence[Sorted]) -> tuple[list[Any], int]:
     """The values of ``order`` where it stands, and how many rows with exactly these were shown. Raises FieldError."""
     try:
         if len(cursor) > CURSOR_LENGTH:

@@ -49,6 +49,10 @@ def save(store: Store, dataset: Dataset, run: int, rows: list[list[Any]], alloca
     store.append([Part(dataset, lined, [(run, allocation, allocation + 1, allocation, "0" * 64, len(rows))])])
 
 
+def limit(settings: Any, **limits: float) -> None:
+    settings.CASCADE = settings.CASCADE.model_copy(update=limits)
+
+
 @pytest.fixture(params=["file", "lake"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     if request.param == "lake":
@@ -273,16 +277,14 @@ def huge(store: Store) -> Store:
 
 
 def test_what_takes_too_long_is_ended_and_said(huge: Store, api: Api, settings: Any) -> None:
-    settings.CASCADE = settings.CASCADE.model_copy(
-        update={"count_seconds": 0.01, "facet_seconds": 0.01, "read_seconds": 0.02}
-    )
+    limit(settings, count_seconds=0.01, facet_seconds=0.01, read_seconds=0.02)
     assert api.get("tables/points").body["rows"] == {"rows": 400_000, "exact": False}
     (facet,) = api.get("tables/points/facets?column=more").body
     assert (facet["finished"], facet["values"]) == (False, [])
     answer = api.get("tables/points/page?ordering=more,-x")
     assert answer.status == 422
     assert "read_seconds" in answer.body["detail"]
-    settings.CASCADE = settings.CASCADE.model_copy(update={"read_seconds": 20})
+    limit(settings, read_seconds=60)
     page = api.get("tables/points/page?ordering=more,-x&limit=3").body
     assert (len(page["rows"]), page["count"]) == (3, {"rows": 400_000, "exact": False})
     assert api.get("tables/points/page?limit=3&count=false").body["count"] is None
