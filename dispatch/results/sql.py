@@ -40,6 +40,7 @@ PROCESSES = 2
 WAIT_SECONDS = 5.0
 START_SECONDS = 60.0
 QUERY_LENGTH = 100_000
+ANSWER_BYTES = 64 * 1024 * 1024
 HEAD_BYTES = 4 * 1024 * 1024
 PIECE = 1024 * 1024
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +145,8 @@ class _Asking:
                 self._send(b"{}\n")
                 self._told()
             head = self._told()
+            if head["bytes"] > ANSWER_BYTES:
+                raise _Ended
             return Answer(self.process.read(head["bytes"]), head["rows"], head["truncated"], head["took"])
         except Exception as error:
             if not isinstance(error, CascadeError):
@@ -198,8 +201,11 @@ class _Asking:
 
     def _told(self) -> Any:
         """What the process says next. Raises FieldError, Failed, _Ended."""
-        told = json.loads(self.process.line())
-        kind = told.get("error")
+        try:
+            told = json.loads(self.process.line())
+            kind = told.get("error")
+        except (ValueError, AttributeError):
+            raise _Ended from None
         if kind == "query":
             raise FieldError("query", told["detail"])
         if kind == "run":
@@ -232,9 +238,8 @@ def _rows(shape: pages.Shape | None, types: dict[str, str], need: dict[str, Any]
     assert shape is not None
     table = need["table"]
     kinds = {name: catalogue.kind_of(kind) for name, kind in types.items()}
-    for name in [*need["columns"], *(column for column, *_ in need["order"])]:
-        if name not in types:
-            raise _Ended
+    if any(name not in types for name in [*need["columns"], *(column for column, *_ in need["order"])]):
+        raise _Ended
     where: dict[str, Any] = {}
     more: list[dict[str, Any]] = []
     for column, operator, value in need["where"]:

@@ -241,8 +241,9 @@ def _value(constant: Any, sql_type: str) -> Any:
         return several if several and None not in several and len(several) <= 1000 else None
     kind = _KINDS.get(sql_type)
     if constant.get("class") == "CAST" and kind == "timestamp":
-        told = constant.get("cast_type", {}).get("id")
-        return _value(constant["child"], sql_type) if told in ("DATE", "TIMESTAMP") else None
+        told, moment = constant.get("cast_type", {}).get("id"), _value(constant["child"], sql_type)
+        # A date leaves out the time of what it is made of.
+        return moment if told == "TIMESTAMP" or (told == "DATE" and len(moment or "") == 10) else None
     if constant.get("class") != "CONSTANT" or constant["value"].get("is_null"):
         return None
     told, value = constant["value"]["type"], constant["value"].get("value")

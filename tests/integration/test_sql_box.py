@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import os
+import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psutil
 import pyarrow as pa
 import pyarrow.ipc
@@ -21,6 +24,7 @@ from django.test import Client
 
 from dispatch.results import sql
 from dispatch.results.base import Store
+from dispatch.results.formats import plain
 from tests.integration.lakes import emptied, server, shared
 from tests.integration.native import Api
 from tests.integration.test_table_pages import POINTS, huge, limit, points, save, store
@@ -109,6 +113,65 @@ def test_the_answer_is_what_the_database_itself_would_say(points: Store, api: Ap
     found = pyarrow.parquet.read_table(pa.BufferReader(content))
     assert found.column_names == expected.column_names
     assert found.to_pylist() == expected.to_pylist()
+
+
+@IN_FILE
+def test_whatever_is_left_out_before_a_statement_runs_changes_no_answer(points: Store, api: Api) -> None:
+    """Statements made by chance, from parts that say something of what has to be read, or seem to."""
+    chance = random.Random(7)
+    conditions = [
+        *(
+            "name = 'p1'",
+            "'p1' < name",
+            "p.name IN ('p0', 'p2')",
+            "x > 0.5",
+            "x >= 1",
+            "p.x = 9.5",
+            "n <= 3",
+            "NOT n = 2",
+        ),
+        *("NOT n = 2", "n = 2.0", "n BETWEEN 1 AND 4", "x IS NULL", "day >= '2024-01-05'"),
+        *("day < DATE '2024-01-09 15:00'", "good"),
+        *("(n = 1 OR x = 1)", "day BETWEEN '2024-01-02' AND TIMESTAMP '2024-01-08 00:00:00'", "n IN (1, 2.5)"),
+        *("n IN (SELECT n FROM loose)", "name > 'p0' COLLATE NOCASE", "more LIKE '%even%'", "n = x", "NULL"),
+    ]
+    chosen = [
+        "*",
+        "name, n",
+        "x AS n, n AS x",
+        "name AS day, n",
+        "p.*",
+        "n + 1 AS m",
+        "count(*) AS c, max(x) AS m",
+        "1 AS a",
+    ]
+    sources = ["points p", "points AS p", "(SELECT * FROM points) AS p", "points p TABLESAMPLE 100%"]
+    sources += ["points p LEFT JOIN loose ON loose.n = p.n", "loose FULL JOIN points p USING (n)"]
+    orders = ["", "ORDER BY ALL", "ORDER BY 1", "ORDER BY n DESC, day", "ORDER BY x NULLS FIRST"]
+    ran = 0
+    for _ in range(90):
+        where = " AND ".join(chance.sample(conditions, chance.randint(0, 3)))
+        query = f"SELECT {chance.choice(['', 'DISTINCT '])}{chance.choice(chosen)} FROM {chance.choice(sources)}"
+        query += f" WHERE {where}" if where else ""
+        query += f" {chance.choice(orders)}"
+        # Which of equal rows come first is nobody's promise: with LIMIT their number is compared.
+        limited = f"{query} LIMIT {chance.randint(0, 9)} OFFSET {chance.randint(0, 3)}"
+        with points.reader() as connection:
+            try:
+                expected = connection.execute(query).fetchall()
+                some = connection.execute(limited).fetchall()
+            except duckdb.Error:
+                assert api.post("sql", {"query": query}).status in (400, 422), query
+                continue
+        told = answer(api, query)
+        found = [tuple(row) for row in told["rows"]]
+        wanted = [tuple(plain(value) for value in row) for row in expected]
+        assert sorted(map(repr, found)) == sorted(map(repr, wanted)), query
+        part = [tuple(row) for row in answer(api, limited)["rows"]]
+        assert len(part) == len(some), limited
+        assert not Counter(map(repr, part)) - Counter(map(repr, wanted)), limited
+        ran += 1
+    assert ran > 45
 
 
 def test_rows_come_with_their_columns_and_say_when_there_were_more(points: Store, api: Api) -> None:
