@@ -55,8 +55,11 @@ def within(store: Store, seconds: float, setting: str = "read_seconds") -> Itera
         try:
             with store._errors():
                 yield connection
-        except duckdb.Error:
+        except duckdb.Error as error:
             if not late.is_set():
+                # Such as a view that fails over rows that are there.
+                if isinstance(error, duckdb.DataError | duckdb.ProgrammingError):
+                    raise Unprocessable(str(error).splitlines()[0]) from error
                 raise
             raise OutOfTime(
                 f"this took longer than {seconds:g} s and was ended: ask for less, or raise the setting {setting}"

