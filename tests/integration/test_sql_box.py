@@ -183,8 +183,10 @@ def test_rows_come_with_their_columns_and_say_when_there_were_more(points: Store
     assert told["took"] > 0
     assert not answer(api, "SELECT name FROM points LIMIT 2", limit=2)["truncated"]
     odd = "SELECT 1.5, 'nan'::DOUBLE, [1, NULL], {'a': DATE '2020-01-01'}, now() IS NULL"
-    odd += ", 2::HUGEINT ** 3, 'x'::BLOB, INTERVAL 3 DAY"
-    assert answer(api, odd)["rows"] == [[1.5, None, [1, None], {"a": "2020-01-01"}, False, 8, "78", "P0M3DT0S"]]
+    odd += ", 2::HUGEINT ** 3, 'x'::BLOB, INTERVAL 3 DAY, TIMESTAMPTZ '2024-01-01 00:00:00+02'"
+    assert answer(api, odd)["rows"] == [
+        [1.5, None, [1, None], {"a": "2020-01-01"}, False, 8, "78", "P0M3DT0S", "2023-12-31T22:00:00+00:00"]
+    ]
 
 
 @IN_FILE
