@@ -661,4 +661,4 @@ class Table(serializers.Serializer[Any]):
     name = serializers.CharField()
     columns = ColumnSerializer(many=True)
     key = serializers.ListField(child=serializers.CharField(), help_text="The natural key: which rows are one fact.")
-    rows = serializers.IntegerField(help_text="Newest row of each fact.")
+    rows = serializers.IntegerField(help_text="That were saved, replaced ones too; of a view, what it shows.")

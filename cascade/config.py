@@ -257,7 +257,23 @@ class Config(BaseModel):
     )
     signature_seconds: float = Field(300, ge=5, le=3600, description="A signature older or newer than this is refused.")
     duckdb_memory: str = Field("1GB", description="Memory limit of the result database.")
-    sql_seconds: float = Field(10, ge=0.1, le=600, description="Longest a query on results may take.")
+    sql_seconds: float = Field(1, ge=0.1, le=600, description="Longest that a statement of the SQL box may take.")
+    sql_rows: int = Field(1000, ge=1, le=100_000, description="Most rows of an answer of the SQL box.")
+    sql_download_rows: int = Field(
+        100_000, ge=1, le=100_000_000, description="Most rows of a file that a statement of the SQL box makes."
+    )
+    sql_megabytes: int = Field(
+        512, ge=64, le=1_000_000, description="Memory of a statement of the SQL box, with the rows that it reads."
+    )
+    read_seconds: float = Field(
+        10, ge=0.1, le=600, description="Longest that a page of rows, a chart or a list of articles may take."
+    )
+    count_seconds: float = Field(
+        1, ge=0.01, le=600, description="Longest that the rows of a table are counted for a page; then it says so."
+    )
+    facet_seconds: float = Field(
+        0.2, ge=0.01, le=600, description="Longest that the values of one column are counted; then it says so."
+    )
 
     @field_validator("data_dir")
     @classmethod

@@ -25,7 +25,11 @@ def add_arguments(parser: CommandParser | Any) -> None:
     parser.add_argument("--out", metavar="FILE", help="write there; default: standard output")
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
     parser.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="only rows with this value; repeatable"
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only rows with this value, or COLUMN__gte=VALUE and the like; repeatable",
     )
     parser.add_argument("--columns", default="", metavar="A,B", help="only these columns")
     parser.add_argument(

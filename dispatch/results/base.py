@@ -196,9 +196,10 @@ class Store(ABC):
         read to its end, closed or dropped.
 
         The newest row per natural key; with ``run`` the newest of that run's own rows. ``raw``: every row, with
-        LINEAGE. ``where`` has a column and the value it must equal (None: is null); text is read as the column's
-        type. ``order`` has columns, descending with a leading "-". A page (``limit``, ``offset``) without an order
-        goes by the natural key. ``distinct``: each combination of values once. A view has no runs and no lineage.
+        LINEAGE. ``where``: a column, or one with an operator (``reading_filters``), and its value (None: is null);
+        text is read as the column's type. ``order`` has columns, descending with a leading "-". A page (``limit``,
+        ``offset``) without an order goes by the natural key. ``distinct``: each combination of values once.
+        A view has no runs and no lineage.
         Raises NotFound for an unknown table; FieldError for an unknown column or a value that cannot be.
         """
         with self.reader() as connection, self._errors():

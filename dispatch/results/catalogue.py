@@ -73,7 +73,12 @@ def views(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 def described(connection: duckdb.DuckDBPyConnection, name: str) -> list[Column]:
     found = connection.execute(f"DESCRIBE {quoted(name)}").fetchall()
-    return [Column(column, _VIEW_TYPES.get(kind, "string")) for column, kind, *_ in found]
+    return [Column(column, kind_of(kind)) for column, kind, *_ in found]
+
+
+def kind_of(sql_type: str) -> str:
+    """What a column of this type in SQL is, in our words."""
+    return _VIEW_TYPES.get(sql_type, "string")
 
 
 def declare(connection: duckdb.DuckDBPyConnection, dataset: Dataset, where: str) -> None:

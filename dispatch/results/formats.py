@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
+import math
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from nodes.executors.base import shown
@@ -97,21 +100,46 @@ def _json_lines(reader: pa.RecordBatchReader) -> Iterator[bytes]:
 
 def _objects(reader: pa.RecordBatchReader) -> Iterator[list[str]]:
     """The rows of each batch that has any, as JSON objects."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     names = reader.schema.names
     try:
         for batch in reader:
-            columns = []
-            for column in batch.columns:
-                if pa.types.is_floating(column.type):
-                    column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-                values = column.to_pylist()
-                if pa.types.is_timestamp(column.type):
-                    values = [None if value is None else value.isoformat() for value in values]
-                columns.append(values)
             if batch.num_rows:
+                columns = [cells(column) for column in batch.columns]
                 yield [json.dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
     finally:
         reader.close()
+
+
+def cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of ``column`` as JSON has them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+    values: list[Any] = column.to_pylist()
+    if any(test(column.type) for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_string)):
+        return values
+    return [plain(value) for value in values]
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: times and intervals in ISO 8601, NaN and the infinities null, bytes in hexadecimal."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dt.date | dt.time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        whole = value == value.to_integral_value() if value.is_finite() else False
+        return int(value) if whole else plain(float(value))
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "months"):  # an interval, as Arrow has it
+        return f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:g}S"
+    if isinstance(value, dict):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return str(value)

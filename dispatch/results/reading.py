@@ -6,17 +6,15 @@ store runs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dispatch.results import reading_filters as filters
+from dispatch.results.reading_filters import quoted, valued
 from nodes.executors.base import Column, Reading, shown
-from nodes.executors.rows import read
 from nodes.protocol import FieldError
 
-
-def quoted(name: str) -> str:
-    """An identifier for SQL; the allow-list has been passed, and this stands should it ever be widened."""
-    return '"' + name.replace('"', '""') + '"'
+__all__ = ["asked", "matching", "newest", "quoted", "select"]
 
 
 def newest(table: str, key: Sequence[str], condition: str = "") -> str:
@@ -55,22 +53,7 @@ def select(
     chosen = ", ".join(known(name, "columns") for name in (types if columns is None else columns))
     if not chosen:
         raise FieldError("columns", "at least one is needed")
-    values: list[Any] = []
-    tests = []
-    source = quoted(table + "_rows" if raw else table)
-    if run is not None:
-        values.append(_whole("run", run))
-        if raw:
-            tests.append("_run = ?")
-        else:
-            source = f"({newest(table, key, 'WHERE _run = ?')})"
-    for name, value in where.items():
-        column = known(name, "where")
-        if value is None:
-            tests.append(f"{column} IS NULL")
-        else:
-            tests.append(f"{column} = ?")
-            values.append(_value(f"where.{name}", types[name], value))
+    source, tests, values = matching(table, types, key, run, where, raw)
     sql = f"SELECT {'DISTINCT ' if distinct else ''}{chosen} FROM {source}"
     if tests:
         sql += f" WHERE {' AND '.join(tests)}"
@@ -90,6 +73,29 @@ def select(
     return sql, values
 
 
+def matching(
+    table: str, types: Mapping[str, str], key: Sequence[str], run: int | None, where: Mapping[str, Any], raw: bool
+) -> tuple[str, list[str], list[Any]]:
+    """What to read from, the tests to be joined by AND, and the values for the placeholders of both.
+
+    A view, and a table without a natural key, has no ``key``. Filters on columns of the key, and the run, are inside,
+    where the rows are: then the newest rows are looked for among those, not in the whole table. Raises FieldError.
+    """
+    if raw or not key:
+        source = quoted(f"{table}_rows" if raw or run is not None else table)
+        of_run = ["_run = ?"] if run is not None else []
+        tests, more = filters.tests(where, types, table)
+        return source, of_run + tests, [*([] if run is None else [_whole("run", run)]), *more]
+    inside = {name: value for name, value in where.items() if (found := filters.split(name, types)) and found[0] in key}
+    first, values = filters.tests(inside, types, table)
+    if run is not None:
+        first, values = [*first, "_run = ?"], [*values, _whole("run", run)]
+    outside = {name: value for name, value in where.items() if name not in inside}
+    tests, more = filters.tests(outside, types, table)
+    source = f"({newest(table, key, 'WHERE ' + ' AND '.join(first))})" if first else quoted(table)
+    return source, tests, [*values, *more]
+
+
 def asked(reading: Reading, shape: Sequence[Column], key: Sequence[str]) -> tuple[str, list[Any]]:
     """SQL for what an executor asked to read, and the values for its placeholders."""
     types = {column.name: column.type for column in shape}
@@ -101,11 +107,11 @@ def asked(reading: Reading, shape: Sequence[Column], key: Sequence[str]) -> tupl
     tests = [f"{quoted(reading.column)} IN (SELECT unnest(?))"]
     for name, value in reading.where.items():
         tests.append(f"{quoted(name)} = ?")
-        values.append(_value(f"reads.{name}", types[name], value))
+        values.append(valued(f"reads.{name}", types[name], value))
     for end, operator in ((reading.since, ">="), (reading.until, "<")):
         if end is not None:
             tests.append(f"{quoted(reading.time_column)} {operator} ?")
-            values.append(_value(f"reads.{reading.time_column}", types[reading.time_column], end))
+            values.append(valued(f"reads.{reading.time_column}", types[reading.time_column], end))
     # Inside, where the rows are: of a symbol's bars the newest are looked for, not of the whole table's.
     source = newest(reading.table, key, f"WHERE {' AND '.join(tests)}")
     sql = f"SELECT {', '.join(map(quoted, reading.columns))} FROM ({source})"
@@ -116,21 +122,3 @@ def _whole(field: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise FieldError(field, f"{shown(value)} is not a whole number from 0 up")
     return value
-
-
-def _truth(text: str) -> bool:
-    return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-
-
-_FROM_TEXT: Mapping[str, Callable[[str], Any]] = {"int64": int, "float64": float, "bool": _truth}
-"""Filters come from addresses, where everything is text."""
-
-
-def _value(field: str, kind: str, value: Any) -> Any:
-    """``value`` as a column of this kind holds it. Raises FieldError."""
-    try:
-        if isinstance(value, str) and kind in _FROM_TEXT:
-            value = _FROM_TEXT[kind](value)
-        return read("string" if kind == "json" else kind, value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise FieldError(field, f"{shown(value)} is not a value of this column, which is {kind}") from None

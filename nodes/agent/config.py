@@ -220,7 +220,8 @@ _SERVER = """
     lookahead_limit balancers worker_deaths fallback_seconds fallback_workers max_cpu max_memory patient_seconds
     webhook_attempts run_days log_days heartbeat_days max_items upload_limit allow_plain_keys signature_seconds
     receive_limit receive_seconds spool_limit disk_reserve shard_log_limit
-    plain_keys_unencrypted duckdb_memory sql_seconds default_priority default_timeout default_max_attempts
+    plain_keys_unencrypted duckdb_memory sql_seconds sql_rows sql_download_rows sql_megabytes read_seconds
+    count_seconds facet_seconds default_priority default_timeout default_max_attempts
     key_requests key_megabytes key_concurrent default_balancer second_copies database_url redis_url dispatcher
     result_store lake_path lake_endpoint lake_region lake_access_key lake_secret_key lake_merge_seconds
     metrics_token metrics_nodes dispatcher_port

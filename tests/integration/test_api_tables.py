@@ -143,6 +143,22 @@ def test_each_format_holds_the_same_rows(api: Api, run: Run, path: str) -> None:
         assert [row["symbol"] for row in found] == [row["symbol"] for row in expected]
 
 
+def test_a_runs_files_have_exactly_its_rows_whatever_others_saved_since(api: Api, run: Run, store: ResultStore) -> None:
+    second = run.pk + 1
+    expected = {run.pk: [2.0, 3.0], second: [2.5, 3.0, 7.0]}
+    for pk, closes_of_it in expected.items():
+        path = f"runs/{pk}/results?ordering=symbol,datetime"
+        read = pyarrow.parquet.read_table(pa.BufferReader(api.get(f"{path}&format=parquet").response.getvalue()))
+        lines = list(csv.DictReader(io.StringIO(api.get(f"{path}&format=csv").response.getvalue().decode())))
+        assert read["close"].to_pylist() == closes_of_it
+        assert [float(line["close"]) for line in lines] == closes_of_it
+        assert [row["close"] for row in rows(api, path)] == closes_of_it
+        assert {row["_run"] for row in rows(api, f"{path}&raw=true")} == {pk}
+        assert api.get(f"tables/kline/page?run={pk}").body["count"] == {"rows": len(closes_of_it), "exact": True}
+    assert [row["close"] for row in rows(api, f"runs/{second}/results?close__gte=3&symbol=B")] == [7.0]
+    assert api.get(f"runs/{second}/results?close__gte=x").body["field"] == "close__gte"
+
+
 def test_a_run_that_saved_nothing_yet_has_no_rows_in_any_format(api: Api, store: ResultStore) -> None:
     run = submit(type="echo", items=["a"])
     assert rows(api, f"runs/{run.pk}/results") == []
