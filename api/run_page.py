@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,19 @@ from api import overview, strips
 from api.pace import Pace, counters
 from api.parts import Part, RunView, Snapshot, Views, iso, render_parts
 from dispatch import lifecycle, log_lines
+from dispatch.explaining import waiting
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Run, Shard
-from dispatch.states import ShardState
+from dispatch.states import RunState, ShardState
 from nodes.protocol import Conflict, NotFound
 
 GROUPS_SHOWN, LOOKED = 50, 2_000
+BEFORE_SHOWN = 5
+EXPLAIN_SECONDS = 2.0
 MESSAGE = 300
 """Characters of a message that make it the same as another."""
-PARTS = ("head", "strip", "lanes", "open", "errors", "log_mark", "allocations")
+PARTS = ("head", "strip", "lanes", "open", "waits", "errors", "log_mark", "allocations")
 PROBLEM = 500
 FORMATS = ("csv", "json", "parquet")
 BAD = (ShardState.FAILED, ShardState.QUARANTINED)
@@ -68,6 +72,18 @@ class OpenView:
 
 
 @dataclass(frozen=True)
+class WaitsView:
+    """Why what waits of the run is with no node yet; empty ``headline`` where nothing waits."""
+
+    headline: str = ""
+    position: str = ""
+    before: tuple[tuple[int, str, str], ...] = ()
+    """Runs before it in line: id, name, why."""
+    reasons: tuple[tuple[str, str], ...] = ()
+    """Each with how many nodes it holds for, and who they are."""
+
+
+@dataclass(frozen=True)
 class LogMarkView:
     """How many lines the run's log has; the page fetches them itself."""
 
@@ -82,6 +98,8 @@ class RunPage:
         self._turn = threading.Lock()
         self._pace = Pace()
         self._last: Mapping[str, Part] = {}
+        self._waits = WaitsView()
+        self._explained = -EXPLAIN_SECONDS
 
     def look(self, now: dt.datetime | None = None) -> Snapshot:
         """The page now, in a handful of queries whatever the number of items."""
@@ -110,11 +128,41 @@ class RunPage:
             "strip": strips.strip(run.pk, run.count, run.cut),
             "lanes": strips.lanes(run.pk, now),
             "open": _open(run),
+            "waits": self._why(run),
             "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
         snapshot = render_parts(single, lists, self._last)
         self._last = snapshot.parts
         return snapshot
+
+    def _why(self, run: Run) -> WaitsView:
+        """A trial of the allocator, so not at every look."""
+        if run.state != RunState.RUNNING:
+            return WaitsView()
+        if time.monotonic() - self._explained >= EXPLAIN_SECONDS:
+            self._waits = _waits(run)
+            self._explained = time.monotonic()
+        return self._waits
+
+
+def _waits(run: Run) -> WaitsView:
+    found = waiting.of_run(run)
+    if not found.refusals and not found.put_off["shards"]:
+        return WaitsView()
+    place = found.position
+    return WaitsView(
+        found.headline,
+        f"{place['position']} of {place['of']} in line" if place else "",
+        tuple((each["run"], each["name"] or each["type"], each["why"]) for each in place["before"][:BEFORE_SHOWN])
+        if place
+        else (),
+        tuple((str(group), _names(group.names, group.nodes)) for group in found.groups),
+    )
+
+
+def _names(names: Sequence[str], nodes: int) -> str:
+    more = nodes - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
 def _under_way(run: int) -> tuple[int, int]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
 from dispatch.items import freeze
 from dispatch.states import RunState, ShardState
+from nodes import registry
+from nodes.fields import parse_quota
 from tests.integration import records
 
 pytestmark = pytest.mark.django_db
@@ -73,7 +76,7 @@ def test_its_queries_do_not_grow_with_the_run(operator: Client, django_assert_ma
     run = records.run(1_000)
     for at in range(300):
         records.cut(run, at, at + 1, ShardState.FAILED, error=f"error {at}")
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(26):
         operator.get(f"/runs/{run.pk}")
 
 
@@ -95,3 +98,21 @@ def test_its_buttons_need_the_forms_token() -> None:
     assert strict.post(f"/runs/{run.pk}/cancel").status_code == 403
     run.refresh_from_db()
     assert run.state == RunState.RUNNING
+
+
+def test_it_says_why_the_rest_waits_with_the_exact_limit_and_its_place(operator: Client) -> None:
+    node, _ = registry.add_node("east", capacity=4, quotas=[parse_quota("echo=2/2")])
+    registry.record_beat(node.pk, at=timezone.now(), executors=["echo"])
+    records.hold(node, 2)
+    records.run(9, type="echo", name="the first", priority=9)
+    run = records.run(9, type="echo")
+    page = operator.get(f"/runs/{run.pk}").content.decode()
+    assert "quota limit 2 of 2 for echo: 1 node" in page
+    assert "2 of 2 in line" in page
+    assert "the first" in page
+    assert "priority 9, above 5" in page
+
+
+def test_an_ended_run_waits_for_nothing(operator: Client) -> None:
+    page = operator.get(f"/runs/{records.run(9, state=RunState.CANCELLED).pk}").content.decode()
+    assert 'aria-labelledby="waits-title" hidden' in page
