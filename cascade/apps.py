@@ -9,6 +9,10 @@ class CascadeConfig(AppConfig):
     def ready(self) -> None:
         from django.conf import settings
 
+        if not settings.SERVES_CHILD:
+            from cascade import lean
+
+            lean.load()
         from cascade import checks  # noqa: F401  # registers them
         from nodes import surroundings
 
