@@ -15,7 +15,7 @@ import requests, pygments
 
 
 def test_a_parent_loads_nothing_for_features_that_it_does_not_have(tmp_path: Path) -> None:
-    names = ["coreapi", "jinja2", "markdown", "pygments", "requests", "urllib3", "pandas", "pyarrow", "duckdb", "optuna"]
+    names = ["coreapi", "jinja2", "markdown", "pygments", "requests", "pandas", "pyarrow", "duckdb", "optuna"]
     done = subprocess.run(
         [sys.executable, "-c", LOADED, *names],
         env={"CASCADE_DATA_DIR": str(tmp_path), "PATH": ""},
