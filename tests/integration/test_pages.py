@@ -37,7 +37,7 @@ def test_pages_have_nothing_that_the_policy_forbids(admin_client: Client, path: 
 def test_the_files_a_page_names_are_served(browser: Client) -> None:
     html = browser.get("/").content.decode()
     names = set(re.findall(r'(?:src|href|data-failed)="(/static/[^"]+)"', html))
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert browser.get(name).status_code == 200, name
 

@@ -1,0 +1,56 @@
+// Keys: ? for help, / for the search, g and a letter to go somewhere, j and k through the rows, f for the whole screen.
+
+const help = document.getElementById("keys-help");
+let going = 0;
+
+function typing({target}) {
+  return target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName);
+}
+
+function rows() {
+  return [...document.querySelectorAll("tbody tr, #log-lines li")].filter((row) => row.offsetParent);
+}
+
+function step(by) {
+  const all = rows();
+  if (!all.length) return;
+  const at = all.indexOf(document.activeElement?.closest("tbody tr, #log-lines li"));
+  const next = all[at < 0 ? (by > 0 ? 0 : all.length - 1) : Math.min(Math.max(at + by, 0), all.length - 1)];
+  const place = next.querySelector("a[href]") ?? next;
+  if (place === next) next.tabIndex = -1;
+  place.focus();
+  next.scrollIntoView({block: "nearest"});
+}
+
+function whole() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else document.documentElement.requestFullscreen?.();
+}
+
+const ACTS = {
+  "?": () => (help.open ? help.close() : help.showModal()),
+  "/": () => document.querySelector('main input[type="search"]')?.focus(),
+  j: () => step(1),
+  k: () => step(-1),
+  f: whole,
+  w: () => document.getElementById("log-wrap")?.click(),
+  g: () => { going = Date.now(); },
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || typing(event)) return;
+  if (Date.now() - going < 1500) {
+    going = 0;
+    const link = document.querySelector(`[data-go="${CSS.escape(event.key)}"]`);
+    if (link) {
+      event.preventDefault();
+      location.assign(link.href);
+      return;
+    }
+  }
+  const act = ACTS[event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+help.querySelector("button").addEventListener("click", () => help.close());
