@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from nodes.protocol import Conflict, NotFound
 
 GROUPS_SHOWN, LOOKED = 50, 2_000
 BEFORE_SHOWN = 5
-EXPLAIN_SECONDS = 2.0
+SHARE = 0.02
 MESSAGE = 300
 """Characters of a message that make it the same as another."""
 PARTS = ("head", "strip", "lanes", "open", "waits", "errors", "log_mark", "allocations")
@@ -90,6 +90,21 @@ class LogMarkView:
     newest: int
 
 
+class Costly:
+    """Something that may take long to read: read again only when reading takes at most SHARE of the time."""
+
+    def __init__(self) -> None:
+        self._value: Any = None
+        self._due = 0.0
+
+    def get(self, read: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        if began >= self._due:
+            self._value = read()
+            self._due = began + (time.monotonic() - began) / SHARE
+        return self._value
+
+
 class RunPage:
     """Reads one run into snapshots; in each process one for all who look at it. Raises NotFound for none."""
 
@@ -98,8 +113,8 @@ class RunPage:
         self._turn = threading.Lock()
         self._pace = Pace()
         self._last: Mapping[str, Part] = {}
-        self._waits = WaitsView()
-        self._explained = -EXPLAIN_SECONDS
+        self._strip = Costly()
+        self._waits = Costly()
 
     def look(self, now: dt.datetime | None = None) -> Snapshot:
         """The page now, in a handful of queries whatever the number of items."""
@@ -125,24 +140,15 @@ class RunPage:
         }
         single = {
             "head": head,
-            "strip": strips.strip(run.pk, run.count, run.cut),
+            "strip": self._strip.get(lambda: strips.strip(run.pk, run.count, run.cut)),
             "lanes": strips.lanes(run.pk, now),
             "open": _open(run),
-            "waits": self._why(run),
+            "waits": self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView(),
             "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
         snapshot = render_parts(single, lists, self._last)
         self._last = snapshot.parts
         return snapshot
-
-    def _why(self, run: Run) -> WaitsView:
-        """A trial of the allocator, so not at every look."""
-        if run.state != RunState.RUNNING:
-            return WaitsView()
-        if time.monotonic() - self._explained >= EXPLAIN_SECONDS:
-            self._waits = _waits(run)
-            self._explained = time.monotonic()
-        return self._waits
 
 
 def _waits(run: Run) -> WaitsView:
