@@ -16,13 +16,13 @@ from django.test import Client
 
 from api import agent as agent_routes
 from api import authentication, beats
-from dispatch import lifecycle
+from dispatch import lifecycle, logs
 from dispatch.lifecycle.staged import Row
-from dispatch.models import Allocation, Question, Receipt, Run, Shard, StagedRow
+from dispatch.models import Allocation, LogPiece, Question, Receipt, Run, Shard, StagedRow
 from dispatch.relay import asking
 from nodes import failpoints, keys, registry, signing
 from nodes.keys import Caller, IssuedKey
-from nodes.messages import Told
+from nodes.messages import Printed, Told
 from nodes.models import AccessKey, Node
 from nodes.protocol import CascadeError, Conflict, FieldError, Forbidden, Unauthenticated
 from tests.integration.factory import Child, Work, at_once, child, dispatch, done, failure, partly, submit
@@ -140,7 +140,7 @@ def test_of_many_open_sockets_the_dead_ones_are_found_in_one_look(key, django_as
 
 # Revoked after it was authenticated, before it acts
 
-RECORDS = (Node, Run, Shard, Allocation, Receipt, StagedRow, Question, AccessKey)
+RECORDS = (Node, Run, Shard, Allocation, Receipt, StagedRow, Question, AccessKey, LogPiece)
 
 
 def records() -> str:
@@ -168,6 +168,7 @@ VERBS: dict[str, Callable[[Child, Work, Work, int], Any]] = {
     "seen": lambda made, first, second, offered: lifecycle.seen(made.caller, ["echo"], cpu=50.0),
     "claim": lambda made, first, second, offered: made.claim(),
     "accept": lambda made, first, second, offered: made.accept(offered),
+    "log": lambda made, first, second, offered: logs.take(made.caller, [Printed(first.allocation, 0, "a line\n")]),
     "release": lambda made, first, second, offered: lifecycle.release(made.caller, [second.allocation]),
     "report": lambda made, first, second, offered: made.report(done(first)),
     "report_failed": lambda made, first, second, offered: made.report(partly(first, first.start)),

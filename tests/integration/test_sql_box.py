@@ -68,8 +68,14 @@ def refused(api: Api, query: str, **more: Any) -> str:
 
 
 def children() -> list[psutil.Process]:
-    running = psutil.Process().children()
-    return [each for each in running if "dispatch.results.sql_process" in " ".join(each.cmdline())]
+    return [each for each in psutil.Process().children() if "dispatch.results.sql_process" in " ".join(_argv(each))]
+
+
+def _argv(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []  # it has ended, and may be waited for yet
 
 
 # What it is for
