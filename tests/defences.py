@@ -644,7 +644,8 @@ DEFENCES = (
     Defence(
         "a type's limit",
         "dispatch/seats.py",
-        "        used = self.by_type.get(task_type, 0)\n        if rule and rule.limit is not None and used >= rule.limit:",
+        "        used = self.by_type.get(task_type, 0)\n"
+        "        if rule and rule.limit is not None and used >= rule.limit:",
         "        used = self.by_type.get(task_type, 0)\n        if False:",
         ("tests/stateful/test_allocator.py::test_whatever_came_before_each_grant_is_the_one_that_the_rules_ask_for",),
     ),
