@@ -348,9 +348,8 @@ def about(store: Store, name: str, seconds: float) -> dict[str, Any]:
         try:
             with within(store, seconds, "count_seconds") as connection:
                 rows = quoted(catalogue.rows_of(name))
-                told["runs"], told["last_saved"] = _one(
-                    connection, f"SELECT count(DISTINCT _run), max(_saved_at) FROM {rows}", []
-                )
+                told["runs"], last = _one(connection, f"SELECT count(DISTINCT _run), max(_saved_at) FROM {rows}", [])
+            told["last_saved"] = last and last.replace(tzinfo=dt.UTC)
         except OutOfTime:
             pass
     return told

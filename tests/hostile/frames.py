@@ -25,6 +25,7 @@ _ENTRY: dict[str, Any] = {
     "offset": 0,
     "seconds": 1.0,
     "log": "text",
+    "log_start": 1,
     "stopped": 1,
     "part": 0,
     "nodes": ["a"],
@@ -44,6 +45,7 @@ _PICTURE = {"node": "a", "live": True, "seconds_ago": 0.0, "below": _COUNTS, "ch
 BODIES: dict[str, dict[str, Any]] = {
     "tell": {"answers": [{"id": 1, "status": 200, "detail": "text", "body": _PICTURE}]},
     "accept": {"allocations": [1]},
+    "log": {"logs": [[1, 0, "text"]]},
     "release": {"allocations": [1], "detail": "text"},
     "report": {"reports": [_ENTRY]},
     "beat": {

@@ -13,6 +13,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
+from api.agent import VERBS
 from nodes.messages import Beat, Below, Entry, ItemOutcome, Told
 from tests.hostile import frames
 from tests.hostile.victim import Victim, victim
@@ -55,6 +56,7 @@ def statuses(socket: Socket, sent: Iterator[str | bytes]) -> set[int]:
 
 def test_the_frames_here_have_every_field_that_messages_have() -> None:
     """So that a new field is attacked, too."""
+    assert set(frames.BODIES) == set(VERBS) - {"claim"}
     beat, entry = set(frames.BODIES["beat"]), set(frames.BODIES["report"]["reports"][0])
     assert set(Beat.__dataclass_fields__) - {"below"} | set(Below.__dataclass_fields__) <= beat
     assert set(Entry.__dataclass_fields__) - {"message", "inline", "digest", "by"} <= entry
