@@ -1,4 +1,4 @@
-"""The page of one allocation: one attempt at one shard by one node, with why, when, how it ended and what it printed."""
+"""The page of one allocation: one attempt at a shard by one node, with why, when, how it ended and what it printed."""
 
 from __future__ import annotations
 

@@ -156,13 +156,18 @@ def fields_of(executor: type[Executor], params: Mapping[str, Any]) -> dict[str, 
 
 
 def says(executor: type[Executor], typed: Mapping[str, str], params: Mapping[str, Any]) -> bool:
-    """Whether the fields say exactly ``params``, as JSON compares them."""
-    return written(_plain(params_of(executor, typed))) == written(_plain(params))
+    """Whether the fields say exactly ``params``."""
+    return _plain(executor, params_of(executor, typed)) == _plain(executor, params)
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what says nothing: an empty object is the same as none."""
-    return {name: value for name, value in params.items() if value is not None and value != {}}
+def _plain(executor: type[Executor], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing: an empty text, or object, where that is the default."""
+    empty = {param.name: param.default for param in executor.params if param.default in ("", {})}
+    empty |= {
+        p.name: p.default for each in executor.variants() if not each.within for p in each.params if p.default == ""
+    }
+    found = {name: value for name, value in params.items() if value is not None}
+    return {name: value for name, value in found.items() if name not in empty or value != empty[name]}
 
 
 def params_of_json(text: str) -> dict[str, Any]:

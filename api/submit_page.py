@@ -92,9 +92,11 @@ def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
     context = {
         "form": form,
         "typed": typed,
+        "items_typed": typed.get("items", ""),
+        "problems": list(form.problems.items()),
         "origin": typed.get("origin") or "typed",
-        "kinds": [executors.get(name) for name in executors.names()],
-        "kind": kind,
+        "kinds": [_told(executors.get(name)) for name in executors.names()],
+        "kind": _told(kind) if kind else None,
         "splits": kind is not None and kind.expand.__func__ is not Executor.expand.__func__,  # type: ignore[attr-defined]
         "groups": _groups(form),
         "own_settings": _settings_of(typed.get("type", "")) if kind and not again else {},
@@ -112,7 +114,14 @@ def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
         "now": int(timezone.now().timestamp() * 1000),
         **more,
     }
-    return render(request, "submit.html", context, status=400 if form.problem else 200)
+    # A script that draws the answer into the page would have its browser complain of each 400.
+    status = 400 if form.problem and not typed.get("drawn") else 200
+    return render(request, "submit.html", context, status=status)
+
+
+def _told(kind: type[Executor]) -> dict[str, Any]:
+    """What a template shows of a type; a class itself it would call."""
+    return {name: getattr(kind, name) for name in ("type", "title", "item_form", "items_optional")}
 
 
 def _groups(form: Form) -> list[Group]:

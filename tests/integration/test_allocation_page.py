@@ -8,8 +8,9 @@ from django.utils import timezone
 
 from dispatch import logs
 from dispatch.states import AllocationState, ShardState
+from nodes import messages
 from tests.integration import records
-from tests.integration.factory import Child, child, dispatch, submit
+from tests.integration.factory import child, submit
 
 pytestmark = pytest.mark.django_db
 
@@ -36,12 +37,14 @@ def test_it_has_the_reason_the_error_whole_and_the_way_to_the_item(browser: Clie
 
 
 def test_it_shows_what_was_printed_so_far(browser: Client) -> None:
-    run = records.run(2, type="echo")
-    each = records.allocation(run, records.node(), 0, 2)
-    html = browser.get(f"/allocations/{each.pk}").content.decode()
+    node = child()
+    submit(2)
+    each = node.works()[0].allocation
+    html = browser.get(f"/allocations/{each}").content.decode()
     assert "Waiting for output…" in html
-    logs.take(each.node_id, [{"id": each.pk, "start": 0, "text": "first\nsecond <i>line</i>\n"}])
-    html = browser.get(f"/allocations/{each.pk}").content.decode()
+    printed = messages.read_logs({"logs": [[each, 0, "first\nsecond <i>line</i>\n"]]})
+    logs.take(node.caller, printed)
+    html = browser.get(f"/allocations/{each}").content.decode()
     assert "second &lt;i&gt;line&lt;/i&gt;" in html
 
 

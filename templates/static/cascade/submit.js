@@ -12,6 +12,7 @@ let asked = 0;
 async function look(what) {
   const body = new URLSearchParams(new FormData(form));
   body.set("do", what);
+  body.set("drawn", "1");
   const mine = ++asked;
   form.setAttribute("aria-busy", "true");
   try {
