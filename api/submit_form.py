@@ -41,7 +41,8 @@ class Input:
 
     @property
     def hint(self) -> str:
-        words = [self.help] + ([self.allowed] if self.allowed and not self.choices else [])
+        default = f"default {self.default}" if self.default and not self.choices else ""
+        words = (self.help, "" if self.choices else self.allowed, default, self.kind)
         return " · ".join(word for word in words if word)
 
 

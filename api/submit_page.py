@@ -4,6 +4,7 @@ where it would start, and then the run, or a schedule of it. Also where a run is
 from __future__ import annotations
 
 import datetime as dt
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from nodes.transactions import write
 TYPED_ITEMS, TYPED_CHARACTERS = 1_000, 100_000
 """Of a run that is submitted again: with more items than this they are not written into the form, but named."""
 FIRES = 5
+_KEY = re.compile(r"[0-9a-f]{32}")
 ORIGINS = ("typed", "source_kind", "items_column", "run")
 
 
@@ -78,10 +80,15 @@ def show(request: HttpRequest) -> HttpResponse:
 
 
 def _run(number: str) -> Run:
-    found = Run.objects.filter(pk=int(number)).first() if number.isdecimal() and len(number) < 19 else None
+    found = Run.objects.filter(pk=_number(number)).first()
     if found is None:
         raise NotFound(f"there is no run {number[:20]}")
     return found
+
+
+def _number(text: str) -> int:
+    """0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
@@ -110,7 +117,7 @@ def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
         "misfires": Misfire.values,
         "zone": settings.CASCADE.time_zone,
         "open_options": any(typed.get(name) for name in submit_form.OPTIONS if name != "name"),
-        "scheduled": Task.objects.filter(pk=int(scheduled)).first() if scheduled.isdecimal() else None,
+        "scheduled": Task.objects.filter(pk=_number(scheduled)).first() if scheduled else None,
         "now": int(timezone.now().timestamp() * 1000),
         **more,
     }
@@ -139,7 +146,8 @@ def _listed(number: str) -> dict[str, Any] | None:
     if not number:
         return None
     try:
-        return {"run": int(number), "count": Frozen(bytes(_run(number).items)).count()}
+        run = _run(number)
+        return {"run": run.pk, "count": Frozen(bytes(run.items)).count()}
     except NotFound:
         return None
 
@@ -191,6 +199,10 @@ def act(request: HttpRequest) -> HttpResponse:
     """What a button of the page asks for; what speaks against it is said there, and what was typed stays."""
     typed = {name: str(value).replace("\r\n", "\n") for name, value in request.POST.items()}
     typed.pop("csrfmiddlewaretoken", None)
+    if not _KEY.fullmatch(typed.get("key", "")):
+        typed.pop("key", None)
+    if not _number(typed.get("again", "")):
+        typed.pop("again", None)
     do, form = typed.pop("do", ""), Form(typed)
     try:
         return _VERBS.get(do, _draw)(request, form)

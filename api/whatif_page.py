@@ -96,15 +96,15 @@ def _ids(asked: Mapping[str, str], form: re.Pattern[str], one: str) -> list[int]
 
 
 def _nodes(asked: Mapping[str, str]) -> list[NodeRow]:
-    """Those that the address names, or whose name has what it looks for; else the first ones."""
+    """Those that the address names, and those whose name has what it looks for, or else the first ones."""
     named = _ids(asked, _NODE, "node")
     known = Node.objects.prefetch_related("quotas").defer("facts", "speeds", "subtree", "description")
     found = {node.pk: node for node in known.filter(pk__in=named)}
     text, active = asked.get("find", "").replace("\x00", ""), known.filter(active=True).order_by("name")
     if text:
         found |= {node.pk: node for node in active.filter(name__icontains=text)[:NODES]}
-    elif not found:
-        found = {node.pk: node for node in active[:NODES]}
+    else:
+        found |= {node.pk: node for node in active[:NODES] if len(found) < NODES}
     now = timezone.now()
     rows = []
     for node in found.values():

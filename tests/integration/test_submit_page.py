@@ -292,7 +292,7 @@ def test_what_is_wrong_with_a_schedule_is_named(browser: Client, fields: dict[st
 
 # ---- a run again -------------------------------------------------------------------------------------------------
 
-AGAIN = [
+AGAIN: list[dict[str, Any]] = [
     {"type": "echo", "items": ["a", " b ", "[c]"], "params": {"seconds": 2}},
     {"type": "echo", "items": [1, 2.5, {"key": "k"}], "labels": {"a=b": "c, d"}, "affinity": {"x": "y"}},
     {
@@ -373,6 +373,14 @@ def test_a_text_that_fields_cannot_say_is_said_as_json() -> None:
     assert not submit_form.says(executor, submit_form.fields_of(executor, params), params)
     run = Run(pk=1, type="data_import", params=params, items=freeze(["AAPL"]), count=1)
     assert json.loads(submit_page.typed_of(run)["params"]) == params
+
+
+@pytest.mark.parametrize(
+    "fields", [{"key": "\x00"}, {"again": "x"}, {"again": "9" * 30}, {"origin": "run", "items_run": "x"}]
+)
+def test_hidden_fields_that_were_tampered_with_are_no_fault_of_ours(browser: Client, fields: dict[str, str]) -> None:
+    assert browser.post("/submit", {"do": "preview", "type": "echo", "items": "a", **fields}).status_code in (200, 400)
+    assert browser.get("/submit?scheduled=" + "9" * 40).status_code == 200
 
 
 def test_another_type_is_another_run(browser: Client) -> None:

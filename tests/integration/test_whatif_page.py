@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as htmls
 import re
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -28,7 +29,7 @@ def east() -> Node:
     return Node.objects.get(pk=node.pk)
 
 
-def page(browser: Client, status: int = 200, /, **query: str | int) -> str:
+def page(browser: Client, status: int = 200, /, **query: Any) -> str:
     answer = browser.get("/what-if", query)
     assert answer.status_code == status
     return htmls.unescape(answer.content.decode())

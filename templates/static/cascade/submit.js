@@ -4,7 +4,7 @@ import "./still.js";
 const form = document.getElementById("submission");
 const LOOKS = new Set(["draw", "form", "json", "preview", "fires"]);
 const DRAWN = {
-  draw: ["said", "work", "verbs", "preview", "schedule"], form: ["said", "work"], json: ["said", "work"],
+  draw: ["said", "work", "verbs", "preview", "schedule"], form: ["said", "params-part"], json: ["said", "params-part"],
   preview: ["said", "preview", "work"], fires: ["said", "fires"],
 };
 let asked = 0;
@@ -13,13 +13,13 @@ async function look(what) {
   const body = new URLSearchParams(new FormData(form));
   body.set("do", what);
   body.set("drawn", "1");
-  const mine = ++asked;
+  const [mine, sent] = [++asked, values()];
   form.setAttribute("aria-busy", "true");
   try {
     const said = await fetch(form.action, {method: "POST", body, redirect: "manual", cache: "no-store"});
     const text = await said.text();
     if (mine !== asked) return;
-    if (!said.headers.get("Content-Type")?.startsWith("text/html") || !draw(text, DRAWN[what])) throw new Error("no page");
+    if (!said.headers.get("Content-Type")?.startsWith("text/html") || !draw(text, DRAWN[what], sent)) throw new Error("no page");
     if (what === "draw") history.replaceState(null, "", form.elements.again ? location.href : `?type=${encodeURIComponent(form.elements.type.value)}`);
     if (what === "preview" || what === "fires") reveal(what);
   } catch {
@@ -29,9 +29,18 @@ async function look(what) {
   }
 }
 
-function draw(text, ids) {
+function values() {
+  return new Map([...form.elements].filter((each) => each.id && "value" in each).map((each) => [each.id, each.value]));
+}
+
+function draw(text, ids, sent) {
   const fresh = new DOMParser().parseFromString(text, "text/html");
   if (!fresh.getElementById("submission")) return false;
+  // What was typed while the answer was on its way stays.
+  for (const [id, value] of values()) {
+    const field = fresh.getElementById(id);
+    if (field && sent.has(id) && sent.get(id) !== value) field.value = value;
+  }
   const held = document.activeElement?.id;
   const open = new Set([...form.querySelectorAll("details[open] > summary")].map((each) => each.textContent));
   for (const id of ids) document.getElementById(id).replaceWith(fresh.getElementById(id));
