@@ -20,8 +20,8 @@ OPTION = 200
 
 @dataclass(frozen=True)
 class Input:
-    """A field as shown. ``value`` is text; ``choices`` are of a list to choose from, and ``redraws`` of one whose value
-    decides which other fields there are."""
+    """A field as shown. ``value`` is text; ``choices`` are of a list to choose from. ``redraws``: its value decides
+    which other fields there are; ``suggested`` are values that bring some."""
 
     id: str
     label: str
@@ -33,6 +33,7 @@ class Input:
     value: str
     choices: tuple[str, ...] = ()
     redraws: bool = False
+    suggested: tuple[str, ...] = ()
     problem: str = ""
 
     @property
@@ -59,11 +60,14 @@ class Group:
 
 def groups(executor: type[Executor], typed: Mapping[str, str], problems: Mapping[str, str]) -> list[Group]:
     """The fields of the params of a type for what is ``typed``, by the fields' names; ``problems`` by the API's."""
-    variants, deciding = chosen(executor, typed), {variant.by for variant in executor.variants()}
+    variants = chosen(executor, typed)
+    deciding: dict[str, tuple[str, ...]] = {}
+    for variant in executor.variants():
+        deciding[variant.by] = (*deciding.get(variant.by, ()), variant.value)
     narrowed = {name: choices for variant in variants for name, choices in variant.choices.items()}
     within = {variant.within for variant in variants if variant.within}
     own = tuple(
-        _input(param, f"p.{param.name}", typed, problems, narrowed.get(param.name), param.name in deciding)
+        _input(param, f"p.{param.name}", typed, problems, narrowed.get(param.name), deciding.get(param.name, ()))
         for param in executor.params
         if param.name not in within
     )
@@ -89,7 +93,7 @@ def _input(
     typed: Mapping[str, str],
     problems: Mapping[str, str],
     choices: Sequence[Any] | None = None,
-    redraws: bool = False,
+    deciding: tuple[str, ...] = (),
 ) -> Input:
     if param.kind == "boolean":
         choices = ("true", "false")
@@ -106,7 +110,8 @@ def _input(
         required=param.default is REQUIRED,
         value=typed.get(name, ""),
         choices=tuple(text_of(choice) for choice in choices or () if choice != ""),
-        redraws=redraws,
+        redraws=bool(deciding),
+        suggested=deciding,
         problem=problems.get(path_of(name), ""),
     )
 

@@ -28,7 +28,7 @@ from dispatch import balancers, lifecycle, schedule
 from dispatch.explaining import drafts
 from dispatch.items import Frozen
 from dispatch.lifecycle import origins
-from dispatch.lifecycle.submit import defaults
+from dispatch.lifecycle.submit import defaults, with_settings
 from dispatch.models import Fallback, Misfire, Run, Source, Task, TypeSettings
 from dispatch.results import room
 from nodes import executors
@@ -40,7 +40,7 @@ TYPED_ITEMS, TYPED_CHARACTERS = 1_000, 100_000
 """Of a run that is submitted again: with more items than this they are not written into the form, but named."""
 FIRES = 5
 _KEY = re.compile(r"[0-9a-f]{32}")
-ORIGINS = ("typed", "source_kind", "items_column", "run")
+ORIGINS = ("typed", "source_kind", "items_column", "all", "run")
 
 
 @dataclass
@@ -128,7 +128,8 @@ def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
 
 def _told(kind: type[Executor]) -> dict[str, Any]:
     """What a template shows of a type; a class itself it would call."""
-    return {name: getattr(kind, name) for name in ("type", "title", "item_form", "items_optional")}
+    told = {name: getattr(kind, name) for name in ("type", "title", "item_form", "items_optional")}
+    return told | {"sources": any(variant.by == "source" for variant in kind.variants())}
 
 
 def _groups(form: Form) -> list[Group]:
@@ -346,7 +347,7 @@ def _wished(form: Form) -> dict[str, Any]:
     }
     if split := typed.get("split", "").strip():
         said["split"] = split
-    said |= _origin(executor, typed)
+    said |= _origin(executor, typed, said["params"])
     asked = Submission(data=said)
     asked.is_valid(raise_exception=True)
     return dict(asked.validated_data)
@@ -358,12 +359,14 @@ def _params(form: Form) -> dict[str, Any]:
     return submit_form.params_of(form.executor, form.typed) if form.executor else {}
 
 
-def _origin(executor: type[Executor], typed: Mapping[str, str]) -> dict[str, Any]:
+def _origin(executor: type[Executor], typed: Mapping[str, str], params: Mapping[str, Any]) -> dict[str, Any]:
     origin = typed.get("origin") or "typed"
     if origin not in ORIGINS:
         raise FieldError("origin", f"{shown(origin)} is not one of: {', '.join(ORIGINS)}")
     if origin == "run":
         return {"items": Frozen(bytes(_run(typed.get("items_run", "")).items)).all()}
+    if origin == "all":
+        return {"items": origins.symbols_of(executor.type, executor.check(with_settings(executor.type, params)))}
     if origin in origins.FIELDS:
         if not (value := typed.get(origin, "").strip()):
             raise FieldError(origin, "is empty, and items are to come from it")

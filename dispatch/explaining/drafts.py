@@ -46,9 +46,10 @@ def _cut(count: int, size: int) -> str:
     seconds = settings.CASCADE.target_seconds
     if count == 1:
         return "1 shard of 1 item"
+    most = f"; at most {MOST_ITEMS:,} items each" if count > MOST_ITEMS else ""
     return (
-        f"shards sized for each node: single items first, to measure, then what takes about {seconds:g} s there, "
-        f"and less towards the end; at most {min(count, MOST_ITEMS):,} items each"
+        "shards sized for each node: single items first, to measure, then what takes about "
+        f"{seconds:g} s there, and less towards the end{most}"
     )
 
 

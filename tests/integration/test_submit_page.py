@@ -171,6 +171,15 @@ def test_items_may_come_from_sources(browser: Client) -> None:
     assert Frozen(bytes(run.items)).all() == ["AAPL"]
 
 
+def test_items_may_be_every_symbol_of_a_source(browser: Client) -> None:
+    run = submitted(browser, type="data_import", origin="all", **{"p.source": "sample"})
+    assert "AAPL" in Frozen(bytes(run.items)).all()
+    page = htmls.unescape(send(browser, "run", 400, type="backtest", origin="all", **{"p.strategy": "buy_and_hold"}))
+    assert "all: source 'store' cannot list its symbols" in page
+    page = htmls.unescape(send(browser, "run", 400, type="echo", origin="all"))
+    assert "all: echo has no source that lists its items" in page
+
+
 # ---- as JSON -----------------------------------------------------------------------------------------------------
 
 
