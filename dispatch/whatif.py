@@ -77,7 +77,8 @@ class Changes:
     priorities: Mapping[int, int] = field(default_factory=dict)
     rates: Mapping[str, tuple[float, int] | None] = field(default_factory=dict)
     draft: Run | None = None
-    """A run that is not stored (``lifecycle.draft``), which would be there as well; see ``kept.supposed``."""
+    """A run that is not stored (``lifecycle.draft``), which would be there as well; see ``kept.supposed``. Then only
+    its own reasons are told, and nothing of how it is without it."""
 
     def __bool__(self) -> bool:
         return bool(self.nodes or self.add or self.priorities or self.rates or self.draft)
@@ -129,16 +130,18 @@ def _suppose(changes: Changes) -> Answer:
     supposed = _with_priorities(supposed, changes.priorities, noted)
     supposed = _with_draft(supposed, changes.draft)
     supposed = _with_rates(supposed, changes.rates, noted)
+    alone = [changes.draft.pk] if changes.draft else []
+    if alone:
+        stored = replace(stored, runs=[])
     before, after = queue.read(stored, now), queue.read(supposed, now)
     first, whole_before = _bounded(before)
     second, whole = _bounded(after)
     plan_before = allocate(first.demands, first.offers, first.terms)
-    drafts = [changes.draft.pk] if changes.draft else []
     plan = allocate(
         second.demands,
         second.offers,
         second.terms,
-        explain=lambda plan: [*drafts, *(run for run, _ in left(second, plan))],
+        explain=lambda plan: alone or [run for run, _ in left(second, plan)],
     )
     most = max(len(plan.grants), len(plan_before.grants))
     return Answer(

@@ -14,7 +14,7 @@ from tests.integration.factory import child, submit
 
 pytestmark = pytest.mark.django_db
 
-ODD = "<b>bold</b> \u202eright \U0001f600 " + "x" * 180
+ODD = "<b>bold</b> \u202eright \U0001f600 " + "x" * 150
 
 
 def test_it_has_the_reason_the_error_whole_and_the_way_to_the_item(browser: Client) -> None:
