@@ -91,18 +91,19 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
 
 def _reshaped(detail: Any) -> dict[str, Any]:
     """DRF's nested messages with the first of them, and its path, on top."""
-    path, message = next(_flat(detail, ()), ((), "is not valid"))
+    path, message = next(flat(detail, ()), ((), "is not valid"))
     return {"field": ".".join(path) or "body", "detail": message, "errors": detail}
 
 
-def _flat(detail: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+def flat(detail: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, message) of each of DRF's nested messages."""
     if isinstance(detail, Mapping):
         for name, part in detail.items():
-            yield from _flat(part, path if name == "non_field_errors" else (*path, str(name)))
+            yield from flat(part, path if name == "non_field_errors" else (*path, str(name)))
     elif isinstance(detail, list):
         for number, part in enumerate(detail):
             # A list of texts is one field's messages; of anything else, one entry per element sent.
-            yield from _flat(part, path if isinstance(part, str) else (*path, str(number)))
+            yield from flat(part, path if isinstance(part, str) else (*path, str(number)))
     else:
         yield path, str(detail)
 

@@ -18,7 +18,7 @@ from api.parts import NodeView, Part, Snapshot, Views, iso, lasted, render_parts
 from dispatch import events
 from dispatch.models import SyncLog
 from nodes import keys, registry, starting
-from nodes.fields import QuotaSpec, parse_quota
+from nodes.fields import QuotaSpec, parse_quota, spelled
 from nodes.keys import IssuedKey
 from nodes.models import AccessKey, Node, Quota
 from nodes.protocol import CascadeError, FieldError, NotFound
@@ -160,19 +160,12 @@ def show(
         "problem": problem,
         "made": made,
         "commands": starting.commands(node, address, *key),
-        "quotas": "\n".join(map(_spelled, Quota.objects.filter(node=node))) if quotas is None else quotas,
+        "quotas": "\n".join(map(spelled, Quota.objects.filter(node=node))) if quotas is None else quotas,
         "capacity": request.POST.get("capacity", node.capacity),
         "relay": node.role == Node.Role.RELAY,
         "signs_in": not node.embedded,
     }
     return render(request, "node.html", context, status=400 if problem else 200)
-
-
-def _spelled(quota: Quota) -> str:
-    """As ``parse_quota`` reads it."""
-    item = f"[{quota.item}]" if quota.item else ""
-    limit = "" if quota.limit is None else f"/{quota.limit}"
-    return f"{quota.task_type}{item}={quota.slots}{limit}"
 
 
 def act(request: HttpRequest, pk: int, verb: str) -> HttpResponse:

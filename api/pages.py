@@ -17,9 +17,9 @@ from django.utils import timezone
 from django.utils.encoding import force_bytes, force_str
 from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base64_encode
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_POST, require_safe
+from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
-from api import below, node_page, overview, run_page, runs_page
+from api import allocation_page, below, items_page, node_page, overview, run_page, runs_page, submit_page, whatif_page
 from nodes.protocol import NotFound
 from nodes.transactions import write
 
@@ -94,6 +94,44 @@ def node_verb(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
         return node_page.act(request, pk, verb)
     except NotFound as error:
         raise Http404(str(error)) from None
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@never_cache
+@staff_member_required
+def submit(request: HttpRequest) -> HttpResponse:
+    """The form of a run; a POST is one of its buttons."""
+    try:
+        return submit_page.act(request) if request.method == "POST" else submit_page.show(request)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def run_items(request: HttpRequest, pk: int) -> HttpResponse:
+    try:
+        return items_page.show(request, pk)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def allocation(request: HttpRequest, pk: int) -> HttpResponse:
+    try:
+        return allocation_page.show(request, pk)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def what_if(request: HttpRequest) -> HttpResponse:
+    return whatif_page.show(request)
 
 
 # ---- one-time sign-in --------------------------------------------------------------------------------------------
@@ -172,8 +210,12 @@ urlpatterns = [
     path("", front_page, name="overview"),
     path("runs", runs, name="runs"),
     path("runs/<int:pk>", run, name="run"),
+    path("runs/<int:pk>/items", run_items, name="run-items"),
     path("runs/<int:pk>/cancel", run_verb, {"verb": "cancel"}, name="run-cancel"),
     path("runs/<int:pk>/retry", run_verb, {"verb": "retry"}, name="run-retry"),
+    path("allocations/<int:pk>", allocation, name="allocation"),
+    path("submit", submit, name="submit"),
+    path("what-if", what_if, name="what-if"),
     path("nodes/<int:pk>", node, name="node"),
     *(
         path(f"nodes/<int:pk>/{verb}", node_verb, {"verb": verb}, name=f"node-{verb}")

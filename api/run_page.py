@@ -81,6 +81,7 @@ class WaitsView:
     """Runs before it in line: id, name, why."""
     reasons: tuple[tuple[str, str], ...] = ()
     """Each with how many nodes it holds for, and who they are."""
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def _waits(run: Run) -> WaitsView:
         if place
         else (),
         tuple((str(group), _names(group.names, group.nodes)) for group in found.groups),
+        run.pk,
     )
 
 

@@ -76,9 +76,12 @@ class Changes:
     add: Sequence[NewNode] = ()
     priorities: Mapping[int, int] = field(default_factory=dict)
     rates: Mapping[str, tuple[float, int] | None] = field(default_factory=dict)
+    draft: Run | None = None
+    """A run that is not stored (``lifecycle.draft``), which would be there as well; see ``kept.supposed``. Then only
+    its own reasons are told, and nothing of how it is without it."""
 
     def __bool__(self) -> bool:
-        return bool(self.nodes or self.add or self.priorities or self.rates)
+        return bool(self.nodes or self.add or self.priorities or self.rates or self.draft)
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,20 @@ def _suppose(changes: Changes) -> Answer:
     noted: list[tuple[str, str, Any, Any]] = []
     supposed = _with_nodes(stored, nodes, changes, now, noted)
     supposed = _with_priorities(supposed, changes.priorities, noted)
+    supposed = _with_draft(supposed, changes.draft)
     supposed = _with_rates(supposed, changes.rates, noted)
+    alone = [changes.draft.pk] if changes.draft else []
+    if alone:
+        stored = replace(stored, runs=[])
     before, after = queue.read(stored, now), queue.read(supposed, now)
     first, whole_before = _bounded(before)
     second, whole = _bounded(after)
     plan_before = allocate(first.demands, first.offers, first.terms)
     plan = allocate(
-        second.demands, second.offers, second.terms, explain=lambda plan: [run for run, _ in left(second, plan)]
+        second.demands,
+        second.offers,
+        second.terms,
+        explain=lambda plan: alone or [run for run, _ in left(second, plan)],
     )
     most = max(len(plan.grants), len(plan_before.grants))
     return Answer(
@@ -263,6 +273,13 @@ def _with_priorities(stored: queue.Stored, wanted: Mapping[int, int], noted: lis
             noted.append((f"run {pk}", "priority", run.priority, priority))
         run.priority, runs[pk] = priority, run
     return replace(stored, runs=list(runs.values()))
+
+
+def _with_draft(stored: queue.Stored, draft: Run | None) -> queue.Stored:
+    if draft is None:
+        return stored
+    limits = stored.limits or (buckets.limits() if draft.rate_key else stored.limits)
+    return replace(stored, runs=[*stored.runs, draft], limits=limits)
 
 
 def _with_rates(stored: queue.Stored, wanted: Mapping[str, tuple[float, int] | None], noted: list[Any]) -> queue.Stored:

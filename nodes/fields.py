@@ -18,7 +18,7 @@ from django.core.exceptions import ValidationError
 
 from nodes import executors
 from nodes.executors.base import shown
-from nodes.models import Node, name_validator
+from nodes.models import Node, Quota, name_validator
 from nodes.protocol import SLOTS_LIMIT, FieldError
 
 CAPACITY_LIMIT = 10_000
@@ -48,6 +48,13 @@ def parse_quota(text: str) -> QuotaSpec:
     if item == "":
         raise FieldError("quota", f"{shown(text)}: between [ and ] an item is missing")
     return QuotaSpec(task_type, int(slots), item or "", None if limit is None else int(limit))
+
+
+def spelled(quota: Quota) -> str:
+    """As ``parse_quota`` reads it."""
+    item = f"[{quota.item}]" if quota.item else ""
+    limit = "" if quota.limit is None else f"/{quota.limit}"
+    return f"{quota.task_type}{item}={quota.slots}{limit}"
 
 
 def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

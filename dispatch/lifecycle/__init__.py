@@ -16,10 +16,11 @@ from dispatch.lifecycle.recalled import recall, withdraw
 from dispatch.lifecycle.reports import report
 from dispatch.lifecycle.saving import copied, damaged, lost, not_copied, saved
 from dispatch.lifecycle.staged import begin, report_failure, report_staged, stage
-from dispatch.lifecycle.submit import submit, submit_task
+from dispatch.lifecycle.submit import Draft, draft, submit, submit_task
 
 __all__ = [
     "OFFER_LIMIT",
+    "Draft",
     "accept",
     "append",
     "beat",
@@ -31,6 +32,7 @@ __all__ = [
     "copy",
     "damaged",
     "disconnected",
+    "draft",
     "expire",
     "forgive",
     "grant",

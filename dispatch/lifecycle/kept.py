@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 from dispatch.items import Growing
@@ -24,9 +27,26 @@ def _one(asked: Prepared[Any], run_id: int) -> tuple[Any, ...]:
     return found[0]
 
 
+_drafts: dict[int, Run] = {}
+_numbers = count(-1, -1)
+
+
+@contextmanager
+def supposed(run: Run) -> Iterator[None]:
+    """Meanwhile ``run``, which is not stored, has a number below 0 that no other one has, and is known here by it."""
+    run.pk = next(_numbers)
+    _drafts[run.pk] = run
+    try:
+        yield
+    finally:
+        del _drafts[run.pk]
+
+
 @lru_cache(maxsize=64)
 def about(run_id: int) -> dict[str, Any]:
     """What a child must know of a run; it never changes."""
+    if run_id in _drafts:
+        return {name: getattr(_drafts[run_id], name) for name in ABOUT}
     return dict(zip(ABOUT, _one(_ABOUT, run_id), strict=True))
 
 
@@ -46,6 +66,8 @@ def remembered(run_id: int) -> dict[str, Any] | None:
 @lru_cache(maxsize=16)
 def frozen(run_id: int) -> Growing:
     """A run's items; they never change, so they are read once, and what is added when it is asked for."""
+    if run_id in _drafts:
+        return Growing(bytes(_drafts[run_id].items), lambda start, stop: ())
     (blob,) = _one(_ITEMS, run_id)
 
     def later(start: int, stop: int | None) -> list[tuple[int, int, bytes]]:

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 
 from dispatch.models import Source, Task
+from nodes import executors, providers
 from nodes.executors.base import Item, shown
 from nodes.protocol import FieldError
 
@@ -65,6 +66,20 @@ def values_of(text: str) -> list[Item]:
         raise FieldError("items_column", error.message) from None
     found = [value for batch in rows for value in batch.column(0).to_pylist() if value is not None and value != ""]
     return plain(text, found)
+
+
+def symbols_of(
+    task_type: str, params: Mapping[str, Any], field: str = "all", column: str = "items_column"
+) -> list[Item]:
+    """Every symbol that the source in ``params``, checked ones, can list. Raises FieldError on ``field``; ``column`` is
+    what whoever asks calls the other way."""
+    if not any(variant.by == "source" for variant in executors.get(task_type).variants()):
+        raise FieldError(field, f"{task_type} has no source that lists its items")
+    symbols = providers.get(params["source"])(params).symbols()
+    if not symbols:
+        hint = f"; {column} kline.symbol can" if params["source"] == "store" else ""
+        raise FieldError(field, f"source {params['source']!r} cannot list its symbols{hint}")
+    return list(symbols)
 
 
 def plain(text: str, values: list[Any]) -> list[Item]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -64,6 +65,82 @@ def submit(
     raises calls both off.
     Raises FieldError for anything that could never be run, Unprocessable for a key used with another submission.
     """
+    made = draft(
+        type=type,
+        items=items,
+        params=params,
+        name=name,
+        split=split,
+        priority=priority,
+        timeout=timeout,
+        max_attempts=max_attempts,
+        backoff=backoff,
+        shard_size=shard_size,
+        balancer=balancer,
+        labels=labels,
+        affinity=affinity,
+        rate_key=rate_key,
+        fallback=fallback,
+        island_seconds=island_seconds,
+    )
+    run, executor = made.run, executors.get(type)
+    run.task, run.fire_time, run.submitted_by = task, fire_time, submitted_by[:150]
+    if idempotency_key is not None:
+        run.idempotency_key = check_text("Idempotency-Key", idempotency_key, 160)
+        # The key remembers what it stood for, so that a reuse by mistake does not pass for a repetition.
+        work = {name: getattr(run, name) for name in WORK_FIELDS}
+        meant = {name: value for name, value in work.items() if name != "island_seconds" or value is not None}
+        run.fingerprint = hashlib.sha256(bytes(run.items) + json.dumps(meant, sort_keys=True).encode()).hexdigest()
+        if (earlier := _submitted_before(run)) is not None:
+            return earlier
+    # Not part of what an idempotency key stands for: it depends on who is there.
+    run.shard_size = fitting_size(run)
+    try:
+        with write():
+            if first is not None:
+                first()
+            run.save(force_insert=True)
+            if executor.grows or run.growing:
+                SeenItem.objects.bulk_create(seen(run.pk, made.items), SLICE)
+    except IntegrityError:
+        # Two submissions raced with one key: the other one's run is the run. (Or the fire time has its run already.)
+        if idempotency_key is None or (earlier := _submitted_before(run)) is None:
+            raise
+        return earlier
+    events.changed()
+    if run.growing:
+        events.plan()
+    return run
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A run as it would be submitted, not stored, and the ``items`` that it begins with."""
+
+    run: Run
+    items: list[Item]
+
+
+def draft(
+    *,
+    type: str,
+    items: Sequence[Item],
+    params: Mapping[str, Any] | None = None,
+    name: str = "",
+    split: str = "",
+    priority: int | None = None,
+    timeout: float | None = None,
+    max_attempts: int | None = None,
+    backoff: float = 1.0,
+    shard_size: int = 0,
+    balancer: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    affinity: Mapping[str, str] | None = None,
+    rate_key: str = "",
+    fallback: str = Fallback.ALLOWED,
+    island_seconds: float | None = None,
+) -> Draft:
+    """What ``submit`` would store of these. Raises FieldError as it does; changes nothing."""
     executor = executors.get(type)
     checked = executor.check(with_settings(type, params or {}))
     frozen = check_items(type, items, dict(checked), split)
@@ -88,44 +165,21 @@ def submit(
         "island_seconds": island_seconds,
     }
     check_work(work)
-    blob = freeze(frozen)
     run = Run(
         **work,
-        items=blob,
+        items=freeze(frozen),
         count=len(frozen),
         name=check_text("name", name, 200),
-        task=task,
-        fire_time=fire_time,
-        submitted_by=submitted_by[:150],
         hands=hands_of(executor, frozen, checked),
         expected=expected,
         growing=expected is not None and expected > len(frozen),
     )
-    if idempotency_key is not None:
-        run.idempotency_key = check_text("Idempotency-Key", idempotency_key, 160)
-        # The key remembers what it stood for, so that a reuse by mistake does not pass for a repetition.
-        meant = {name: value for name, value in work.items() if name != "island_seconds" or value is not None}
-        run.fingerprint = hashlib.sha256(blob + json.dumps(meant, sort_keys=True).encode()).hexdigest()
-        if (earlier := _submitted_before(run)) is not None:
-            return earlier
-    # Not part of what an idempotency key stands for: it depends on who is there.
-    run.shard_size = run.shard_size or packages.fair_size(type, run.count, run.labels)
-    try:
-        with write():
-            if first is not None:
-                first()
-            run.save(force_insert=True)
-            if executor.grows or run.growing:
-                SeenItem.objects.bulk_create(seen(run.pk, frozen), SLICE)
-    except IntegrityError:
-        # Two submissions raced with one key: the other one's run is the run. (Or the fire time has its run already.)
-        if idempotency_key is None or (earlier := _submitted_before(run)) is None:
-            raise
-        return earlier
-    events.changed()
-    if run.growing:
-        events.plan()
-    return run
+    return Draft(run, frozen)
+
+
+def fitting_size(run: Run) -> int:
+    """Items per shard of a run that is about to be submitted, by who is there for it; 0: sized for each node."""
+    return run.shard_size or packages.fair_size(run.type, run.count, run.labels)
 
 
 def seen(run_id: int, items: Iterable[Item]) -> list[SeenItem]:

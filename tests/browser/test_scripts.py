@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page
 
@@ -110,4 +112,24 @@ def test_the_api_is_never_read_as_a_page(poisoned: Victim, operator: BrowserCont
             assert answer.headers["content-type"].startswith("application/json")
         assert page.evaluate("window.__pwned") is None
     assert [each for each in said if "status of 404" not in each] == []
+    page.close()
+
+
+def test_pages_that_submit_and_explain_show_marks_as_text(poisoned: Victim, operator: BrowserContext) -> None:
+    page, said = watched(operator)
+    runs = poisoned.tree.json("GET", "/api/v1/runs?limit=6")["results"]
+    allocations = poisoned.tree.json("GET", "/api/v1/allocations?limit=5")["results"]
+    addresses = [f"/submit?again={run['id']}" for run in runs] + [f"/runs/{run['id']}/items?index=0" for run in runs]
+    addresses += [f"/allocations/{each['id']}" for each in allocations]
+    marked = 0
+    for address in [*addresses, f"/what-if?add.name=x&add.labels={quote(MARKS[0])}%3D1&run={runs[0]['id']}"]:
+        page.goto(poisoned.tree.url + address, wait_until="domcontentloaded")
+        clean(page, [each for each in said if "status of 400" not in each])
+        marked += "__pwned" in page.content()
+    assert marked > 8
+    page.goto(f"{poisoned.tree.url}/submit?again={runs[0]['id']}")
+    page.fill("#name", MARKS[0])
+    page.get_by_role("button", name="Preview").click()
+    page.locator("#preview:not(.nothing)").wait_for()
+    clean(page, [each for each in said if "status of 400" not in each])
     page.close()

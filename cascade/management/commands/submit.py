@@ -18,7 +18,7 @@ from dispatch.lifecycle import origins
 from dispatch.lifecycle.submit import with_settings
 from dispatch.models import Fallback, Run
 from dispatch.states import RUN_ENDED, RunState
-from nodes import executors, providers
+from nodes import executors
 from nodes.executors.base import Item
 from nodes.protocol import FieldError
 
@@ -157,15 +157,8 @@ class Command(console.Command):
 
 def _all_items(task_type: str, params: dict[str, Any]) -> list[Item]:
     """Every symbol of the source that ``params`` name. Raises FieldError."""
-    executor = executors.get(task_type)
-    if not any(variant.by == "source" for variant in executor.variants()):
-        raise FieldError("--all", f"{task_type} has no source that lists its items")
-    checked = executor.check(with_settings(task_type, params))
-    symbols = providers.get(checked["source"])(checked).symbols()
-    if not symbols:
-        hint = "; --items-column kline.symbol can" if checked["source"] == "store" else ""
-        raise FieldError("--all", f"source {checked['source']!r} cannot list its symbols{hint}")
-    return list(symbols)
+    checked = executors.get(task_type).check(with_settings(task_type, params))
+    return origins.symbols_of(task_type, checked, "--all", "--items-column")
 
 
 def _file_items(path: str, column: str) -> list[Item]:
