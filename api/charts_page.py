@@ -109,7 +109,7 @@ def candles(request: HttpRequest, name: str) -> HttpResponse:
         "periods": ("auto", *charts.PERIODS),
         "asked": asked,
         "signals": "signals" in request.GET,
-        "indicators": answer["indicators"] if answer else [],
+        "indicators": answer["indicators"] if answer else asked,
         "answer": answer,
         "rows_link": f"{reverse('table', args=[name])}?{urlencode({'symbol': symbol, 'freq': freq})}",
     }
@@ -186,7 +186,6 @@ def backtest(request: HttpRequest) -> HttpResponse:
             "figures": figures,
             "others": [(n, cell(n, "", v)) for n, v in numbers.items() if n not in FIGURES and n != "params"],
             "params": [(n, str(v)) for n, v in (numbers.get("params") or {}).items()],
-            "trade_columns": list(answer["trades"][0]) if answer["trades"] else [],
             "trades": [[cell(n, "", v) for n, v in each.items()] for each in answer["trades"]],
             "trades_link": f"{reverse('table', args=['backtest_trades'])}?"
             + urlencode({n: v for n, v in answer["key"].items() if v is not None}),
@@ -270,7 +269,6 @@ def optimization(request: HttpRequest) -> HttpResponse:
         context |= {
             "heat": _heat(answer["heat"], answer["direction"]) if answer["heat"] else None,
             "history": _history(answer["history"]["rows"]),
-            "best_columns": [each.column for each in best[0]] if best else [],
             "best_params": [(n, str(v)) for n, v in ((answer["best"] or {}).get("params") or {}).items()],
             "best_value": short(answer["best"]["value"]) if answer["best"] else "",
             "rows_link": f"{reverse('table', args=['optimization'])}?"

@@ -65,6 +65,7 @@ def _page(
     if answer is not None:
         context |= {
             "columns": answer["columns"],
+            "heads": [{**each, "kind": _kind(each["type"])} for each in answer["columns"]],
             "rows": [_cells(answer["columns"], row) for row in answer["rows"]],
             "amount": f"{len(answer['rows']):,}",
             "truncated": answer["truncated"],
@@ -77,11 +78,19 @@ def _said(problem: CascadeError) -> str:
     return problem.message if isinstance(problem, FieldError) and problem.field == "query" else str(problem)
 
 
-def _cells(columns: list[Any], row: list[Any]) -> list[Cell]:
-    names = [each["name"] if isinstance(each, dict) else str(each) for each in columns]
+def _kind(arrow: str) -> str:
+    """Numbers stand to the right."""
+    return "number" if arrow.startswith(("int", "uint", "float", "double", "decimal")) else ""
+
+
+def _cells(columns: list[dict[str, str]], row: list[Any]) -> list[Cell]:
     return [
-        cell(name, "", json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value)
-        for name, value in zip(names, row, strict=True)
+        cell(
+            each["name"],
+            "float64" if _kind(each["type"]) else "",
+            json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value,
+        )
+        for each, value in zip(columns, row, strict=True)
     ]
 
 

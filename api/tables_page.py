@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Cell:
 def cell(column: str, kind: str, value: Any, link: str = "") -> Cell:
     """A value as people read it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return Cell(column, "–", "none")
+        return Cell(column, "–", "none number" if kind in NUMBERS else "none")
     if isinstance(value, bool):
         return Cell(column, "true" if value else "false")
     if isinstance(value, int):
@@ -76,11 +77,17 @@ def cell(column: str, kind: str, value: Any, link: str = "") -> Cell:
         text = short(value)
         return Cell(column, text, "number", "" if text == whole.removesuffix(".0") else whole)
     text = moment(value) if isinstance(value, dt.date) else str(plain(value))
+    if _MOMENT.fullmatch(text):
+        text, kind = text.replace("T", " ").removesuffix(" 00:00:00"), "timestamp"
     if not text:
         return Cell(column, "“”", "none")
     if len(text) > CELL:
         return Cell(column, f"{text[:CELL]}…", "text", f"{len(text):,} characters; a file has them all", link)
     return Cell(column, text, "time" if kind == "timestamp" else "text", link=link)
+
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?")
+"""A time as JSON has it."""
 
 
 def short(value: float) -> str:
@@ -352,22 +359,22 @@ def _typed(column: str, address: Address, wrong: CascadeError | None) -> tuple[s
 
 def _shown(shape: pages.Shape, address: Address, read: Read, raw: bool) -> dict[str, Any]:
     types = {**shape.types, **LINEAGE}
+    # Where a row came from is why it is asked for, so it comes first.
+    places = sorted(range(len(read.page.columns)), key=lambda at: read.page.columns[at] not in LINEAGE)
+    names = [read.page.columns[at] for at in places]
+    ordered = [[row[at] for at in places] for row in read.page.rows]
     rows = [
-        [
-            cell(name, types[name], value, _lineage(name, value))
-            for name, value in zip(read.page.columns, row, strict=True)
-        ]
-        for row in read.page.rows
+        [cell(name, types[name], value, _lineage(name, value)) for name, value in zip(names, row, strict=True)]
+        for row in ordered
     ]
-    chart = [_chart(shape.name, dict(zip(read.page.columns, row, strict=True))) for row in read.page.rows]
+    chart = [_chart(shape.name, dict(zip(names, row, strict=True))) for row in ordered]
     statement = urlencode({"query": read.sql})
+    heads = {each.name: each for each in _columns(shape, address, raw, None)}
     return {
         "read": read,
         "rows": list(zip(rows, chart, strict=True)),
         "charts": any(chart),
-        "heads": [
-            each for name in read.page.columns for each in _columns(shape, address, raw, None) if each.name == name
-        ],
+        "heads": [heads[name] for name in names],
         "took": f"{read.took:.3g}" if read.took < 100 else f"{read.took:,.0f}",
         "amount": amount(read.count.rows, read.count.exact),
         "one": read.count.rows == 1 and read.count.exact,
