@@ -49,6 +49,8 @@ COUNTED_UNASKED = 2
 """Columns of the key whose values are counted without having been chosen."""
 VALUES = 10
 NUMBERS = ("int64", "float64")
+LINKED = 1_000
+"""Longest value that a link filters by."""
 STATEMENT = 4_000
 """Longest statement that goes into an address."""
 
@@ -291,7 +293,7 @@ def _facet(found: Mapping[str, Any], address: Address, others: Sequence[str]) ->
         chosen = address.tests.get(name) == value
         link = address.without(name) if chosen else address.having(name, value)
         text = "no value" if empty else value or "“”"
-        values.append(ValueView(text[:CELL], f"{each['rows']:,}", str(link), chosen))
+        values.append(ValueView(text[:CELL], f"{each['rows']:,}", str(link) if len(value) <= LINKED else "", chosen))
     away = address.counting(each for each in (address.facets or others) if each != column)
     return FacetView(column, tuple(values), found["more"], found["finished"], str(away))
 

@@ -4,15 +4,25 @@ import {
 } from "../vendor/lightweight-charts-5.2.1.js";
 import {colour, drawing, seconds, told} from "./charts.js";
 
+const LABELLED = 40; // bars with signals; of more, a strip at the top says how many each has
 const LINES = ["executing", "retrying", "expired", "allocated", "cancelled", "failed"];
 const BELOW = 3; // panes at most; further indicators share the last
 
 const source = document.getElementById("bars");
 const legend = document.getElementById("legend");
 
-function middle(values) {
-  const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
-  return sorted.length ? sorted[sorted.length >> 1] : null;
+// Whether an indicator is a price: near the close at most bars.
+function isPrice(values, closes) {
+  const there = values.filter((value) => value !== null).length;
+  const near = values.filter((value, number) => value !== null && Math.abs(value / closes[number] - 1) < 0.3).length;
+  return there > 0 && near > there * 0.6;
+}
+
+function part(text, line = "") {
+  const element = document.createElement("span");
+  element.textContent = text;
+  if (line) element.className = `line-${line}`;
+  return element;
 }
 
 function draw(answer) {
@@ -51,15 +61,13 @@ function draw(answer) {
   volume.priceScale().applyOptions({scaleMargins: {top: 0.82, bottom: 0}});
   painted.push(() => volume.applyOptions({color: colour("pending")}));
 
-  const size = middle(column("close"));
   const chosen = columns.slice(columns.indexOf("bars") + 1);
   let panes = 0;
   chosen.forEach((name, number) => {
-    const usual = middle(column(name));
-    const over = usual !== null && usual > size / 2 && usual < size * 2;
+    const over = isPrice(column(name), column("close"));
     if (!over) panes += 1;
     const line = chart.addSeries(LineSeries, {
-      lineWidth: 1, title: name, priceLineVisible: false, lastValueVisible: false,
+      lineWidth: 1, priceLineVisible: false, lastValueVisible: false,
     }, over ? 0 : Math.min(panes, BELOW));
     line.setData(points(name));
     painted.push(() => line.applyOptions({color: colour(LINES[number % LINES.length])}));
@@ -73,19 +81,30 @@ function draw(answer) {
     const bar = times.findLastIndex((time) => time <= moment);
     if (bar >= 0) said.set(bar, [...(said.get(bar) ?? []), signal]);
   }
-  const marks = createSeriesMarkers(prices, []);
-  painted.push(() => marks.setMarkers([...said].map(([bar, signals]) => ({
-    time: times[bar], position: "aboveBar", shape: "circle", size: 0.6, color: colour("expired"),
-    text: said.size <= 40 ? (signals.length > 1 ? `${signals[0]} +${signals.length - 1}` : signals[0]) : "",
-  }))));
+  if (said.size > LABELLED) {
+    const strip = chart.addSeries(HistogramSeries, {priceScaleId: "signals", lastValueVisible: false, priceLineVisible: false});
+    strip.setData(times.map((time, bar) => (said.has(bar) ? {time, value: said.get(bar).length} : {time})));
+    strip.priceScale().applyOptions({scaleMargins: {top: 0, bottom: 0.95}});
+    painted.push(() => strip.applyOptions({color: colour("expired")}));
+  } else {
+    const marks = createSeriesMarkers(prices, []);
+    painted.push(() => marks.setMarkers([...said].map(([bar, signals]) => ({
+      time: times[bar], position: "aboveBar", shape: "circle", size: 0.6, color: colour("expired"),
+      text: signals.length > 1 ? `${signals[0]} +${signals.length - 1}` : signals[0],
+    }))));
+  }
 
   const tell = (bar) => {
     const row = rows[bar];
-    const parts = columns.filter((name) => name !== "bars" && name !== "datetime" && row[at[name]] !== null)
-      .map((name) => `${name} ${told(row[at[name]])}`);
     const moment = row[at.datetime].replace("T", " ");
-    const signals = said.get(bar) ?? [];
-    legend.textContent = [intraday ? moment : moment.slice(0, 10), ...parts, ...signals.map((each) => `⚑ ${each}`)].join("  ");
+    const parts = [part(intraday ? moment : moment.slice(0, 10))];
+    for (const name of columns) {
+      if (name === "bars" || name === "datetime" || row[at[name]] === null) continue;
+      const line = chosen.indexOf(name);
+      parts.push(part(`${name} ${told(row[at[name]])}`, line < 0 ? "" : LINES[line % LINES.length]));
+    }
+    for (const signal of said.get(bar) ?? []) parts.push(part(`⚑ ${signal}`));
+    legend.replaceChildren(...parts);
   };
   const places = new Map(times.map((time, number) => [time, number]));
   chart.subscribeCrosshairMove(({time}) => tell(places.get(time) ?? rows.length - 1));
