@@ -64,7 +64,7 @@ def links(text: str, words: str) -> list[str]:
 
 
 def file(browser: Client, href: str) -> bytes:
-    answer = browser.get(href)
+    answer: Any = browser.get(href)
     assert answer.status_code == 200
     return b"".join(answer.streaming_content)
 
