@@ -30,6 +30,7 @@ SYMBOLS = 500
 CHOICES = 100
 """Backtests and searches that a page lists."""
 BARS_LISTED = 100
+PERIOD_WORDS = {"bar": "each bar", "D": "day", "W": "week", "M": "month", "Q": "quarter", "Y": "year"}
 BEST = 20
 FIGURES = (
     *("total_return", "cagr", "sharpe", "sortino", "max_drawdown", "volatility", "trades", "win_rate"),
@@ -106,7 +107,8 @@ def candles(request: HttpRequest, name: str) -> HttpResponse:
         "freq": freq,
         "given": {"since": given.get("from", ""), "until": given.get("to", "")},
         "period": given.get("period", "auto"),
-        "periods": ("auto", *charts.PERIODS),
+        "periods": [(each, PERIOD_WORDS.get(each, each)) for each in ("auto", *charts.PERIODS)],
+        "put_together": PERIOD_WORDS.get(answer["period"], answer["period"]) if answer else "",
         "asked": asked,
         "signals": "signals" in request.GET,
         "indicators": answer["indicators"] if answer else asked,

@@ -14,12 +14,12 @@ const painted = [];
 const {chart, begin} = drawing(container, {localization: {locale: "en-GB"}}, () => painted.forEach((paint) => paint()));
 const point = (number, value) => (value === null ? {time: times[number]} : {time: times[number], value});
 
-const curve = chart.addSeries(LineSeries, {lineWidth: 2, title: "equity", priceLineVisible: false});
+const curve = chart.addSeries(LineSeries, {lineWidth: 2, priceLineVisible: false});
 curve.setData(rows.map(([, equity], number) => point(number, equity)));
 painted.push(() => curve.applyOptions({color: colour("executing")}));
 
 const fall = chart.addSeries(AreaSeries, {
-  lineWidth: 1, title: "draw-down", priceLineVisible: false, priceFormat: {type: "percent"},
+  lineWidth: 1, priceLineVisible: false, lastValueVisible: false, priceFormat: {type: "percent"},
 }, 1);
 fall.setData(rows.map(([, , drawdown], number) => point(number, drawdown === null ? null : -100 * drawdown)));
 painted.push(() => fall.applyOptions({
