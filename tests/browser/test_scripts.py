@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page
 
@@ -110,4 +112,16 @@ def test_the_api_is_never_read_as_a_page(poisoned: Victim, operator: BrowserCont
             assert answer.headers["content-type"].startswith("application/json")
         assert page.evaluate("window.__pwned") is None
     assert [each for each in said if "status of 404" not in each] == []
+    page.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["/tables", "/tables/echo?raw=true&facet=item", "/tables/echo?item={}", "/sql?query={}"]
+)
+def test_pages_of_rows_show_marks_as_text(poisoned: Victim, operator: BrowserContext, path: str) -> None:
+    page, said = watched(operator)
+    for mark in MARKS:
+        page.goto(poisoned.tree.url + path.format(quote(mark)))
+        page.locator("main section").first.wait_for()
+        clean(page, said)
     page.close()
