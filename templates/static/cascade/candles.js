@@ -49,7 +49,7 @@ function draw(answer) {
     time: times[number], open: row[at.open], high: row[at.high], low: row[at.low], close: row[at.close],
   })));
   prices.priceScale().applyOptions({scaleMargins: {top: 0.06, bottom: 0.24}});
-  painted.push(() => prices.applyOptions(closesOnly ? {color: colour("executing")} : {
+  painted.push(() => prices.applyOptions(closesOnly ? {color: colour("ink")} : {
     upColor: colour("saved"), wickUpColor: colour("saved"), borderUpColor: colour("saved"),
     downColor: colour("failed"), wickDownColor: colour("failed"), borderDownColor: colour("failed"),
   }));
