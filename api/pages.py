@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 
 from django.conf import settings
 from django.contrib.admin.views.decorators import staff_member_required
@@ -19,8 +20,21 @@ from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
-from api import allocation_page, below, items_page, node_page, overview, run_page, runs_page, submit_page, whatif_page
-from nodes.protocol import NotFound
+from api import (
+    allocation_page,
+    below,
+    charts_page,
+    items_page,
+    node_page,
+    overview,
+    run_page,
+    runs_page,
+    sql_page,
+    submit_page,
+    tables_page,
+    whatif_page,
+)
+from nodes.protocol import CascadeError, NotFound
 from nodes.transactions import write
 
 
@@ -134,6 +148,69 @@ def what_if(request: HttpRequest) -> HttpResponse:
     return whatif_page.show(request)
 
 
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _read(request: HttpRequest, show: Callable[..., HttpResponse], *arguments: object) -> HttpResponse:
+    """A page of rows; or one that says why they cannot be read here and now."""
+    try:
+        return show(request, *arguments)
+    except NotFound as error:
+        raise Http404(str(error)) from None
+    except CascadeError as error:
+        return tables_page.problem(request, error)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def tables(request: HttpRequest) -> HttpResponse:
+    return _read(request, tables_page.tables)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def table(request: HttpRequest, name: str) -> HttpResponse:
+    return _read(request, tables_page.table, name)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def chart(request: HttpRequest, name: str) -> HttpResponse:
+    return _read(request, charts_page.chart, name)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def articles(request: HttpRequest) -> HttpResponse:
+    return _read(request, charts_page.articles)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def article(request: HttpRequest) -> HttpResponse:
+    return _read(request, charts_page.article)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def run_rows(request: HttpRequest, pk: int) -> HttpResponse:
+    """To the table with a run's rows."""
+    return _read(request, tables_page.of_run, pk)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@never_cache
+@staff_member_required
+def sql(request: HttpRequest) -> HttpResponse:
+    return _read(request, sql_page.run if request.method == "POST" else sql_page.show)
+
+
 # ---- one-time sign-in --------------------------------------------------------------------------------------------
 
 SIGN_IN_SECONDS = 600
@@ -216,6 +293,13 @@ urlpatterns = [
     path("allocations/<int:pk>", allocation, name="allocation"),
     path("submit", submit, name="submit"),
     path("what-if", what_if, name="what-if"),
+    path("runs/<int:pk>/rows", run_rows, name="run-rows"),
+    path("tables", tables, name="tables"),
+    path("tables/<str:name>", table, name="table"),
+    path("tables/<str:name>/chart", chart, name="chart"),
+    path("articles", articles, name="articles"),
+    path("articles/text", article, name="article"),
+    path("sql", sql, name="sql"),
     path("nodes/<int:pk>", node, name="node"),
     *(
         path(f"nodes/<int:pk>/{verb}", node_verb, {"verb": verb}, name=f"node-{verb}")

@@ -189,10 +189,10 @@ def _read(
     try:
         return stream(store.select(name, **how), format)
     except FieldError as error:
-        raise _theirs(error) from None
+        raise theirs(error) from None
 
 
-def _theirs(error: FieldError) -> FieldError:
+def theirs(error: FieldError) -> FieldError:
     """The store's names for its arguments are not what the client wrote."""
     return FieldError({"order": "ordering"}.get(error.field, error.field.removeprefix(PREFIX)), error.message)
 
@@ -240,14 +240,14 @@ class PageOfRows(Native):
         try:
             with pages.within(store, settings.CASCADE.read_seconds) as connection:
                 shape = pages.found(connection, name)
-                asked = _asked(request, shape, PAGED)
-                made = pages.page(connection, shape, asked, limit, request.query_params.get("after"))
+                wanted = asked(request, shape, PAGED)
+                made = pages.page(connection, shape, wanted, limit, request.query_params.get("after"))
             took = time.perf_counter() - began
             counted = None
             if "count" not in request.query_params or flag(request, "count"):
-                counted = pages.count(store, shape, asked, settings.CASCADE.count_seconds)
+                counted = pages.count(store, shape, wanted, settings.CASCADE.count_seconds)
         except FieldError as error:
-            raise _theirs(error) from None
+            raise theirs(error) from None
         return Response(
             {
                 "columns": made.columns,
@@ -255,7 +255,7 @@ class PageOfRows(Native):
                 "next": made.next,
                 "count": counted and {"rows": counted.rows, "exact": counted.exact},
                 "took": round(1000 * took, 1),
-                "sql": pages.as_sql(shape, asked, limit),
+                "sql": pages.as_sql(shape, wanted, limit),
             }
         )
 
@@ -281,17 +281,18 @@ class Facets(Native):
         try:
             with store.reader() as connection:
                 shape = pages.found(connection, name)
-            asked = _asked(request, shape, COUNTED)
+            wanted = asked(request, shape, COUNTED)
             seconds = settings.CASCADE.facet_seconds
-            told = [pages.facet(store, shape, asked, column, most, seconds) for column in columns]
+            told = [pages.facet(store, shape, wanted, column, most, seconds) for column in columns]
         except FieldError as error:
-            raise _theirs(error) from None
+            raise theirs(error) from None
         for each in told:
             each["values"] = [{**found, "value": plain(found["value"])} for found in each["values"]]
         return Response(told)
 
 
-def _asked(request: Request, shape: pages.Shape, allowed: Sequence[str]) -> pages.Asked:
+def asked(request: Request, shape: pages.Shape, allowed: Sequence[str]) -> pages.Asked:
+    """What the query asks for, which may have the options ``allowed``. Raises FieldError."""
     raw = flag(request, "raw")
     columns = [*shape.types, *(LINEAGE if raw and not shape.of else ())]
     return pages.Asked(

@@ -133,3 +133,15 @@ def test_pages_that_submit_and_explain_show_marks_as_text(poisoned: Victim, oper
     page.locator("#preview:not(.nothing)").wait_for()
     clean(page, [each for each in said if "status of 400" not in each])
     page.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["/tables", "/tables/echo?raw=true&facet=item", "/tables/echo?item={}", "/sql?query={}"]
+)
+def test_pages_of_rows_show_marks_as_text(poisoned: Victim, operator: BrowserContext, path: str) -> None:
+    page, said = watched(operator)
+    for mark in MARKS:
+        page.goto(poisoned.tree.url + path.format(quote(mark)))
+        page.locator("main section").first.wait_for()
+        clean(page, said)
+    page.close()
