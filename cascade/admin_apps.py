@@ -15,7 +15,7 @@ from django.core import checks
 
 
 class Theme(AppConfig):
-    """unfold's templates, tags and files. Its own configuration would replace the site, and import all that one needs."""
+    """unfold's templates, tags and files. Its own configuration would replace the site, and import all it needs."""
 
     name = "unfold"
 

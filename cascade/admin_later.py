@@ -11,7 +11,7 @@ from django.utils.translation import get_language
 
 
 class Later(URLResolver):
-    """/admin/, loaded when an address below it is asked for or named, not when those of the server are looked through."""
+    """/admin/, loaded when an address below it is asked for or named, not when the server's are looked through."""
 
     def __init__(self) -> None:
         super().__init__(RoutePattern("admin/"), "cascade.admin_urls", app_name="admin", namespace="admin")

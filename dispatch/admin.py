@@ -10,6 +10,8 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminSelectWidget
 
 from dispatch.models import WORK_FIELDS, Allocation, Misfire, Receipt, Run, Shard, Task
@@ -26,6 +28,7 @@ from nodes.admin_base import (
     moment,
     short,
     state,
+    took,
     verb,
 )
 from nodes.protocol import FieldError
@@ -111,7 +114,7 @@ class TaskAdmin(Page):
     )
     list_filter = (TypeFilter, "active")
     search_fields = ("name", "type")
-    search_help_text = "Name or type"
+    search_help_text = _("Name or type")
     actions = row_verbs = ("run_now",)
     readonly_fields = ("fired_at", "next_fire_at", "next_fires")
     fieldsets = (
@@ -141,7 +144,7 @@ class TaskAdmin(Page):
 
         schedule.store(obj)
 
-    @admin.display(description="next fire times")
+    @admin.display(description=_("next fire times"))
     def next_fires(self, task: Task) -> str:
         from dispatch import schedule
 
@@ -151,14 +154,18 @@ class TaskAdmin(Page):
         return f"{times or '–'}{'. Last error: ' + error['error'] if error else ''}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
-        tasks = super().get_queryset(request)
+        tasks: QuerySet[Task] = super().get_queryset(request)
         return tasks.defer("items") if is_list(request) else tasks
 
-    @admin.display(description="runs")
+    @admin.display(description=_("runs"))
     def runs_of(self, task: Task) -> str:
         return list_of("dispatch_run", "list", f"task__id__exact={task.pk}")
 
-    @verb("Run now", permission="change", ask="Submit a run of {count} tasks?")
+    @verb(
+        _("Run now"),
+        permission="change",
+        ask=ngettext_lazy("Submit a run of %(count)s task?", "Submit a run of each of %(count)s tasks?", "count"),
+    )
     def run_now(self, request: HttpRequest, tasks: list[Task]) -> None:
         from dispatch import lifecycle
 
@@ -177,36 +184,40 @@ class ShardsOfRun(History):
         shards: QuerySet[Shard] = super().get_queryset(request)
         return shards.order_by("start")
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state_glyph(self, shard: Shard) -> str:
         return state(shard.state)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def why(self, shard: Shard) -> str:
         return short(shard.error) or "–"
 
 
 class AllocationsOfWork(History):
     model = Allocation
-    fields = readonly_fields = ("start", "stop", "of", "state_glyph", "attempt", "rows", "seconds", "granted", "why")
+    fields = readonly_fields = ("start", "stop", "of", "state_glyph", "attempt", "rows", "time", "granted", "why")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Allocation]:
         allocations: QuerySet[Allocation] = super().get_queryset(request).defer("log", "digests")
         return allocations.select_related("node").order_by("-pk")
 
-    @admin.display(description="node")
+    @admin.display(description=_("node"))
     def of(self, allocation: Allocation) -> str:
         return _node(allocation)
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state_glyph(self, allocation: Allocation) -> str:
         return state(allocation.state)
 
-    @admin.display(description="granted")
+    @admin.display(description=_("took"))
+    def time(self, allocation: Allocation) -> str:
+        return took(allocation.seconds)
+
+    @admin.display(description=_("granted"))
     def granted(self, allocation: Allocation) -> str:
         return moment(allocation.granted_at)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def why(self, allocation: Allocation) -> str:
         return short(allocation.error) or "–"
 
@@ -233,7 +244,7 @@ class RunAdmin(ReadOnly):
     list_display_links = ("id", "name")
     list_filter = ("state", TypeFilter, "created_at")
     search_fields = ("=id", "name", "type", "submitted_by", "task__name")
-    search_help_text = "Number, name or type of a run, its task, or who submitted it"
+    search_help_text = _("Number, name or type of a run, its task, or who submitted it")
     actions = row_verbs = ("cancel", "retry_failed")
     inlines = (ShardsOfRun, AllocationsOfWork)
     fieldsets = (
@@ -264,15 +275,15 @@ class RunAdmin(ReadOnly):
     def view_on_site(self, run: Run) -> str:
         return reverse("run", args=[run.pk])
 
-    @admin.display(description="now")
+    @admin.display(description=_("live page"))
     def page(self, run: Run) -> str:
-        return link(reverse("run", args=[run.pk]), "page")
+        return link(reverse("run", args=[run.pk]), _("open"))
 
-    @admin.display(description="submitted", ordering="created_at")
+    @admin.display(description=_("submitted"), ordering="created_at")
     def created(self, run: Run) -> str:
         return moment(run.created_at)
 
-    @admin.display(description="ended", ordering="ended_at")
+    @admin.display(description=_("ended"), ordering="ended_at")
     def ended(self, run: Run) -> str:
         return moment(run.ended_at)
 
@@ -284,27 +295,31 @@ class RunAdmin(ReadOnly):
     def has_operate_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("dispatch.change_run")
 
-    @admin.display(description="state", ordering="state")
+    @admin.display(description=_("state"), ordering="state")
     def state_glyph(self, run: Run) -> str:
         return state(run.state)
 
-    @admin.display(description="done")
+    @admin.display(description=_("done"))
     def progress(self, run: Run) -> str:
         return f"{run.done} of {run.count}"
 
-    @admin.display(description="shards")
+    @admin.display(description=_("shards"))
     def shards_of(self, run: Run) -> str:
         return list_of("dispatch_shard", "list", f"run__id__exact={run.pk}")
 
-    @admin.display(description="allocations")
+    @admin.display(description=_("allocations"))
     def allocations_of(self, run: Run) -> str:
         return list_of("dispatch_allocation", "list", f"run__id__exact={run.pk}")
 
     @verb(
-        "Cancel",
+        _("Cancel"),
         permission="operate",
         danger=True,
-        ask="Cancel {count} runs? What waits is dropped, what runs is stopped; rows that are saved stay.",
+        ask=ngettext_lazy(
+            "Cancel %(count)s run? What waits is dropped, what runs is stopped; rows that are saved stay.",
+            "Cancel %(count)s runs? What waits is dropped, what runs is stopped; rows that are saved stay.",
+            "count",
+        ),
     )
     def cancel(self, request: HttpRequest, runs: list[Run]) -> None:
         from dispatch import lifecycle
@@ -316,9 +331,13 @@ class RunAdmin(ReadOnly):
         self.each(request, runs, cancel, "{count} runs have ended.")
 
     @verb(
-        "Retry what failed",
+        _("Retry what failed"),
         permission="operate",
-        ask="Try again what failed or was quarantined in {count} runs?",
+        ask=ngettext_lazy(
+            "Try again what failed or was quarantined in %(count)s run?",
+            "Try again what failed or was quarantined in %(count)s runs?",
+            "count",
+        ),
     )
     def retry_failed(self, request: HttpRequest, runs: list[Run]) -> None:
         from dispatch import lifecycle
@@ -347,7 +366,7 @@ class ShardAdmin(ReadOnly):
     list_filter = ("state",)
     inlines = (AllocationsOfWork,)
     search_fields = ("=run__id", "error")
-    search_help_text = "Number of a run, or part of an error"
+    search_help_text = _("Number of a run, or part of an error")
     fields = (
         "run_page",
         "start",
@@ -365,23 +384,23 @@ class ShardAdmin(ReadOnly):
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         return lookup == "run__id__exact" or super().lookup_allowed(lookup, value, request)
 
-    @admin.display(description="run", ordering="run_id")
+    @admin.display(description=_("run"), ordering="run_id")
     def run_page(self, shard: Shard) -> str:
         return link(reverse("run", args=[shard.run_id]), shard.run_id)
 
-    @admin.display(description="changed", ordering="updated_at")
+    @admin.display(description=_("changed"), ordering="updated_at")
     def updated(self, shard: Shard) -> str:
         return moment(shard.updated_at)
 
-    @admin.display(description="state", ordering="state")
+    @admin.display(description=_("state"), ordering="state")
     def state_glyph(self, shard: Shard) -> str:
         return state(shard.state)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def why(self, shard: Shard) -> str:
         return short(shard.error)
 
-    @admin.display(description="allocations")
+    @admin.display(description=_("allocations"))
     def allocations_of(self, shard: Shard) -> str:
         return list_of("dispatch_allocation", "list", f"shard__id__exact={shard.pk}")
 
@@ -398,7 +417,7 @@ class AllocationAdmin(ReadOnly):
         "state_glyph",
         "attempt",
         "rows",
-        "seconds",
+        "time",
         "granted",
         "finished",
         "reason",
@@ -407,7 +426,7 @@ class AllocationAdmin(ReadOnly):
     list_select_related = ("node",)
     list_filter = ("state", TypeFilter, NodeFilter)
     search_fields = ("=id", "=run__id", "node__name", "item")
-    search_help_text = "Number of an allocation or a run, name of a node, or an item's key"
+    search_help_text = _("Number of an allocation or a run, name of a node, or an item's key")
     fields = (
         "run_page",
         "shard",
@@ -424,7 +443,7 @@ class AllocationAdmin(ReadOnly):
         "granted_at",
         "started_at",
         "finished_at",
-        "seconds",
+        "time",
         "progress",
         "rows",
         "receipt",
@@ -440,27 +459,31 @@ class AllocationAdmin(ReadOnly):
         own = ("run__id__exact", "shard__id__exact")
         return lookup in own or super().lookup_allowed(lookup, value, request)
 
-    @admin.display(description="run", ordering="run_id")
+    @admin.display(description=_("run"), ordering="run_id")
     def run_page(self, allocation: Allocation) -> str:
         return link(reverse("run", args=[allocation.run_id]), allocation.run_id)
 
-    @admin.display(description="node", ordering="node__name")
+    @admin.display(description=_("node"), ordering="node__name")
     def of(self, allocation: Allocation) -> str:
         return _node(allocation)
 
-    @admin.display(description="granted", ordering="granted_at")
+    @admin.display(description=_("took"), ordering="seconds")
+    def time(self, allocation: Allocation) -> str:
+        return took(allocation.seconds)
+
+    @admin.display(description=_("granted"), ordering="granted_at")
     def granted(self, allocation: Allocation) -> str:
         return moment(allocation.granted_at)
 
-    @admin.display(description="finished", ordering="finished_at")
+    @admin.display(description=_("finished"), ordering="finished_at")
     def finished(self, allocation: Allocation) -> str:
         return moment(allocation.finished_at)
 
-    @admin.display(description="state", ordering="state")
+    @admin.display(description=_("state"), ordering="state")
     def state_glyph(self, allocation: Allocation) -> str:
         return state(allocation.state)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def why(self, allocation: Allocation) -> str:
         return short(allocation.error)
 
@@ -471,7 +494,7 @@ class ReceiptAdmin(ReadOnly):
     list_select_related = ("node",)
     list_filter = (("saved_at", admin.EmptyFieldListFilter), TypeFilter, NodeFilter)
     search_fields = ("=id", "segment", "node__name")
-    search_help_text = "Number of a receipt, name of a segment or of a node"
+    search_help_text = _("Number of a receipt, name of a segment or of a node")
     ordering = ("-id",)
     fields = ("node", "type", "rows", "segment", "created_at", "saved_at", "purged_at", "manifest")
 
@@ -479,15 +502,15 @@ class ReceiptAdmin(ReadOnly):
         receipts: QuerySet[Receipt] = super().get_queryset(request).defer("payload")
         return receipts.defer("manifest") if is_list(request) else receipts
 
-    @admin.display(description="segment")
+    @admin.display(description=_("segment"))
     def segment_start(self, receipt: Receipt) -> str:
         return receipt.segment[:12] or "inline"
 
-    @admin.display(description="made", ordering="created_at")
+    @admin.display(description=_("made"), ordering="created_at")
     def created(self, receipt: Receipt) -> str:
         return moment(receipt.created_at)
 
-    @admin.display(description="saved", ordering="saved_at")
+    @admin.display(description=_("saved"), ordering="saved_at")
     def saved(self, receipt: Receipt) -> str:
         return moment(receipt.saved_at, "not yet")
 

@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
 
 from dispatch import buckets
 from dispatch.models import RateBucket, RateLimit
@@ -47,6 +48,6 @@ class RateBucketAdmin(ReadOnly):
     fields = ("key", "tokens", "filled_at")
     search_fields = ("key",)
 
-    @admin.display(description="as of", ordering="filled_at")
+    @admin.display(description=_("as of"), ordering="filled_at")
     def filled(self, bucket: RateBucket) -> str:
         return moment(bucket.filled_at)

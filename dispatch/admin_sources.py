@@ -8,6 +8,8 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from dispatch import sources, type_settings
@@ -51,10 +53,10 @@ class SourceAdmin(Page):
     list_display = ("key", "kind", "name", "address", "active", "last_time", "updated")
     list_filter = ("kind", "active")
     search_fields = ("key", "name", "address")
-    search_help_text = "Key, name or address"
+    search_help_text = _("Key, name or address")
     actions = row_verbs = ("enable", "disable")
 
-    @admin.display(description="changed", ordering="updated_at")
+    @admin.display(description=_("changed"), ordering="updated_at")
     def updated(self, source: Source) -> str:
         return moment(source.updated_at)
 
@@ -66,7 +68,7 @@ class SourceAdmin(Page):
             source.last = times.get((source.kind, source.key))
         return changes
 
-    @admin.display(description="last time")
+    @admin.display(description=_("last time"))
     def last_time(self, source: Source) -> str:
         last: ItemMemory | None = getattr(source, "last", None)
         return "–" if last is None else went(last)
@@ -75,11 +77,27 @@ class SourceAdmin(Page):
         with write():
             super().save_model(request, obj, form, change)
 
-    @verb("Enable", permission="change", ask="Enable {count} sources? Tasks over their kind go through them again.")
+    @verb(
+        _("Enable"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Enable %(count)s source? Tasks over its kind go through it again.",
+            "Enable %(count)s sources? Tasks over their kind go through them again.",
+            "count",
+        ),
+    )
     def enable(self, request: HttpRequest, chosen: list[Source]) -> None:
         self._switch(request, chosen, True)
 
-    @verb("Disable", permission="change", ask="Disable {count} sources? Tasks over their kind leave them out.")
+    @verb(
+        _("Disable"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Disable %(count)s source? Tasks over its kind leave it out.",
+            "Disable %(count)s sources? Tasks over their kind leave them out.",
+            "count",
+        ),
+    )
     def disable(self, request: HttpRequest, chosen: list[Source]) -> None:
         self._switch(request, chosen, False)
 
@@ -131,22 +149,22 @@ class SyncLogAdmin(ReadOnly):
     list_select_related = ("node",)
     list_filter = ("direction", "status", "started_at", NodeFilter)
     search_fields = ("node__name", "=operation", "error")
-    search_help_text = "Name of a node, an operation, or part of an error"
+    search_help_text = _("Name of a node, an operation, or part of an error")
     fields = ("node", "operation", "direction", "status_glyph", "count", "error", "extra", "started_at", "ended_at")
 
-    @admin.display(description="status", ordering="status")
+    @admin.display(description=_("status"), ordering="status")
     def status_glyph(self, entry: SyncLog) -> str:
         return state(STATUSES[SyncLog.Status(entry.status)])
 
-    @admin.display(description="when", ordering="started_at")
+    @admin.display(description=_("when"), ordering="started_at")
     def started(self, entry: SyncLog) -> str:
         return moment(entry.started_at)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def why(self, entry: SyncLog) -> str:
         return short(entry.error)
 
-    @admin.display(description="exchanges")
+    @admin.display(description=_("exchanges"))
     def exchanges(self, entry: SyncLog) -> Any:
         return entry.extra.get("exchanges", 1)
 
@@ -156,17 +174,17 @@ class ItemMemoryAdmin(ReadOnly):
     list_display = ("type", "key", "last_time", "when", "succeeded")
     list_filter = (TypeFilter, "failed")
     search_fields = ("key", "status")
-    search_help_text = "Key of an item, or how it went"
+    search_help_text = _("Key of an item, or how it went")
     fields = ("type", "key", "last_time", "counts", "memory", "run", "at", "succeeded_at")
 
-    @admin.display(description="last time", ordering="status")
+    @admin.display(description=_("last time"), ordering="status")
     def last_time(self, memory: ItemMemory) -> str:
         return went(memory)
 
-    @admin.display(description="when", ordering="at")
+    @admin.display(description=_("when"), ordering="at")
     def when(self, memory: ItemMemory) -> str:
         return moment(memory.at)
 
-    @admin.display(description="last went well", ordering="succeeded_at")
+    @admin.display(description=_("last went well"), ordering="succeeded_at")
     def succeeded(self, memory: ItemMemory) -> str:
         return moment(memory.succeeded_at, "never")

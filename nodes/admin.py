@@ -14,6 +14,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
 from unfold.admin import TabularInline
 from unfold.widgets import UnfoldAdminSelectWidget
 
@@ -23,6 +25,7 @@ from nodes.fields import QuotaSpec, check_fields, check_quota
 from nodes.keys import IssuedKey
 from nodes.models import AccessKey, Heartbeat, Node, Quota
 from nodes.protocol import CascadeError, FieldError
+
 
 class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_labels(self) -> dict[str, Any]:
@@ -82,7 +85,7 @@ class QuotaFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
         return [form.spec() for form in forms if form not in self.deleted_forms and form.cleaned_data.get("task_type")]
 
 
-class QuotaInline(TabularInline):  # type: ignore[misc]  # unfold has no types
+class QuotaInline(TabularInline):
     model = Quota
     form = QuotaForm
     formset = QuotaFormSet
@@ -95,15 +98,15 @@ class KeyInline(History):
     per_page = None  # a node has two live ones; the revoked ones go with the history
     verbose_name_plural = "access keys"
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, key: AccessKey) -> str:
         return _key_state(key)
 
-    @admin.display(description="made")
+    @admin.display(description=_("made"))
     def created(self, key: AccessKey) -> str:
         return moment(key.created_at)
 
-    @admin.display(description="last used")
+    @admin.display(description=_("last used"))
     def used(self, key: AccessKey) -> str:
         return moment(key.last_used_at, "never")
 
@@ -149,7 +152,7 @@ class NodeAdmin(Page):
     )
     list_filter = (StateFilter, "role", "carrier", "dialect", "draining", "active")
     search_fields = ("name", "description", "keys__access_key")
-    search_help_text = "Name, description or access key"
+    search_help_text = _("Name, description or access key")
     actions = row_verbs = ("drain", "resume", "issue_key", "revoke_keys")
     inlines = (QuotaInline, KeyInline)
     readonly_fields = (
@@ -201,7 +204,7 @@ class NodeAdmin(Page):
                     "disk_percent",
                     "history",
                     "work",
-                )
+                ),
             },
         ),
         ("What the parent measured", {"classes": ("tab",), "fields": ("speeds", "losses", "lost_at", "created_at")}),
@@ -212,9 +215,9 @@ class NodeAdmin(Page):
     def view_on_site(self, node: Node) -> str:
         return reverse("node", args=[node.pk])
 
-    @admin.display(description="now")
+    @admin.display(description=_("live page"))
     def page(self, node: Node) -> str:
-        return link(reverse("node", args=[node.pk]), "page")
+        return link(reverse("node", args=[node.pk]), _("open"))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
         # Subqueries: joins would count a node once per key or allocation that the search box's join finds.
@@ -239,7 +242,7 @@ class NodeAdmin(Page):
             kwargs["choices"] = [choice for choice in Node.Role.choices if choice[0] != Node.Role.STANDALONE]
         return super().formfield_for_choice_field(db_field, request, **kwargs)
 
-    @admin.display(description="what it is", ordering="role")
+    @admin.display(description=_("what it is"), ordering="role")
     def kind(self, node: Node) -> str:
         if node.embedded:
             return "This server"
@@ -248,54 +251,54 @@ class NodeAdmin(Page):
         below = f", {told['online']} of {told['nodes']} below it online" if told else ""
         return f"{node.get_role_display()}{dialect}{below}"
 
-    @admin.display(description="below it")
+    @admin.display(description=_("below it"))
     def branch(self, node: Node) -> str:
         if node.role != Node.Role.RELAY or node.pk is None:
             return "–"
         return link(reverse("below", args=[node.pk]), "what hangs there now")
 
-    @admin.display(description="facts")
+    @admin.display(description=_("facts"))
     def said(self, node: Node) -> str:
         text = json.dumps(node.facts, ensure_ascii=False, indent=1)
         return format_html("<pre>{}</pre>", text) if node.facts else "–"
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, node: Node) -> str:
         return state(registry.state_of(node, timezone.now()))
 
-    @admin.display(description="in use", ordering="live")
+    @admin.display(description=_("in use"), ordering="live")
     def in_use(self, node: Node) -> str:
         return f"{node.live} of {node.capacity}"  # type: ignore[attr-defined]  # annotated above
 
-    @admin.display(description="quotas")
+    @admin.display(description=_("quotas"))
     def quota_texts(self, node: Node) -> str:
         return ", ".join(str(quota) for quota in node.quotas.all()) or "–"
 
-    @admin.display(description="last beat", ordering="last_beat_at")
+    @admin.display(description=_("last beat"), ordering="last_beat_at")
     def beat(self, node: Node) -> str:
         return moment(node.last_beat_at, "never")
 
-    @admin.display(description="CPU", ordering="cpu")
+    @admin.display(description=_("CPU"), ordering="cpu")
     def cpu_percent(self, node: Node) -> str:
         return _percent(node.cpu)
 
-    @admin.display(description="memory", ordering="memory")
+    @admin.display(description=_("memory"), ordering="memory")
     def memory_percent(self, node: Node) -> str:
         return _percent(node.memory)
 
-    @admin.display(description="disk")
+    @admin.display(description=_("disk"))
     def disk_percent(self, node: Node) -> str:
         return _percent(node.disk)
 
-    @admin.display(description="live keys", ordering="valid_keys")
+    @admin.display(description=_("live keys"), ordering="valid_keys")
     def live_keys(self, node: Node) -> int:
         return node.valid_keys  # type: ignore[attr-defined, no-any-return]  # annotated above
 
-    @admin.display(description="beats")
+    @admin.display(description=_("beats"))
     def history(self, node: Node) -> str:
         return list_of("nodes_heartbeat", "history", f"node__id__exact={node.pk}")
 
-    @admin.display(description="allocations")
+    @admin.display(description=_("allocations"))
     def work(self, node: Node) -> str:
         return list_of("dispatch_allocation", "list", f"node__id__exact={node.pk}")
 
@@ -348,22 +351,38 @@ class NodeAdmin(Page):
         return _refused(request, lambda: super(NodeAdmin, self).delete_view(request, *args, **kwargs))
 
     @verb(
-        "Drain: finish what it has, get no new work",
+        _("Drain"),
         permission="change",
-        ask="Drain {count} nodes? They finish what they have, and get no new work until they are resumed.",
+        ask=ngettext_lazy(
+            "Drain %(count)s node? It finishes what it has, and gets no new work until it is resumed.",
+            "Drain %(count)s nodes? They finish what they have, and get no new work until they are resumed.",
+            "count",
+        ),
     )
     def drain(self, request: HttpRequest, nodes: list[Node]) -> None:
         self.each(request, nodes, lambda node: f"Draining: {registry.drain(node.pk).name}.", "Draining: {count} nodes.")
 
-    @verb("Resume: get work again", permission="change", ask="Resume {count} nodes? They get new work again.")
+    @verb(
+        _("Resume"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Resume %(count)s node? It gets new work again.",
+            "Resume %(count)s nodes? They get new work again.",
+            "count",
+        ),
+    )
     def resume(self, request: HttpRequest, nodes: list[Node]) -> None:
         told = "Getting work again: {count} nodes."
         self.each(request, nodes, lambda node: f"Getting work again: {registry.resume(node.pk).name}.", told)
 
     @verb(
-        "Issue a key (its secret is shown once)",
+        _("Issue a key"),
         permission="change",
-        ask="Issue keys to {count} nodes? Each secret is shown once, on the next page. A node has two live keys at most.",
+        ask=ngettext_lazy(
+            "Issue a key to %(count)s node? Its secret is shown once, on the next page. A node has two at most.",
+            "Issue keys to %(count)s nodes? Each secret is shown once, on the next page. A node has two at most.",
+            "count",
+        ),
     )
     def issue_key(self, request: HttpRequest, nodes: list[Node]) -> None:
         for node in nodes:
@@ -373,14 +392,20 @@ class NodeAdmin(Page):
                 self.message_user(request, str(error), messages.ERROR)
 
     @verb(
-        "Revoke all keys",
+        _("Revoke all keys"),
         permission="change",
         danger=True,
-        ask="Revoke all keys of {count} nodes? They lose their work and are let in again only with new keys.",
+        ask=ngettext_lazy(
+            "Revoke all keys of %(count)s node? It loses its work, and is let in again with a new key only.",
+            "Revoke all keys of %(count)s nodes? They lose their work, and are let in again with new keys only.",
+            "count",
+        ),
     )
     def revoke_keys(self, request: HttpRequest, nodes: list[Node]) -> None:
         self.each(
-            request, nodes, lambda node: f"Keys revoked of {node.name}: {keys.revoke_all(node.pk)}.",
+            request,
+            nodes,
+            lambda node: f"Keys revoked of {node.name}: {keys.revoke_all(node.pk)}.",
             "All keys revoked of {count} nodes.",
         )
 
@@ -400,23 +425,23 @@ class AccessKeyAdmin(ReadOnly):
     list_select_related = ("node",)
     list_filter = (("revoked_at", admin.EmptyFieldListFilter), NodeFilter)
     search_fields = ("access_key", "node__name")
-    search_help_text = "Access key or name of a node"
+    search_help_text = _("Access key or name of a node")
     fields = ("access_key", "of", "state", "public_key", "created_at", "last_used_at", "revoked_at")
     actions = row_verbs = ("revoke",)
 
-    @admin.display(description="node", ordering="node__name")
+    @admin.display(description=_("node"), ordering="node__name")
     def of(self, key: AccessKey) -> str:
         return link(reverse("node", args=[key.node_id]), key.node.name)
 
-    @admin.display(description="state", ordering="revoked_at")
+    @admin.display(description=_("state"), ordering="revoked_at")
     def state(self, key: AccessKey) -> str:
         return _key_state(key)
 
-    @admin.display(description="made", ordering="created_at")
+    @admin.display(description=_("made"), ordering="created_at")
     def created(self, key: AccessKey) -> str:
         return moment(key.created_at)
 
-    @admin.display(description="last used", ordering="last_used_at")
+    @admin.display(description=_("last used"), ordering="last_used_at")
     def used(self, key: AccessKey) -> str:
         return moment(key.last_used_at, "never")
 
@@ -424,10 +449,14 @@ class AccessKeyAdmin(ReadOnly):
         return request.user.has_perm("nodes.change_accesskey")
 
     @verb(
-        "Revoke the selected keys",
+        _("Revoke"),
         permission="revoke",
         danger=True,
-        ask="Revoke {count} keys? From then on nothing that is signed with them is accepted.",
+        ask=ngettext_lazy(
+            "Revoke %(count)s key? From then on nothing that is signed with it is accepted.",
+            "Revoke %(count)s keys? From then on nothing that is signed with them is accepted.",
+            "count",
+        ),
     )
     def revoke(self, request: HttpRequest, chosen: list[AccessKey]) -> None:
         for key in chosen:
@@ -441,7 +470,7 @@ class HeartbeatAdmin(ReadOnly):
     list_select_related = ("node",)
     list_filter = ("at", NodeFilter)
     search_fields = ("node__name",)
-    search_help_text = "Name of a node"
+    search_help_text = _("Name of a node")
 
 
 def _counted(each: QuerySet[Any, Any]) -> Coalesce:

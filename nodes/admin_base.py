@@ -17,7 +17,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
@@ -95,6 +94,10 @@ def link(address: str, text: Any) -> SafeString:
     return format_html('<a class="text-link" href="{}">{}</a>', address, text)
 
 
+def took(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.3g} s"
+
+
 def list_of(label: str, text: Any, query: str) -> SafeString:
     """A link to a list (``app_model``), filtered by ``query``."""
     return link(f"{reverse(f'admin:{label}_changelist')}?{query}", text)
@@ -111,11 +114,12 @@ def is_list(request: HttpRequest) -> bool:
 # ---- verbs -------------------------------------------------------------------------------------------------------
 
 
-def verb(label: Any, *, permission: str, ask: str, danger: bool = False) -> Callable[[Any], Any]:
-    """An action over rows that are locked by nothing until a page has said how many they are and somebody has agreed.
+def verb(label: Any, *, permission: str, ask: Any, danger: bool = False) -> Callable[[Any], Any]:
+    """An action that does nothing until a page has said how many rows it is about, and somebody has agreed.
 
-    ``ask`` is the question, with {count}. What is decorated gets the request and the list of rows, ``MOST`` at most.
-    The number that was agreed to travels with the yes: if another number of rows fits by then, it is asked again.
+    ``ask`` is the question, by number: ngettext_lazy(one, many, "count"). What is decorated gets the request and the
+    list of rows, ``MOST`` at most. The number that was agreed to travels with the yes: if another number of rows fits
+    by then, it is asked again.
     """
 
     def decorate(act: Callable[[Any, HttpRequest, list[Any]], None]) -> Any:
@@ -139,7 +143,7 @@ def verb(label: Any, *, permission: str, ask: str, danger: bool = False) -> Call
     return decorate
 
 
-class Page(ModelAdmin):  # type: ignore[misc]  # unfold has no types
+class Page(ModelAdmin):
     """A list with its detail pages. ``row_verbs`` are those of its actions that each row's menu and page offer."""
 
     list_per_page = 50
@@ -162,8 +166,10 @@ class Page(ModelAdmin):  # type: ignore[misc]  # unfold has no types
         return self.get_actions_row(request)
 
     @property
-    def actions_detail(self) -> Sequence[str]:
-        return self.row_verbs
+    def actions_detail(self) -> Sequence[Any]:
+        if len(self.row_verbs) <= 2:
+            return self.row_verbs
+        return [{"title": _("Actions"), "items": list(self.row_verbs)}]
 
     def _offered(self, name: str, action: tuple[Any, str, str]) -> UnfoldAction:
         method, _name, label = action
@@ -214,7 +220,6 @@ class Page(ModelAdmin):  # type: ignore[misc]  # unfold has no types
 
     def ask(self, request: HttpRequest, rows: QuerySet[Any], answer: Any, count: int) -> HttpResponse:
         """The page that says what would happen to how many rows."""
-        question = answer.question.format(count=f"{count:,}")
         meta = self.model._meta
         one = "index" not in request.POST and ACTION_CHECKBOX_NAME not in request.POST
         kept = [
@@ -228,7 +233,7 @@ class Page(ModelAdmin):  # type: ignore[misc]  # unfold has no types
             **self.admin_site.each_context(request),
             "title": str(answer.short_description),
             "opts": meta,
-            "question": question,
+            "question": answer.question % {"count": count},
             "asked_before": "confirmed" in request.POST,
             "named": [str(row) for row in rows[:NAMED]],
             "more": max(0, count - NAMED),
@@ -237,14 +242,12 @@ class Page(ModelAdmin):  # type: ignore[misc]  # unfold has no types
             "address": request.get_full_path(),
             "back": self._back(request) if one else request.get_full_path(),
             "danger": answer.danger,
-            "button": str(answer.short_description).partition(":")[0],
+            "button": _("Yes, %(verb)s") % {"verb": _began(str(answer.short_description))},
         }
         request.current_app = self.admin_site.name  # type: ignore[attr-defined]  # as Django's own views
         return TemplateResponse(request, "admin/confirm.html", context)
 
-    def each(
-        self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], str], together: str = ""
-    ) -> None:
+    def each(self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], str], together: str = "") -> None:
         """Does ``act`` row by row, so that one that cannot be done hides no other. What it returns is told, of many
         rows ``together`` with their number in it; refusals one by one, the first ``NAMED`` of them.
         """
@@ -277,11 +280,11 @@ class ReadOnly(Page):
         return False
 
 
-class History(TabularInline):  # type: ignore[misc]  # unfold has no types
+class History(TabularInline):
     """Rows below another row, to look at: a tab of its own, read page by page."""
 
     extra = 0
-    per_page = 20
+    per_page: int | None = 20
     tab = True
     can_delete = False
     show_change_link = True
@@ -303,7 +306,7 @@ class History(TabularInline):  # type: ignore[misc]  # unfold has no types
 class TypeFilter(admin.SimpleListFilter):
     """Task types that there are, instead of all that occur in a table of millions."""
 
-    title: str | Promise = "type"
+    title = "type"
     parameter_name = "type"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -316,7 +319,7 @@ class TypeFilter(admin.SimpleListFilter):
 class NodeFilter(admin.SimpleListFilter):
     """Nodes by name while they are few; of many the one that the address names."""
 
-    title: str | Promise = "node"
+    title = "node"
     parameter_name = "node__id__exact"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -333,7 +336,10 @@ class NodeFilter(admin.SimpleListFilter):
         return queryset.filter(node_id=int(chosen)) if _number(chosen) else queryset.none()
 
 
+def _began(label: str) -> str:
+    """As it stands within a sentence."""
+    return label[:1].lower() + label[1:]
+
+
 def _number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 19
-
-

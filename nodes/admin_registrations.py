@@ -9,6 +9,8 @@ from django.db.models import Count, IntegerField, OuterRef, Prefetch, QuerySet, 
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
 
 from nodes import registrations
 from nodes.admin_base import Page, moment, state, verb
@@ -21,7 +23,7 @@ class RegistrationKeyAdmin(Page):
     told = ("name", "prefix", "many", "devices", "state", "created_at", "last_used_at", "revoked_at")
     list_filter = (("revoked_at", admin.EmptyFieldListFilter), "many")
     search_fields = ("name", "prefix", "nodes__name")
-    search_help_text = "Name, beginning of the key, or device"
+    search_help_text = _("Name, beginning of the key, or device")
     fields = ("name", "many")
     actions = row_verbs = ("rotate", "revoke")
 
@@ -57,39 +59,46 @@ class RegistrationKeyAdmin(Page):
         text = format_html("Registration key of {}, shown this once: {}", made.registration.name, made.key)
         self.message_user(request, text, messages.WARNING)
 
-    @admin.display(description="devices")
+    @admin.display(description=_("devices"))
     def devices(self, key: RegistrationKey) -> str:
         names = [node.name for node in key.nodes.all()]
         more = key.registered - len(names)  # type: ignore[attr-defined]  # annotated above
         return ", ".join(names) + (f" and {more} more" if more > 0 else "") or "–"
 
-    @admin.display(description="made", ordering="created_at")
+    @admin.display(description=_("made"), ordering="created_at")
     def made(self, key: RegistrationKey) -> str:
         return moment(key.created_at)
 
-    @admin.display(description="last used", ordering="last_used_at")
+    @admin.display(description=_("last used"), ordering="last_used_at")
     def used(self, key: RegistrationKey) -> str:
         return moment(key.last_used_at, "never")
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, key: RegistrationKey) -> str:
         return state("revoked" if key.revoked_at else "live")
 
     @verb(
-        "Rotate: another key in its place, shown once; devices stay",
+        _("Rotate"),
         permission="revoke",
-        ask="Replace {count} registration keys by new ones? The old ones register nobody any more; devices that have "
-        "registered stay.",
+        ask=ngettext_lazy(
+            "Replace %(count)s registration key by a new one, shown once on the next page? Registered devices stay.",
+            "Replace %(count)s registration keys by new ones, shown once on the next page? Registered devices stay.",
+            "count",
+        ),
     )
     def rotate(self, request: HttpRequest, chosen: list[RegistrationKey]) -> None:
         for key in chosen:
             self._show(request, registrations.rotate(key.pk))
 
     @verb(
-        "Revoke the selected keys",
+        _("Revoke"),
         permission="revoke",
         danger=True,
-        ask="Revoke {count} registration keys? The devices that registered with them are refused from then on.",
+        ask=ngettext_lazy(
+            "Revoke %(count)s registration key? The devices that registered with it are refused from then on.",
+            "Revoke %(count)s registration keys? The devices that registered with them are refused from then on.",
+            "count",
+        ),
     )
     def revoke(self, request: HttpRequest, chosen: list[RegistrationKey]) -> None:
         for key in chosen:

@@ -103,7 +103,7 @@ def test_nodes_can_be_searched_by_access_key(browser, alpha):
     keys.issue(alpha.pk)
     for sought in ("alpha", "CN"):
         text = text_of(browser.get(url("nodes_node"), {"q": sought}))
-        assert re.findall(r'data-label="live keys">(\d+)<', text) == ["2"]
+        assert re.findall(r'data-label="live keys">(\d+)<', text)[0] == "2"
 
 
 def test_a_node_added_here_has_its_quotas_and_a_key_whose_secret_is_shown_once(browser):

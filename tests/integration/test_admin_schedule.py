@@ -82,7 +82,9 @@ def test_calls_are_shown_and_made_again(browser: Client) -> None:
     delivery = Delivery.objects.get()
     assert "answered 500" in page(browser, "delivery_changelist")
     page(browser, "delivery_change", delivery.pk)
-    page(browser, "delivery_changelist", post={"action": "call_again", "confirmed": 1, "_selected_action": [delivery.pk]})
+    page(
+        browser, "delivery_changelist", post={"action": "call_again", "confirmed": 1, "_selected_action": [delivery.pk]}
+    )
     assert Delivery.objects.get().state == "waiting"
 
 
