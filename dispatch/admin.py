@@ -26,6 +26,7 @@ from nodes.admin_base import (
     link,
     list_of,
     moment,
+    row_of,
     short,
     state,
     took,
@@ -178,11 +179,25 @@ class TaskAdmin(Page):
 
 class ShardsOfRun(History):
     model = Shard
-    fields = readonly_fields = ("start", "stop", "state_glyph", "attempts", "deaths", "losses", "not_before", "why")
+    fields = readonly_fields = (
+        "number",
+        "start",
+        "stop",
+        "state_glyph",
+        "attempts",
+        "deaths",
+        "losses",
+        "not_before",
+        "why",
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Shard]:
         shards: QuerySet[Shard] = super().get_queryset(request)
         return shards.order_by("start")
+
+    @admin.display(description=_("shard"))
+    def number(self, shard: Shard) -> str:
+        return row_of("dispatch_shard", shard.pk, shard.pk)
 
     @admin.display(description=_("state"))
     def state_glyph(self, shard: Shard) -> str:
@@ -195,11 +210,26 @@ class ShardsOfRun(History):
 
 class AllocationsOfWork(History):
     model = Allocation
-    fields = readonly_fields = ("start", "stop", "of", "state_glyph", "attempt", "rows", "time", "granted", "why")
+    fields = readonly_fields = (
+        "number",
+        "start",
+        "stop",
+        "of",
+        "state_glyph",
+        "attempt",
+        "rows",
+        "time",
+        "granted",
+        "why",
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Allocation]:
         allocations: QuerySet[Allocation] = super().get_queryset(request).defer("log", "digests")
         return allocations.select_related("node").order_by("-pk")
+
+    @admin.display(description=_("allocation"))
+    def number(self, allocation: Allocation) -> str:
+        return row_of("dispatch_allocation", allocation.pk, allocation.pk)
 
     @admin.display(description=_("node"))
     def of(self, allocation: Allocation) -> str:
@@ -231,10 +261,7 @@ class RunAdmin(ReadOnly):
         "type",
         "state_glyph",
         "progress",
-        "saved",
-        "failed",
-        "quarantined",
-        "cancelled",
+        "not_saved",
         "rows",
         "priority",
         "created",
@@ -298,6 +325,11 @@ class RunAdmin(ReadOnly):
     @admin.display(description=_("state"), ordering="state")
     def state_glyph(self, run: Run) -> str:
         return state(run.state)
+
+    @admin.display(description=_("not saved"))
+    def not_saved(self, run: Run) -> str:
+        counts = ((run.failed, _("failed")), (run.quarantined, _("quarantined")), (run.cancelled, _("cancelled")))
+        return ", ".join(f"{count} {word}" for count, word in counts if count) or "–"
 
     @admin.display(description=_("done"))
     def progress(self, run: Run) -> str:

@@ -95,12 +95,21 @@ def link(address: str, text: Any) -> SafeString:
 
 
 def took(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.3g} s"
+    if seconds is None:
+        return "–"
+    if seconds >= 1:
+        return f"{seconds:,.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "< 1 ms"
 
 
 def list_of(label: str, text: Any, query: str) -> SafeString:
     """A link to a list (``app_model``), filtered by ``query``."""
     return link(f"{reverse(f'admin:{label}_changelist')}?{query}", text)
+
+
+def row_of(label: str, pk: int, text: Any) -> SafeString:
+    """A link to the page of one row (``app_model``)."""
+    return link(reverse(f"admin:{label}_change", args=[pk]), text)
 
 
 def short(text: str) -> str:
@@ -287,7 +296,6 @@ class History(TabularInline):
     per_page: int | None = 20
     tab = True
     can_delete = False
-    show_change_link = True
     hide_title = True
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
