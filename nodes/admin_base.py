@@ -253,7 +253,7 @@ class Page(ModelAdmin):
             "danger": answer.danger,
             "button": _("Yes, %(verb)s") % {"verb": _began(str(answer.short_description))},
         }
-        request.current_app = self.admin_site.name  # type: ignore[attr-defined]  # as Django's own views
+        request.current_app = self.admin_site.name  # as Django's own views
         return TemplateResponse(request, "admin/confirm.html", context)
 
     def each(self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], str], together: str = "") -> None:
