@@ -15,27 +15,37 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "font-src 'self'",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    ]
-)
-"""No inline script or style, nothing from elsewhere, on any page; Django's admin does with it as well."""
+_DIRECTIVES = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self'",
+    "font-src": "'self'",
+    "connect-src": "'self'",
+    "form-action": "'self'",
+    "base-uri": "'none'",
+    "frame-ancestors": "'none'",
+}
+
+
+def _policy(**change: str) -> bytes:
+    said = _DIRECTIVES | {name.replace("_", "-"): sources for name, sources in change.items()}
+    return "; ".join(f"{name} {sources}" for name, sources in said.items()).encode()
+
+
+POLICY = _policy()
+"""No inline script or style, nothing from elsewhere, on any page outside /admin/."""
+ADMIN = "/admin/"
+ADMIN_POLICY = _policy(script_src="'self' 'unsafe-eval'", style_src="'self' 'unsafe-inline'")
+"""The admin's theme has its menus and dialogs by Alpine, which makes functions of attributes' texts, and sets styles.
+Still no inline script, nothing from elsewhere, and no frames."""
 _UNUSED = (
     *("accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "magnetometer", "microphone", "midi"),
     *("payment", "publickey-credentials-get", "screen-wake-lock", "serial", "usb", "xr-spatial-tracking"),
 )
 
 HEADERS: dict[bytes, bytes] = {
-    b"content-security-policy": POLICY.encode(),
+    b"content-security-policy": POLICY,
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
     # Not no-referrer: browsers then send Origin: null, and a form's CSRF check has nothing to go by.
@@ -72,14 +82,16 @@ class SecurityHeaders:
 
 
 _ALWAYS = list(HEADERS.items())
+_IN_ADMIN = list((HEADERS | {b"content-security-policy": ADMIN_POLICY}).items())
 
 
 def _wanted(scope: Scope) -> list[tuple[bytes, bytes]]:
+    always = _IN_ADMIN if scope["path"].startswith(ADMIN) else _ALWAYS
     if not settings.SECURE_HSTS_SECONDS:
-        return _ALWAYS
+        return always
     # Only where the answer goes out over TLS; browsers ignore it elsewhere, and RFC 6797 forbids it.
     proxied = (b"x-forwarded-proto", b"https") in [(name.lower(), value) for name, value in scope["headers"]]
     if scope.get("scheme") != "https" and not proxied:
-        return _ALWAYS
+        return always
     kept = f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains; preload".encode()
-    return [*_ALWAYS, (b"strict-transport-security", kept)]
+    return [*always, (b"strict-transport-security", kept)]

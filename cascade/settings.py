@@ -51,7 +51,8 @@ INSTALLED_APPS = [
     "nodes",
     "dispatch",
     "api",
-    "django.contrib.admin",
+    "cascade.admin_apps.Theme",  # before the admin, some of whose templates and scripts it replaces
+    "cascade.admin_apps.Admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -188,6 +189,37 @@ if CASCADE.https:
 SESSION_COOKIE_HTTPONLY, SESSION_COOKIE_SAMESITE, CSRF_COOKIE_SAMESITE = True, "Lax", "Lax"
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if CASCADE.https else None
 X_FRAME_OPTIONS = "DENY"
+
+# The theme of /admin/; see cascade.administration. Its files are served by this server, like all others.
+UNFOLD = {
+    "SITE_TITLE": "Cascade",
+    "SITE_HEADER": "Cascade",
+    "SITE_URL": "/",
+    "SITE_ICON": "/static/cascade/favicon.svg",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "/static/cascade/favicon.svg"}],
+    "STYLES": ["/static/cascade/admin.css"],
+    "SHOW_HISTORY": True,
+    "SHOW_BACK_BUTTON": True,
+    "BORDER_RADIUS": "5px",
+    "COLORS": {
+        # The blue of the operational pages' links, lighter and darker.
+        "primary": {
+            "50": "#eef4fc",
+            "100": "#d9e6f8",
+            "200": "#b8d0f2",
+            "300": "#8cc8ff",
+            "400": "#5d97e3",
+            "500": "#3a78d0",
+            "600": "#1c5bb5",
+            "700": "#194c96",
+            "800": "#183f79",
+            "900": "#173661",
+            "950": "#102240",
+        },
+    },
+    "COMMAND": {"search_models": False, "show_history": False},
+    "SIDEBAR": {"show_search": True, "command_search": True, "navigation": "cascade.administration.navigation"},
+}
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from django.conf import settings
-from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path
 
 from api import health, metrics, pages
 from api.dialects import node
-from api.sign_in import throttled
-
-admin.site.login = throttled(admin.site.login)  # type: ignore[method-assign]
-admin.site.site_header = admin.site.site_title = "Cascade"
-admin.site.index_title = "Administration"
+from cascade.admin_later import Later
 
 handler400 = "api.errors.handler400"
 handler403 = "api.errors.handler403"
@@ -21,7 +16,7 @@ handler500 = "api.errors.handler500"
 
 parent: list[URLPattern | URLResolver] = [
     path("api/", include("api.urls")),
-    path("admin/", admin.site.urls),
+    Later(),
     *pages.urlpatterns,
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
+from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminSelectWidget
 
 from dispatch.models import WORK_FIELDS, Allocation, Misfire, Receipt, Run, Shard, Task
 from nodes import executors
-from nodes.admin import ReadOnly
-from nodes.protocol import CascadeError, FieldError
-
-GLYPHS = {
-    "pending": "○",
-    "allocated": "◔",
-    "executing": "▶",
-    "running": "▶",
-    "spooled": "◔",
-    "saved": "✓",
-    "completed": "✓",
-    "partial": "✕",
-    "failed": "✕",
-    "quarantined": "✕",
-    "expired": "?",
-    "cancelled": "–",
-    "superseded": "–",
-}
-
+from nodes.admin_base import (
+    History,
+    NodeFilter,
+    Page,
+    ReadOnly,
+    TypeFilter,
+    is_list,
+    link,
+    list_of,
+    moment,
+    row_of,
+    short,
+    state,
+    took,
+    verb,
+)
+from nodes.protocol import FieldError
 
 RECURRING = ("cron", "time_zone", "misfire", "webhook_url", "webhook_template", "webhook_headers", "webhook_secret")
 
 
 class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
-    type = forms.ChoiceField(choices=lambda: [(name, name) for name in executors.names()])
-    misfire = forms.ChoiceField(choices=Misfire.choices, required=False, initial=Misfire.ONE)
+    type = forms.ChoiceField(
+        choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
+    )
+    misfire = forms.ChoiceField(
+        choices=Misfire.choices, required=False, initial=Misfire.ONE, widget=UnfoldAdminSelectWidget
+    )
     webhook_secret = forms.CharField(
         required=False,
         max_length=200,
         strip=False,
-        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
         help_text="Signs the body (HMAC-SHA256). Never shown; left empty, it stays as it is.",
     )
 
@@ -95,7 +98,7 @@ class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(Task)
-class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class TaskAdmin(Page):
     form = TaskForm
     list_display = (
         "name",
@@ -110,19 +113,39 @@ class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "runs_of",
         "created_at",
     )
-    list_filter = ("type", "active")
+    list_filter = (TypeFilter, "active")
     search_fields = ("name", "type")
-    list_per_page = 50
-    show_full_result_count = False
-    actions = ("run_now",)
+    search_help_text = _("Name or type")
+    actions = row_verbs = ("run_now",)
     readonly_fields = ("fired_at", "next_fire_at", "next_fires")
+    fieldsets = (
+        (None, {"fields": ("name", "type", "active", "params", "items", "source_kind", "items_column")}),
+        (
+            "How it runs",
+            {"classes": ("tab",), "fields": tuple(name for name in WORK_FIELDS if name not in ("type", "params"))},
+        ),
+        (
+            "When",
+            {
+                "classes": ("tab",),
+                "fields": ("cron", "time_zone", "misfire", "fired_at", "next_fire_at", "next_fires"),
+            },
+        ),
+        (
+            "Who is told",
+            {
+                "classes": ("tab",),
+                "fields": ("webhook_url", "webhook_template", "webhook_headers", "webhook_secret"),
+            },
+        ),
+    )
 
     def save_model(self, request: HttpRequest, obj: Task, form: Any, change: bool) -> None:
         from dispatch import schedule
 
         schedule.store(obj)
 
-    @admin.display(description="next fire times")
+    @admin.display(description=_("next fire times"))
     def next_fires(self, task: Task) -> str:
         from dispatch import schedule
 
@@ -132,110 +155,32 @@ class TaskAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return f"{times or '–'}{'. Last error: ' + error['error'] if error else ''}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
-        tasks = super().get_queryset(request)
-        return tasks.defer("items") if _is_list(request) else tasks
+        tasks: QuerySet[Task] = super().get_queryset(request)
+        return tasks.defer("items") if is_list(request) else tasks
 
-    @admin.display(description="runs")
+    @admin.display(description=_("runs"))
     def runs_of(self, task: Task) -> str:
-        return _link("run", "list", f"task__id__exact={task.pk}")
+        return list_of("dispatch_run", "list", f"task__id__exact={task.pk}")
 
-    @admin.action(description="Run now", permissions=["change"])
-    def run_now(self, request: HttpRequest, queryset: QuerySet[Task]) -> None:
+    @verb(
+        _("Run now"),
+        permission="change",
+        ask=ngettext_lazy("Submit a run of %(count)s task?", "Submit a run of each of %(count)s tasks?", "count"),
+    )
+    def run_now(self, request: HttpRequest, tasks: list[Task]) -> None:
         from dispatch import lifecycle
 
         def run(task: Task) -> str:
             made = lifecycle.submit_task(task, submitted_by=request.user.get_username())
             return f"Task {task.name}: submitted run {made.pk} with {made.count} items."
 
-        _each(self, request, queryset, run)
+        self.each(request, tasks, run, "{count} runs submitted.")
 
 
-@admin.register(Run)
-class RunAdmin(ReadOnly):
-    list_display = (
-        "id",
-        "name",
-        "type",
-        "state_glyph",
-        "progress",
-        "saved",
-        "failed",
-        "quarantined",
-        "cancelled",
-        "rows",
-        "priority",
-        "created_at",
-        "ended_at",
-        "submitted_by",
-    )
-    list_display_links = ("id", "name")
-    list_filter = ("state", "type", "created_at")
-    search_fields = ("name", "type", "submitted_by", "task__name")
-    actions = ("cancel", "retry_failed")
-    fields = (
-        "name",
-        "task",
-        "state_glyph",
-        "progress",
-        "saved",
-        "failed",
-        "quarantined",
-        "cancelled",
-        "rows",
-        *WORK_FIELDS,
-        "created_at",
-        "ended_at",
-        "submitted_by",
-        "shards_of",
-        "allocations_of",
-    )
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
-        # The items of a run can be many megabytes, and no page here shows them.
-        runs: QuerySet[Run] = super().get_queryset(request).defer("items")
-        return runs.defer("params") if _is_list(request) else runs
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("dispatch.change_run")
-
-    @admin.display(description="state", ordering="state")
-    def state_glyph(self, run: Run) -> str:
-        return _glyph(run.state)
-
-    @admin.display(description="done")
-    def progress(self, run: Run) -> str:
-        return f"{run.done} of {run.count}"
-
-    @admin.display(description="shards")
-    def shards_of(self, run: Run) -> str:
-        return _link("shard", "list", f"run__id__exact={run.pk}")
-
-    @admin.display(description="allocations")
-    def allocations_of(self, run: Run) -> str:
-        return _link("allocation", "list", f"run__id__exact={run.pk}")
-
-    @admin.action(description="Cancel", permissions=["operate"])
-    def cancel(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
-        from dispatch import lifecycle
-
-        def cancel(run: Run) -> str:
-            ended = lifecycle.cancel(run.pk)
-            return f"Run {ended.pk} is {ended.state}: {ended.cancelled} items cancelled, {ended.saved} saved."
-
-        _each(self, request, queryset, cancel)
-
-    @admin.action(description="Retry what failed", permissions=["operate"])
-    def retry_failed(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
-        from dispatch import lifecycle
-
-        _each(self, request, queryset, lambda run: f"Run {run.pk}: {lifecycle.retry(run.pk)} items opened again.")
-
-
-@admin.register(Shard)
-class ShardAdmin(ReadOnly):
-    list_display = (
-        "id",
-        "run_id",
+class ShardsOfRun(History):
+    model = Shard
+    fields = readonly_fields = (
+        "number",
         "start",
         "stop",
         "state_glyph",
@@ -243,14 +188,219 @@ class ShardAdmin(ReadOnly):
         "deaths",
         "losses",
         "not_before",
-        "updated_at",
+        "why",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Shard]:
+        shards: QuerySet[Shard] = super().get_queryset(request)
+        return shards.order_by("start")
+
+    @admin.display(description=_("shard"))
+    def number(self, shard: Shard) -> str:
+        return row_of("dispatch_shard", shard.pk, shard.pk)
+
+    @admin.display(description=_("state"))
+    def state_glyph(self, shard: Shard) -> str:
+        return state(shard.state)
+
+    @admin.display(description=_("error"))
+    def why(self, shard: Shard) -> str:
+        return short(shard.error) or "–"
+
+
+class AllocationsOfWork(History):
+    model = Allocation
+    fields = readonly_fields = (
+        "number",
+        "start",
+        "stop",
+        "of",
+        "state_glyph",
+        "attempt",
+        "rows",
+        "time",
+        "granted",
+        "why",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Allocation]:
+        allocations: QuerySet[Allocation] = super().get_queryset(request).defer("log", "digests")
+        return allocations.select_related("node").order_by("-pk")
+
+    @admin.display(description=_("allocation"))
+    def number(self, allocation: Allocation) -> str:
+        return row_of("dispatch_allocation", allocation.pk, allocation.pk)
+
+    @admin.display(description=_("node"))
+    def of(self, allocation: Allocation) -> str:
+        return _node(allocation)
+
+    @admin.display(description=_("state"))
+    def state_glyph(self, allocation: Allocation) -> str:
+        return state(allocation.state)
+
+    @admin.display(description=_("took"))
+    def time(self, allocation: Allocation) -> str:
+        return took(allocation.seconds)
+
+    @admin.display(description=_("granted"))
+    def granted(self, allocation: Allocation) -> str:
+        return moment(allocation.granted_at)
+
+    @admin.display(description=_("error"))
+    def why(self, allocation: Allocation) -> str:
+        return short(allocation.error) or "–"
+
+
+@admin.register(Run)
+class RunAdmin(ReadOnly):
+    list_display = (
+        "id",
+        "name",
+        "page",
+        "type",
+        "state_glyph",
+        "progress",
+        "not_saved",
+        "rows",
+        "priority",
+        "created",
+        "ended",
+        "submitted_by",
+    )
+    list_display_links = ("id", "name")
+    list_filter = ("state", TypeFilter, "created_at")
+    search_fields = ("=id", "name", "type", "submitted_by", "task__name")
+    search_help_text = _("Number, name or type of a run, its task, or who submitted it")
+    actions = row_verbs = ("cancel", "retry_failed")
+    inlines = (ShardsOfRun, AllocationsOfWork)
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    "name",
+                    "task",
+                    "state_glyph",
+                    "progress",
+                    "saved",
+                    "failed",
+                    "quarantined",
+                    "cancelled",
+                    "rows",
+                    "created_at",
+                    "ended_at",
+                    "submitted_by",
+                    "shards_of",
+                    "allocations_of",
+                )
+            },
+        ),
+        ("What was asked for", {"classes": ("tab",), "fields": WORK_FIELDS}),
+    )
+
+    def view_on_site(self, run: Run) -> str:
+        return reverse("run", args=[run.pk])
+
+    @admin.display(description=_("live page"))
+    def page(self, run: Run) -> str:
+        return link(reverse("run", args=[run.pk]), _("open"))
+
+    @admin.display(description=_("submitted"), ordering="created_at")
+    def created(self, run: Run) -> str:
+        return moment(run.created_at)
+
+    @admin.display(description=_("ended"), ordering="ended_at")
+    def ended(self, run: Run) -> str:
+        return moment(run.ended_at)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
+        # The items of a run can be many megabytes, and no page here shows them.
+        runs: QuerySet[Run] = super().get_queryset(request).defer("items")
+        return runs.defer("params", "reduction") if is_list(request) else runs.select_related("task")
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("dispatch.change_run")
+
+    @admin.display(description=_("state"), ordering="state")
+    def state_glyph(self, run: Run) -> str:
+        return state(run.state)
+
+    @admin.display(description=_("not saved"))
+    def not_saved(self, run: Run) -> str:
+        counts = ((run.failed, _("failed")), (run.quarantined, _("quarantined")), (run.cancelled, _("cancelled")))
+        return ", ".join(f"{count} {word}" for count, word in counts if count) or "–"
+
+    @admin.display(description=_("done"))
+    def progress(self, run: Run) -> str:
+        return f"{run.done} of {run.count}"
+
+    @admin.display(description=_("shards"))
+    def shards_of(self, run: Run) -> str:
+        return list_of("dispatch_shard", "list", f"run__id__exact={run.pk}")
+
+    @admin.display(description=_("allocations"))
+    def allocations_of(self, run: Run) -> str:
+        return list_of("dispatch_allocation", "list", f"run__id__exact={run.pk}")
+
+    @verb(
+        _("Cancel"),
+        permission="operate",
+        danger=True,
+        ask=ngettext_lazy(
+            "Cancel %(count)s run? What waits is dropped, what runs is stopped; rows that are saved stay.",
+            "Cancel %(count)s runs? What waits is dropped, what runs is stopped; rows that are saved stay.",
+            "count",
+        ),
+    )
+    def cancel(self, request: HttpRequest, runs: list[Run]) -> None:
+        from dispatch import lifecycle
+
+        def cancel(run: Run) -> str:
+            ended = lifecycle.cancel(run.pk)
+            return f"Run {ended.pk} is {ended.state}: {ended.cancelled} items cancelled, {ended.saved} saved."
+
+        self.each(request, runs, cancel, "{count} runs have ended.")
+
+    @verb(
+        _("Retry what failed"),
+        permission="operate",
+        ask=ngettext_lazy(
+            "Try again what failed or was quarantined in %(count)s run?",
+            "Try again what failed or was quarantined in %(count)s runs?",
+            "count",
+        ),
+    )
+    def retry_failed(self, request: HttpRequest, runs: list[Run]) -> None:
+        from dispatch import lifecycle
+
+        def retry(run: Run) -> str:
+            return f"Run {run.pk}: {lifecycle.retry(run.pk)} items opened again."
+
+        self.each(request, runs, retry, "Items of {count} runs opened again.")
+
+
+@admin.register(Shard)
+class ShardAdmin(ReadOnly):
+    list_display = (
+        "id",
+        "run_page",
+        "start",
+        "stop",
+        "state_glyph",
+        "attempts",
+        "deaths",
+        "losses",
+        "not_before",
+        "updated",
         "why",
     )
     list_filter = ("state",)
+    inlines = (AllocationsOfWork,)
     search_fields = ("=run__id", "error")
-    search_help_text = "Number of a run, or part of an error"
+    search_help_text = _("Number of a run, or part of an error")
     fields = (
-        "run_id",
+        "run_page",
         "start",
         "stop",
         "state_glyph",
@@ -266,47 +416,55 @@ class ShardAdmin(ReadOnly):
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         return lookup == "run__id__exact" or super().lookup_allowed(lookup, value, request)
 
-    @admin.display(description="state", ordering="state")
+    @admin.display(description=_("run"), ordering="run_id")
+    def run_page(self, shard: Shard) -> str:
+        return link(reverse("run", args=[shard.run_id]), shard.run_id)
+
+    @admin.display(description=_("changed"), ordering="updated_at")
+    def updated(self, shard: Shard) -> str:
+        return moment(shard.updated_at)
+
+    @admin.display(description=_("state"), ordering="state")
     def state_glyph(self, shard: Shard) -> str:
-        return _glyph(shard.state)
+        return state(shard.state)
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def why(self, shard: Shard) -> str:
-        return _short(shard.error)
+        return short(shard.error)
 
-    @admin.display(description="allocations")
+    @admin.display(description=_("allocations"))
     def allocations_of(self, shard: Shard) -> str:
-        return _link("allocation", "list", f"shard__id__exact={shard.pk}")
+        return list_of("dispatch_allocation", "list", f"shard__id__exact={shard.pk}")
 
 
 @admin.register(Allocation)
 class AllocationAdmin(ReadOnly):
     list_display = (
         "id",
-        "run_id",
+        "run_page",
         "start",
         "stop",
-        "node",
+        "of",
         "type",
         "state_glyph",
         "attempt",
         "rows",
-        "seconds",
-        "granted_at",
-        "finished_at",
+        "time",
+        "granted",
+        "finished",
         "reason",
         "why",
     )
     list_select_related = ("node",)
-    list_filter = ("state", "type", "node")
+    list_filter = ("state", TypeFilter, NodeFilter)
     search_fields = ("=id", "=run__id", "node__name", "item")
-    search_help_text = "Number of an allocation or a run, name of a node, or an item's key"
+    search_help_text = _("Number of an allocation or a run, name of a node, or an item's key")
     fields = (
-        "run_id",
-        "shard_id",
+        "run_page",
+        "shard",
         "start",
         "stop",
-        "node",
+        "of",
         "type",
         "item",
         "attempt",
@@ -317,74 +475,80 @@ class AllocationAdmin(ReadOnly):
         "granted_at",
         "started_at",
         "finished_at",
-        "seconds",
+        "time",
         "progress",
         "rows",
-        "receipt_id",
+        "receipt",
         "error",
         "log",
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Allocation]:
         allocations: QuerySet[Allocation] = super().get_queryset(request)
-        return allocations.defer("log") if _is_list(request) else allocations
+        return allocations.defer("log", "digests") if is_list(request) else allocations.select_related("node", "shard")
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         own = ("run__id__exact", "shard__id__exact")
         return lookup in own or super().lookup_allowed(lookup, value, request)
 
-    @admin.display(description="state", ordering="state")
-    def state_glyph(self, allocation: Allocation) -> str:
-        return _glyph(allocation.state)
+    @admin.display(description=_("run"), ordering="run_id")
+    def run_page(self, allocation: Allocation) -> str:
+        return link(reverse("run", args=[allocation.run_id]), allocation.run_id)
 
-    @admin.display(description="error")
+    @admin.display(description=_("node"), ordering="node__name")
+    def of(self, allocation: Allocation) -> str:
+        return _node(allocation)
+
+    @admin.display(description=_("took"), ordering="seconds")
+    def time(self, allocation: Allocation) -> str:
+        return took(allocation.seconds)
+
+    @admin.display(description=_("granted"), ordering="granted_at")
+    def granted(self, allocation: Allocation) -> str:
+        return moment(allocation.granted_at)
+
+    @admin.display(description=_("finished"), ordering="finished_at")
+    def finished(self, allocation: Allocation) -> str:
+        return moment(allocation.finished_at)
+
+    @admin.display(description=_("state"), ordering="state")
+    def state_glyph(self, allocation: Allocation) -> str:
+        return state(allocation.state)
+
+    @admin.display(description=_("error"))
     def why(self, allocation: Allocation) -> str:
-        return _short(allocation.error)
+        return short(allocation.error)
 
 
 @admin.register(Receipt)
 class ReceiptAdmin(ReadOnly):
-    list_display = ("id", "node", "type", "rows", "segment_start", "created_at", "saved_at", "purged_at")
+    list_display = ("id", "node", "type", "rows", "segment_start", "created", "saved", "purged_at")
     list_select_related = ("node",)
-    list_filter = (("saved_at", admin.EmptyFieldListFilter), "type", "node")
+    list_filter = (("saved_at", admin.EmptyFieldListFilter), TypeFilter, NodeFilter)
     search_fields = ("=id", "segment", "node__name")
+    search_help_text = _("Number of a receipt, name of a segment or of a node")
     ordering = ("-id",)
     fields = ("node", "type", "rows", "segment", "created_at", "saved_at", "purged_at", "manifest")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Receipt]:
         receipts: QuerySet[Receipt] = super().get_queryset(request).defer("payload")
-        return receipts.defer("manifest") if _is_list(request) else receipts
+        return receipts.defer("manifest") if is_list(request) else receipts
 
-    @admin.display(description="segment")
+    @admin.display(description=_("segment"))
     def segment_start(self, receipt: Receipt) -> str:
         return receipt.segment[:12] or "inline"
 
+    @admin.display(description=_("made"), ordering="created_at")
+    def created(self, receipt: Receipt) -> str:
+        return moment(receipt.created_at)
 
-def _is_list(request: HttpRequest) -> bool:
-    return request.resolver_match is not None and (request.resolver_match.url_name or "").endswith("_changelist")
-
-
-def _glyph(state: str) -> str:
-    return f"{GLYPHS.get(state, '')} {state}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    @admin.display(description=_("saved"), ordering="saved_at")
+    def saved(self, receipt: Receipt) -> str:
+        return moment(receipt.saved_at, "not yet")
 
 
-def _link(model: str, text: str, query: str) -> str:
-    return format_html('<a href="{}?{}">{}</a>', reverse(f"admin:dispatch_{model}_changelist"), query, text)
-
-
-def _each(
-    modeladmin: admin.ModelAdmin[Any], request: HttpRequest, objects: Iterable[Any], act: Callable[[Any], str]
-) -> None:
-    """One message each, so that one which cannot be done does not hide the others."""
-    for each in objects:
-        try:
-            modeladmin.message_user(request, act(each), messages.SUCCESS)
-        except CascadeError as error:
-            modeladmin.message_user(request, f"{each._meta.verbose_name} {each.pk}: {error}", messages.ERROR)
+def _node(allocation: Allocation) -> str:
+    return "–" if allocation.node is None else link(reverse("node", args=[allocation.node_id]), allocation.node.name)
 
 
 from dispatch import admin_rates, admin_schedule, admin_sources  # noqa: E402, F401  registers its models

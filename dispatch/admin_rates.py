@@ -7,10 +7,11 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
 
 from dispatch import buckets
 from dispatch.models import RateBucket, RateLimit
-from nodes.admin import ReadOnly
+from nodes.admin_base import Page, ReadOnly, moment
 from nodes.protocol import FieldError
 
 
@@ -30,7 +31,7 @@ class RateLimitForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(RateLimit)
-class RateLimitAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class RateLimitAdmin(Page):
     form = RateLimitForm
     list_display = ("key", "per_second", "burst")
     search_fields = ("key",)
@@ -43,5 +44,10 @@ class RateLimitAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(RateBucket)
 class RateBucketAdmin(ReadOnly):
-    list_display = ("key", "tokens", "filled_at")
+    list_display = ("key", "tokens", "filled")
+    fields = ("key", "tokens", "filled_at")
     search_fields = ("key",)
+
+    @admin.display(description=_("as of"), ordering="filled_at")
+    def filled(self, bucket: RateBucket) -> str:
+        return moment(bucket.filled_at)

@@ -8,15 +8,18 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
+from unfold.widgets import UnfoldAdminSelectWidget
 
 from dispatch import sources, type_settings
 from dispatch.models import ConfigVersion, ItemMemory, Source, SyncLog, TypeSettings
 from nodes import executors
-from nodes.admin import ReadOnly
+from nodes.admin_base import NodeFilter, Page, ReadOnly, TypeFilter, moment, short, state, verb
 from nodes.protocol import CascadeError, FieldError
 from nodes.transactions import write
 
-STATUSES = {SyncLog.Status.RUNNING: "▶ running", SyncLog.Status.OK: "✓ ok", SyncLog.Status.FAILED: "✕ failed"}
+STATUSES = {SyncLog.Status.RUNNING: "running", SyncLog.Status.OK: "ok", SyncLog.Status.FAILED: "failed"}
 
 
 def went(last: ItemMemory) -> str:
@@ -45,14 +48,17 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(Source)
-class SourceAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class SourceAdmin(Page):
     form = SourceForm
-    list_display = ("key", "kind", "name", "address", "active", "last_time", "updated_at")
+    list_display = ("key", "kind", "name", "address", "active", "last_time", "updated")
     list_filter = ("kind", "active")
     search_fields = ("key", "name", "address")
-    list_per_page = 50
-    show_full_result_count = False
-    actions = ("enable", "disable")
+    search_help_text = _("Key, name or address")
+    actions = row_verbs = ("enable", "disable")
+
+    @admin.display(description=_("changed"), ordering="updated_at")
+    def updated(self, source: Source) -> str:
+        return moment(source.updated_at)
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """The page's sources, asked at once how it went with them the last time."""
@@ -62,7 +68,7 @@ class SourceAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             source.last = times.get((source.kind, source.key))
         return changes
 
-    @admin.display(description="last time")
+    @admin.display(description=_("last time"))
     def last_time(self, source: Source) -> str:
         last: ItemMemory | None = getattr(source, "last", None)
         return "–" if last is None else went(last)
@@ -71,21 +77,39 @@ class SourceAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         with write():
             super().save_model(request, obj, form, change)
 
-    @admin.action(description="Enable", permissions=["change"])
-    def enable(self, request: HttpRequest, queryset: QuerySet[Source]) -> None:
-        self._switch(request, queryset, True)
+    @verb(
+        _("Enable"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Enable %(count)s source? Tasks over its kind go through it again.",
+            "Enable %(count)s sources? Tasks over their kind go through them again.",
+            "count",
+        ),
+    )
+    def enable(self, request: HttpRequest, chosen: list[Source]) -> None:
+        self._switch(request, chosen, True)
 
-    @admin.action(description="Disable", permissions=["change"])
-    def disable(self, request: HttpRequest, queryset: QuerySet[Source]) -> None:
-        self._switch(request, queryset, False)
+    @verb(
+        _("Disable"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Disable %(count)s source? Tasks over its kind leave it out.",
+            "Disable %(count)s sources? Tasks over their kind leave them out.",
+            "count",
+        ),
+    )
+    def disable(self, request: HttpRequest, chosen: list[Source]) -> None:
+        self._switch(request, chosen, False)
 
-    def _switch(self, request: HttpRequest, queryset: QuerySet[Source], active: bool) -> None:
-        changed = sources.switch(queryset.values_list("pk", flat=True), active)
+    def _switch(self, request: HttpRequest, chosen: list[Source], active: bool) -> None:
+        changed = sources.switch([source.pk for source in chosen], active)
         self.message_user(request, f"{changed} sources {'enabled' if active else 'disabled'}.")
 
 
 class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
-    type = forms.ChoiceField(choices=lambda: [(name, name) for name in executors.names()])
+    type = forms.ChoiceField(
+        choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
+    )
 
     class Meta:
         model = TypeSettings
@@ -103,7 +127,7 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(TypeSettings)
-class SettingsAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class SettingsAdmin(Page):
     form = SettingsForm
     list_display = ("type", "params")
 
@@ -121,28 +145,46 @@ class ConfigVersionAdmin(ReadOnly):
 
 @admin.register(SyncLog)
 class SyncLogAdmin(ReadOnly):
-    list_display = ("id", "started_at", "node", "operation", "direction", "status_glyph", "count", "exchanges", "error")
+    list_display = ("id", "started", "node", "operation", "direction", "status_glyph", "count", "exchanges", "why")
     list_select_related = ("node",)
-    list_filter = ("operation", "direction", "status", "node")
-    search_fields = ("node__name", "error")
+    list_filter = ("direction", "status", "started_at", NodeFilter)
+    search_fields = ("node__name", "=operation", "error")
+    search_help_text = _("Name of a node, an operation, or part of an error")
     fields = ("node", "operation", "direction", "status_glyph", "count", "error", "extra", "started_at", "ended_at")
 
-    @admin.display(description="status", ordering="status")
+    @admin.display(description=_("status"), ordering="status")
     def status_glyph(self, entry: SyncLog) -> str:
-        return STATUSES[SyncLog.Status(entry.status)]
+        return state(STATUSES[SyncLog.Status(entry.status)])
 
-    @admin.display(description="exchanges")
+    @admin.display(description=_("when"), ordering="started_at")
+    def started(self, entry: SyncLog) -> str:
+        return moment(entry.started_at)
+
+    @admin.display(description=_("error"))
+    def why(self, entry: SyncLog) -> str:
+        return short(entry.error)
+
+    @admin.display(description=_("exchanges"))
     def exchanges(self, entry: SyncLog) -> Any:
         return entry.extra.get("exchanges", 1)
 
 
 @admin.register(ItemMemory)
 class ItemMemoryAdmin(ReadOnly):
-    list_display = ("type", "key", "last_time", "at", "succeeded_at")
-    list_filter = ("type", "failed")
+    list_display = ("type", "key", "last_time", "when", "succeeded")
+    list_filter = (TypeFilter, "failed")
     search_fields = ("key", "status")
+    search_help_text = _("Key of an item, or how it went")
     fields = ("type", "key", "last_time", "counts", "memory", "run", "at", "succeeded_at")
 
-    @admin.display(description="last time", ordering="status")
+    @admin.display(description=_("last time"), ordering="status")
     def last_time(self, memory: ItemMemory) -> str:
         return went(memory)
+
+    @admin.display(description=_("when"), ordering="at")
+    def when(self, memory: ItemMemory) -> str:
+        return moment(memory.at)
+
+    @admin.display(description=_("last went well"), ordering="succeeded_at")
+    def succeeded(self, memory: ItemMemory) -> str:
+        return moment(memory.succeeded_at, "never")

@@ -14,30 +14,17 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
+from unfold.admin import TabularInline
+from unfold.widgets import UnfoldAdminSelectWidget
 
 from nodes import executors, keys, registry
+from nodes.admin_base import History, NodeFilter, Page, ReadOnly, link, list_of, moment, state, verb
 from nodes.fields import QuotaSpec, check_fields, check_quota
 from nodes.keys import IssuedKey
 from nodes.models import AccessKey, Heartbeat, Node, Quota
 from nodes.protocol import CascadeError, FieldError
-
-STATES = {"online": "✓ online", "draining": "◔ draining", "offline": "? offline", "inactive": "– inactive"}
-
-
-class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
-    """A list to look at."""
-
-    show_full_result_count = False
-    list_per_page = 50
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -56,7 +43,9 @@ class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class QuotaForm(forms.ModelForm):  # type: ignore[type-arg]
-    task_type = forms.ChoiceField(choices=lambda: [(name, name) for name in executors.names()])
+    task_type = forms.ChoiceField(
+        choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
+    )
 
     class Meta:
         model = Quota
@@ -96,29 +85,30 @@ class QuotaFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]
         return [form.spec() for form in forms if form not in self.deleted_forms and form.cleaned_data.get("task_type")]
 
 
-class QuotaInline(admin.TabularInline):  # type: ignore[type-arg]
+class QuotaInline(TabularInline):
     model = Quota
     form = QuotaForm
     formset = QuotaFormSet
     extra = 0
 
 
-class KeyInline(admin.TabularInline):  # type: ignore[type-arg]
+class KeyInline(History):
     model = AccessKey
-    fields = readonly_fields = ("access_key", "state", "created_at", "last_used_at", "revoked_at")
-    extra = 0
-    can_delete = False
-    verbose_name_plural = "access keys (secrets are not kept here; new ones come from the action 'Issue a key')"
+    fields = readonly_fields = ("access_key", "state", "created", "used", "revoked_at")
+    per_page = None  # a node has two live ones; the revoked ones go with the history
+    verbose_name_plural = "access keys"
 
-    def has_add_permission(self, request: HttpRequest, obj: Node | None = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, key: AccessKey) -> str:
         return _key_state(key)
+
+    @admin.display(description=_("made"))
+    def created(self, key: AccessKey) -> str:
+        return moment(key.created_at)
+
+    @admin.display(description=_("last used"))
+    def used(self, key: AccessKey) -> str:
+        return moment(key.last_used_at, "never")
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -126,7 +116,7 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in STATES]
+        return [(name, name) for name in ("online", "draining", "offline", "inactive")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Node]) -> QuerySet[Node]:
         online = registry.online_filter(timezone.now())
@@ -143,11 +133,12 @@ class StateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Node)
-class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class NodeAdmin(Page):
     form = NodeForm
     list_display = (
         "name",
         "state",
+        "page",
         "kind",
         "carrier",
         "in_use",
@@ -161,10 +152,8 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     )
     list_filter = (StateFilter, "role", "carrier", "dialect", "draining", "active")
     search_fields = ("name", "description", "keys__access_key")
-    search_help_text = "Name, description or access key"
-    list_per_page = 50
-    show_full_result_count = False
-    actions = ("drain", "resume", "issue_key", "revoke_keys")
+    search_help_text = _("Name, description or access key")
+    actions = row_verbs = ("drain", "resume", "issue_key", "revoke_keys")
     inlines = (QuotaInline, KeyInline)
     readonly_fields = (
         "carrier",
@@ -187,6 +176,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "lost_at",
         "created_at",
         "history",
+        "work",
     )
     fieldsets = (
         (None, {"fields": ("name", "description", "role", "capacity", "weight", "labels")}),
@@ -195,6 +185,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         (
             "What it says of itself",
             {
+                "classes": ("tab",),
                 "fields": (
                     "state",
                     "in_use",
@@ -212,13 +203,21 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     "memory_percent",
                     "disk_percent",
                     "history",
-                )
+                    "work",
+                ),
             },
         ),
-        ("What the parent measured", {"fields": ("speeds", "losses", "lost_at", "created_at")}),
+        ("What the parent measured", {"classes": ("tab",), "fields": ("speeds", "losses", "lost_at", "created_at")}),
     )
 
     # Looking
+
+    def view_on_site(self, node: Node) -> str:
+        return reverse("node", args=[node.pk])
+
+    @admin.display(description=_("live page"))
+    def page(self, node: Node) -> str:
+        return link(reverse("node", args=[node.pk]), _("open"))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
         # Subqueries: joins would count a node once per key or allocation that the search box's join finds.
@@ -243,7 +242,7 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             kwargs["choices"] = [choice for choice in Node.Role.choices if choice[0] != Node.Role.STANDALONE]
         return super().formfield_for_choice_field(db_field, request, **kwargs)
 
-    @admin.display(description="what it is", ordering="role")
+    @admin.display(description=_("what it is"), ordering="role")
     def kind(self, node: Node) -> str:
         if node.embedded:
             return "This server"
@@ -252,57 +251,56 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         below = f", {told['online']} of {told['nodes']} below it online" if told else ""
         return f"{node.get_role_display()}{dialect}{below}"
 
-    @admin.display(description="below it")
+    @admin.display(description=_("below it"))
     def branch(self, node: Node) -> str:
         if node.role != Node.Role.RELAY or node.pk is None:
             return "–"
-        return format_html('<a href="{}">what hangs there now</a>', reverse("below", args=[node.pk]))
+        return link(reverse("below", args=[node.pk]), "what hangs there now")
 
-    @admin.display(description="facts")
+    @admin.display(description=_("facts"))
     def said(self, node: Node) -> str:
         text = json.dumps(node.facts, ensure_ascii=False, indent=1)
         return format_html("<pre>{}</pre>", text) if node.facts else "–"
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, node: Node) -> str:
-        return STATES[registry.state_of(node, timezone.now())]
+        return state(registry.state_of(node, timezone.now()))
 
-    @admin.display(description="in use", ordering="live")
+    @admin.display(description=_("in use"), ordering="live")
     def in_use(self, node: Node) -> str:
         return f"{node.live} of {node.capacity}"  # type: ignore[attr-defined]  # annotated above
 
-    @admin.display(description="quotas")
+    @admin.display(description=_("quotas"))
     def quota_texts(self, node: Node) -> str:
         return ", ".join(str(quota) for quota in node.quotas.all()) or "–"
 
-    @admin.display(description="last beat", ordering="last_beat_at")
+    @admin.display(description=_("last beat"), ordering="last_beat_at")
     def beat(self, node: Node) -> str:
-        now = timezone.now()
-        if node.last_beat_at is None:
-            return "never"
-        at = timezone.localtime(node.last_beat_at).strftime("%Y-%m-%d %H:%M:%S %Z")
-        return format_html('<time title="{}">{}</time>', at, registry.ago(node.last_beat_at, now))
+        return moment(node.last_beat_at, "never")
 
-    @admin.display(description="CPU", ordering="cpu")
+    @admin.display(description=_("CPU"), ordering="cpu")
     def cpu_percent(self, node: Node) -> str:
         return _percent(node.cpu)
 
-    @admin.display(description="memory", ordering="memory")
+    @admin.display(description=_("memory"), ordering="memory")
     def memory_percent(self, node: Node) -> str:
         return _percent(node.memory)
 
-    @admin.display(description="disk")
+    @admin.display(description=_("disk"))
     def disk_percent(self, node: Node) -> str:
         return _percent(node.disk)
 
-    @admin.display(description="live keys", ordering="valid_keys")
+    @admin.display(description=_("live keys"), ordering="valid_keys")
     def live_keys(self, node: Node) -> int:
         return node.valid_keys  # type: ignore[attr-defined, no-any-return]  # annotated above
 
-    @admin.display(description="beats")
+    @admin.display(description=_("beats"))
     def history(self, node: Node) -> str:
-        url = reverse("admin:nodes_heartbeat_changelist")
-        return format_html('<a href="{}?node__id__exact={}">history</a>', url, node.pk)
+        return list_of("nodes_heartbeat", "history", f"node__id__exact={node.pk}")
+
+    @admin.display(description=_("allocations"))
+    def work(self, node: Node) -> str:
+        return list_of("dispatch_allocation", "list", f"node__id__exact={node.pk}")
 
     # Changing
 
@@ -352,29 +350,64 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         return _refused(request, lambda: super(NodeAdmin, self).delete_view(request, *args, **kwargs))
 
-    @admin.action(description="Drain: finish what it has, get no new work", permissions=["change"])
-    def drain(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
-        names = [registry.drain(node.pk).name for node in queryset]
-        self.message_user(request, f"Draining: {', '.join(names)}.", messages.SUCCESS)
+    @verb(
+        _("Drain"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Drain %(count)s node? It finishes what it has, and gets no new work until it is resumed.",
+            "Drain %(count)s nodes? They finish what they have, and get no new work until they are resumed.",
+            "count",
+        ),
+    )
+    def drain(self, request: HttpRequest, nodes: list[Node]) -> None:
+        self.each(request, nodes, lambda node: f"Draining: {registry.drain(node.pk).name}.", "Draining: {count} nodes.")
 
-    @admin.action(description="Resume: get work again", permissions=["change"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
-        names = [registry.resume(node.pk).name for node in queryset]
-        self.message_user(request, f"Getting work again: {', '.join(names)}.", messages.SUCCESS)
+    @verb(
+        _("Resume"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Resume %(count)s node? It gets new work again.",
+            "Resume %(count)s nodes? They get new work again.",
+            "count",
+        ),
+    )
+    def resume(self, request: HttpRequest, nodes: list[Node]) -> None:
+        told = "Getting work again: {count} nodes."
+        self.each(request, nodes, lambda node: f"Getting work again: {registry.resume(node.pk).name}.", told)
 
-    @admin.action(description="Issue a key (its secret is shown once)", permissions=["change"])
-    def issue_key(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
-        for node in queryset:
+    @verb(
+        _("Issue a key"),
+        permission="change",
+        ask=ngettext_lazy(
+            "Issue a key to %(count)s node? Its secret is shown once, on the next page. A node has two at most.",
+            "Issue keys to %(count)s nodes? Each secret is shown once, on the next page. A node has two at most.",
+            "count",
+        ),
+    )
+    def issue_key(self, request: HttpRequest, nodes: list[Node]) -> None:
+        for node in nodes:
             try:
                 self._show(request, keys.issue(node.pk))
             except CascadeError as error:
                 self.message_user(request, str(error), messages.ERROR)
 
-    @admin.action(description="Revoke all keys", permissions=["change"])
-    def revoke_keys(self, request: HttpRequest, queryset: QuerySet[Node]) -> None:
-        for node in queryset:
-            count = keys.revoke_all(node.pk)
-            self.message_user(request, f"Keys revoked of {node.name}: {count}.", messages.SUCCESS)
+    @verb(
+        _("Revoke all keys"),
+        permission="change",
+        danger=True,
+        ask=ngettext_lazy(
+            "Revoke all keys of %(count)s node? It loses its work, and is let in again with a new key only.",
+            "Revoke all keys of %(count)s nodes? They lose their work, and are let in again with new keys only.",
+            "count",
+        ),
+    )
+    def revoke_keys(self, request: HttpRequest, nodes: list[Node]) -> None:
+        self.each(
+            request,
+            nodes,
+            lambda node: f"Keys revoked of {node.name}: {keys.revoke_all(node.pk)}.",
+            "All keys revoked of {count} nodes.",
+        )
 
     def _show(self, request: HttpRequest, key: IssuedKey) -> None:
         text = format_html(
@@ -388,33 +421,56 @@ class NodeAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(AccessKey)
 class AccessKeyAdmin(ReadOnly):
-    list_display = ("access_key", "node", "state", "created_at", "last_used_at", "revoked_at")
+    list_display = ("access_key", "of", "state", "created", "used", "revoked_at")
     list_select_related = ("node",)
-    list_filter = (("revoked_at", admin.EmptyFieldListFilter),)
+    list_filter = (("revoked_at", admin.EmptyFieldListFilter), NodeFilter)
     search_fields = ("access_key", "node__name")
-    fields = ("access_key", "node", "state", "public_key", "created_at", "last_used_at", "revoked_at")
-    actions = ("revoke",)
+    search_help_text = _("Access key or name of a node")
+    fields = ("access_key", "of", "state", "public_key", "created_at", "last_used_at", "revoked_at")
+    actions = row_verbs = ("revoke",)
 
-    @admin.display(description="state")
+    @admin.display(description=_("node"), ordering="node__name")
+    def of(self, key: AccessKey) -> str:
+        return link(reverse("node", args=[key.node_id]), key.node.name)
+
+    @admin.display(description=_("state"), ordering="revoked_at")
     def state(self, key: AccessKey) -> str:
         return _key_state(key)
+
+    @admin.display(description=_("made"), ordering="created_at")
+    def created(self, key: AccessKey) -> str:
+        return moment(key.created_at)
+
+    @admin.display(description=_("last used"), ordering="last_used_at")
+    def used(self, key: AccessKey) -> str:
+        return moment(key.last_used_at, "never")
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("nodes.change_accesskey")
 
-    @admin.action(description="Revoke the selected keys", permissions=["revoke"])
-    def revoke(self, request: HttpRequest, queryset: QuerySet[AccessKey]) -> None:
-        for key in queryset:
+    @verb(
+        _("Revoke"),
+        permission="revoke",
+        danger=True,
+        ask=ngettext_lazy(
+            "Revoke %(count)s key? From then on nothing that is signed with it is accepted.",
+            "Revoke %(count)s keys? From then on nothing that is signed with them is accepted.",
+            "count",
+        ),
+    )
+    def revoke(self, request: HttpRequest, chosen: list[AccessKey]) -> None:
+        for key in chosen:
             keys.revoke(key.access_key)
-        self.message_user(request, f"Keys revoked: {len(queryset)}.", messages.SUCCESS)
+        self.message_user(request, f"Keys revoked: {len(chosen)}.", messages.SUCCESS)
 
 
 @admin.register(Heartbeat)
 class HeartbeatAdmin(ReadOnly):
     list_display = ("at", "node", "cpu", "memory", "disk", "held", "running")
     list_select_related = ("node",)
-    list_filter = ("at", "node")
+    list_filter = ("at", NodeFilter)
     search_fields = ("node__name",)
+    search_help_text = _("Name of a node")
 
 
 def _counted(each: QuerySet[Any, Any]) -> Coalesce:
@@ -426,7 +482,7 @@ def _percent(value: float | None) -> str:
 
 
 def _key_state(key: AccessKey) -> str:
-    return "✕ revoked" if key.revoked_at else "✓ live"
+    return state("revoked" if key.revoked_at else "live")
 
 
 def _fields(form: Any, node: Node) -> dict[str, Any]:
@@ -443,4 +499,4 @@ def _refused(request: HttpRequest, view: Callable[[], HttpResponse]) -> HttpResp
         return HttpResponseRedirect(request.path)
 
 
-from nodes import admin_registrations  # noqa: E402, F401  registers its model
+from nodes import admin_accounts, admin_registrations  # noqa: E402, F401  register their models

@@ -5,34 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.db.models import Count, IntegerField, OuterRef, Prefetch, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
 
 from nodes import registrations
-from nodes.models import RegistrationKey
+from nodes.admin_base import Page, moment, state, verb
+from nodes.models import Node, RegistrationKey
 
 
 @admin.register(RegistrationKey)
-class RegistrationKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("name", "prefix", "many", "devices", "state", "created_at", "last_used_at", "revoked_at")
+class RegistrationKeyAdmin(Page):
+    list_display = ("name", "prefix", "many", "devices", "state", "made", "used", "revoked_at")
+    told = ("name", "prefix", "many", "devices", "state", "created_at", "last_used_at", "revoked_at")
     list_filter = (("revoked_at", admin.EmptyFieldListFilter), "many")
     search_fields = ("name", "prefix", "nodes__name")
-    search_help_text = "Name, beginning of the key, or device"
-    list_per_page = 50
-    show_full_result_count = False
+    search_help_text = _("Name, beginning of the key, or device")
     fields = ("name", "many")
-    actions = ("rotate", "revoke")
+    actions = row_verbs = ("rotate", "revoke")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[RegistrationKey]:
-        found: QuerySet[RegistrationKey] = super().get_queryset(request).prefetch_related("nodes")
-        return found
+        # Ten names are shown; a key for many may have registered thousands.
+        some = Prefetch("nodes", Node.objects.only("name", "registration_id")[:10])
+        found: QuerySet[RegistrationKey] = super().get_queryset(request)
+        return found.annotate(registered=_devices()).prefetch_related(some)
 
     def get_fields(self, request: HttpRequest, obj: RegistrationKey | None = None) -> Any:
-        return self.fields if obj is None else self.list_display
+        return self.fields if obj is None else self.told
 
     def get_readonly_fields(self, request: HttpRequest, obj: RegistrationKey | None = None) -> Any:
-        return () if obj is None else self.list_display
+        return () if obj is None else self.told
 
     def has_change_permission(self, request: HttpRequest, obj: RegistrationKey | None = None) -> bool:
         # What was issued stays as it is; revoking is an action of its own.
@@ -54,22 +59,53 @@ class RegistrationKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         text = format_html("Registration key of {}, shown this once: {}", made.registration.name, made.key)
         self.message_user(request, text, messages.WARNING)
 
-    @admin.display(description="devices")
+    @admin.display(description=_("devices"))
     def devices(self, key: RegistrationKey) -> str:
         names = [node.name for node in key.nodes.all()]
-        return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "–"
+        more = key.registered - len(names)  # type: ignore[attr-defined]  # annotated above
+        return ", ".join(names) + (f" and {more} more" if more > 0 else "") or "–"
 
-    @admin.display(description="state")
+    @admin.display(description=_("made"), ordering="created_at")
+    def made(self, key: RegistrationKey) -> str:
+        return moment(key.created_at)
+
+    @admin.display(description=_("last used"), ordering="last_used_at")
+    def used(self, key: RegistrationKey) -> str:
+        return moment(key.last_used_at, "never")
+
+    @admin.display(description=_("state"))
     def state(self, key: RegistrationKey) -> str:
-        return "✕ revoked" if key.revoked_at else "✓ live"
+        return state("revoked" if key.revoked_at else "live")
 
-    @admin.action(description="Rotate: another key in its place, shown once; devices stay", permissions=["revoke"])
-    def rotate(self, request: HttpRequest, queryset: QuerySet[RegistrationKey]) -> None:
-        for key in queryset:
+    @verb(
+        _("Rotate"),
+        permission="revoke",
+        ask=ngettext_lazy(
+            "Replace %(count)s registration key by a new one, shown once on the next page? Registered devices stay.",
+            "Replace %(count)s registration keys by new ones, shown once on the next page? Registered devices stay.",
+            "count",
+        ),
+    )
+    def rotate(self, request: HttpRequest, chosen: list[RegistrationKey]) -> None:
+        for key in chosen:
             self._show(request, registrations.rotate(key.pk))
 
-    @admin.action(description="Revoke the selected keys", permissions=["revoke"])
-    def revoke(self, request: HttpRequest, queryset: QuerySet[RegistrationKey]) -> None:
-        for key in queryset:
+    @verb(
+        _("Revoke"),
+        permission="revoke",
+        danger=True,
+        ask=ngettext_lazy(
+            "Revoke %(count)s registration key? The devices that registered with it are refused from then on.",
+            "Revoke %(count)s registration keys? The devices that registered with them are refused from then on.",
+            "count",
+        ),
+    )
+    def revoke(self, request: HttpRequest, chosen: list[RegistrationKey]) -> None:
+        for key in chosen:
             registrations.revoke(key.pk)
-        self.message_user(request, f"Keys revoked: {len(queryset)}.", messages.SUCCESS)
+        self.message_user(request, f"Keys revoked: {len(chosen)}.", messages.SUCCESS)
+
+
+def _devices() -> Coalesce:
+    each = Node.objects.filter(registration=OuterRef("pk")).order_by().values("registration")
+    return Coalesce(Subquery(each.annotate(count=Count("pk")).values("count"), output_field=IntegerField()), 0)

@@ -317,9 +317,9 @@ DEFENCES = (
     ),
     Defence(
         "the sign-in page is throttled",
-        "cascade/urls.py",
-        "admin.site.login = throttled(admin.site.login)  # type: ignore[method-assign]",
-        "pass",
+        "cascade/administration.py",
+        "return throttled(super().login)(request, extra_context)",
+        "return super().login(request, extra_context)",
         ("tests/integration/test_sign_in.py::test_guessing_at_one_name_is_throttled_wherever_it_comes_from",),
     ),
     Defence(

@@ -82,7 +82,9 @@ def test_calls_are_shown_and_made_again(browser: Client) -> None:
     delivery = Delivery.objects.get()
     assert "answered 500" in page(browser, "delivery_changelist")
     page(browser, "delivery_change", delivery.pk)
-    page(browser, "delivery_changelist", post={"action": "call_again", "_selected_action": [delivery.pk]})
+    page(
+        browser, "delivery_changelist", post={"action": "call_again", "confirmed": 1, "_selected_action": [delivery.pk]}
+    )
     assert Delivery.objects.get().state == "waiting"
 
 
@@ -90,7 +92,7 @@ def test_the_scheduler_is_turned_off_and_on(browser: Client) -> None:
     schedule.stop("anna")
     switch = Switch.objects.get()
     assert "stopped by anna" in page(browser, "switch_changelist")
-    page(browser, "switch_changelist", post={"action": "turn_on", "_selected_action": [switch.pk]})
+    page(browser, "switch_changelist", post={"action": "turn_on", "confirmed": 1, "_selected_action": [switch.pk]})
     assert schedule.state()["running"]
-    page(browser, "switch_changelist", post={"action": "turn_off", "_selected_action": [switch.pk]})
+    page(browser, "switch_changelist", post={"action": "turn_off", "confirmed": 1, "_selected_action": [switch.pk]})
     assert schedule.state()["note"] == "stopped by operator"

@@ -44,7 +44,7 @@ def test_sources_are_disabled_and_enabled_together(admin_client: Client) -> None
     sources.import_rows([{"key": "a"}, {"key": "b"}], "feed")
     ids = list(Source.objects.values_list("pk", flat=True))
     for action, active in (("disable", False), ("enable", True)):
-        admin_client.post("/admin/dispatch/source/", {"action": action, "_selected_action": ids})
+        admin_client.post("/admin/dispatch/source/", {"action": action, "_selected_action": ids, "confirmed": 2})
         assert set(Source.objects.values_list("active", flat=True)) == {active}
 
 

@@ -27,9 +27,10 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("overview")]
 def test_pages_have_nothing_that_the_policy_forbids(admin_client: Client, path: str) -> None:
     allocation(run(saved=3), node(), 3, 10)
     html = admin_client.get(path).content.decode()
-    assert not re.search(r"\sstyle\s*=", html)
     assert not re.search(r"\son\w+\s*=", html)
-    assert "<style" not in html
+    if not path.startswith("/admin/"):  # whose theme may style: see the policy there
+        assert not re.search(r"\sstyle\s*=", html)
+        assert "<style" not in html
     assert re.findall(r"<script(?![^>]*\ssrc=)", html) == []
     assert re.findall(r'(?:src|href)="(?:https?:)?//', html) == []
 

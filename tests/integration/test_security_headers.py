@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from asgiref.testing import ApplicationCommunicator
 
-from api.middleware import HEADERS, SecurityHeaders
+from api.middleware import ADMIN_POLICY, HEADERS, SecurityHeaders
 from cascade.asgi import application
 from cascade.local import ROOT
 
@@ -55,6 +55,10 @@ ANSWERS = [
     ("/", "GET", 302),
     ("/admin/login/", "GET", 200),
     ("/admin/login/", "POST", 403),
+    ("/admin/no/such/", "GET", 302),
+    ("/administrator", "GET", 404),
+    ("//admin/login/", "GET", 404),
+    ("/static/unfold/js/alpine/alpine.js", "GET", 200),
     ("/healthz", "GET", 200),
     ("/sign-in/MQ/x-y/", "GET", 403),
     ("/no/such/page", "GET", 404),
@@ -81,6 +85,8 @@ async def test_every_answer_says_what_browsers_may_do_with_it(path, method, stat
     answered, headers = await asked(scope(path, method))
     assert answered == status
     for name, value in HEADERS.items():
+        if name == b"content-security-policy" and path.startswith("/admin/"):
+            value = ADMIN_POLICY
         # A sign-in link is a secret itself: its page tells nobody where it was.
         if name != b"cache-control" and not (name == b"referrer-policy" and path.startswith("/sign-in/")):
             assert headers[name.decode()] == value.decode(), name
@@ -110,6 +116,16 @@ def test_no_policy_allows_anything_inline_or_from_elsewhere():
     assert policy.startswith("default-src 'none'; ")
     assert not {"'unsafe-inline'", "'unsafe-eval'", "*", "data:", "http:", "https:", "blob:"} & set(policy.split())
     assert "frame-ancestors 'none'" in policy
+
+
+def test_the_admins_own_policy_lets_its_theme_evaluate_and_style_and_nothing_else():
+    strict, own = (
+        dict(part.split(" ", 1) for part in policy.decode().split("; "))
+        for policy in (HEADERS[b"content-security-policy"], ADMIN_POLICY)
+    )
+    assert own.pop("script-src") == strict.pop("script-src") + " 'unsafe-eval'"
+    assert own.pop("style-src") == strict.pop("style-src") + " 'unsafe-inline'"
+    assert own == strict
 
 
 # The shipped production settings
