@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from tests.hostile.victim import Victim
 from tests.integration.agents import Agent
@@ -35,7 +35,12 @@ def page(busy: Victim, operator: BrowserContext) -> Iterator[Page]:
     page.add_init_script(VIOLATIONS)
     page.on("console", lambda each: said.append(f"{page.url}: {each.text}") if each.type != "verbose" else None)
     page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
-    page.on("request", lambda each: None if each.url.startswith(busy.tree.url) else said.append(f"asked {each.url}"))
+
+    def local(each: Request) -> None:
+        if not each.url.startswith(busy.tree.url):
+            said.append(f"asked {each.url}")
+
+    page.on("request", local)
     yield page
     assert page.evaluate("window.__refused") == []
     assert said == []
