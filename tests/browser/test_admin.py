@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, expect
 
 from tests.hostile.victim import Victim
 from tests.integration.agents import Agent
@@ -33,13 +33,17 @@ def page(busy: Victim, operator: BrowserContext) -> Iterator[Page]:
     page = operator.new_page()
     said: list[str] = []
     page.add_init_script(VIOLATIONS)
-    page.on("console", lambda each: said.append(f"{page.url}: {each.text}") if each.type != "verbose" else None)
     page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
+
+    def told(each: ConsoleMessage) -> None:
+        if each.type != "verbose":
+            said.append(f"{page.url}: {each.text}")
 
     def local(each: Request) -> None:
         if not each.url.startswith(busy.tree.url):
             said.append(f"asked {each.url}")
 
+    page.on("console", told)
     page.on("request", local)
     yield page
     assert page.evaluate("window.__refused") == []
