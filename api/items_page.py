@@ -14,6 +14,7 @@ from django.shortcuts import render
 from django.utils import timezone
 
 from api.parts import State, iso, lasted
+from api.words import Text, words
 from dispatch.explaining import places
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
@@ -41,7 +42,7 @@ class AttemptView:
     attempt: int
     start: int
     stop: int
-    node: str
+    node: Text
     ran_by: tuple[str, ...]
     state: State
     ended: str
@@ -49,7 +50,7 @@ class AttemptView:
     granted: str
     started: str
     finished: str
-    took: str
+    took: Text
     rows: int
     receipt: int | None
     error: str
@@ -142,7 +143,7 @@ def _attempt(each: Mapping[str, Any]) -> AttemptView:
         each["attempt"],
         each["start"],
         each["stop"],
-        each["node"] or "removed",
+        each["node"] or words("removed"),
         tuple(each["ran_by"]),
         State.of(each["state"]),
         each["ended"],

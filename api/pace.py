@@ -10,6 +10,7 @@ from typing import Any
 from django.db.models import Max
 
 from api.parts import Spark, rate
+from api.words import Words, words
 from dispatch.models import Allocation, Run
 from dispatch.states import AllocationState, RunState
 
@@ -101,7 +102,7 @@ class Pace:
         seconds = 2 * self.BUCKET + max(1.0, now % self.BUCKET)
         return tuple(
             _spark(unit, sum(bucket[at] for bucket in latest) / seconds, [bucket[at] / self.BUCKET for bucket in full])
-            for at, unit in enumerate(("items/s", "rows/s"))
+            for at, unit in enumerate((words("items/s"), words("rows/s")))
         )
 
 
@@ -109,7 +110,7 @@ def counters(run: Mapping[str, Any]) -> tuple[int, int]:
     return run["saved"] + run["failed"] + run["quarantined"], run["rows"]
 
 
-def _spark(unit: str, now: float, values: Sequence[float]) -> Spark:
+def _spark(unit: Words, now: float, values: Sequence[float]) -> Spark:
     peak = max(values)
     step = 300 / (len(values) - 1)
     points = [f"{at * step:.1f},{38 - 36 * value / peak if peak else 38:.1f}" for at, value in enumerate(values)]
