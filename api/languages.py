@@ -14,7 +14,7 @@ from django.utils import translation
 from django.utils.cache import patch_vary_headers
 from django.utils.decorators import sync_and_async_middleware
 
-from api.words import ENGLISH
+from nodes.sentences import ENGLISH
 
 API = "/api/"
 

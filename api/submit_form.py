@@ -13,6 +13,7 @@ from typing import Any
 
 from django.utils.translation import gettext as _
 
+from nodes import sentences
 from nodes.executors import described
 from nodes.executors.base import REQUIRED, Executor, Item, Param, Variant, shown
 from nodes.protocol import FieldError
@@ -112,7 +113,7 @@ def _input(
         label=param.name,
         kind=param.kind,
         help=translated(param.help),
-        allowed=described.allowed(param),
+        allowed=described.allowed(param) if param.choices else sentences.said(described.allowed(param)),
         default=default,
         required=param.default is REQUIRED,
         value=typed.get(name, ""),

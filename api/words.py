@@ -8,7 +8,7 @@ from typing import Any
 
 from django.utils.translation import get_language, gettext, gettext_noop, ngettext, override
 
-ENGLISH = "en"
+from nodes.sentences import ENGLISH
 
 
 class Spoken:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
-from django.utils.functional import Promise
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, override
+
+from nodes.sentences import ENGLISH
 
 OURS = ("nodes", "dispatch")
 
@@ -33,16 +34,20 @@ def _fields(model: Any) -> Iterator[Any]:
 
 def translate() -> None:
     """Have them say themselves when they are shown. Migrations compare what a model was declared with, not these."""
-    for model in _models():
-        meta = model._meta
-        meta.verbose_name, meta.verbose_name_plural = _lazy(meta.verbose_name), _lazy(meta.verbose_name_plural)
-        for field in _fields(model):
-            field.verbose_name = _lazy(field.verbose_name)
-            field.help_text = _lazy(field.help_text)
-    for label in OURS:
-        config = apps.get_app_config(label)
-        config.verbose_name = _lazy(config.verbose_name)
+    with override(ENGLISH):
+        for model in _models():
+            meta = model._meta
+            meta.verbose_name, meta.verbose_name_plural = _lazy(meta.verbose_name), _lazy(meta.verbose_name_plural)
+            for field in _fields(model):
+                field.verbose_name = _lazy(field.verbose_name)
+                field.help_text = _lazy(field.help_text)
+                if field.flatchoices:
+                    field.choices = [(value, _lazy(label)) for value, label in field.flatchoices]
+        for label in OURS:
+            config = apps.get_app_config(label)
+            config.verbose_name = _lazy(config.verbose_name)
 
 
 def _lazy(text: Any) -> Any:
-    return text if isinstance(text, Promise) or not text else gettext_lazy(text)
+    # A plural is made of the singular when it is shown, so both are taken as the texts that they are now.
+    return gettext_lazy(str(text)) if text else text

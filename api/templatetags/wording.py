@@ -8,8 +8,8 @@ from django import template
 from django.utils.html import json_script
 from django.utils.safestring import SafeString, mark_safe
 
-from api import sentences
 from api.words import in_scripts
+from nodes import sentences
 
 register = template.Library()
 

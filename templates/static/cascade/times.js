@@ -52,13 +52,13 @@ export function tickTimes() {
 
 export function offerZones(button) {
   if (!button) return;
-  const say = () => { button.textContent = utc ? say("Times in local zone") : say("Times in UTC"); };
+  const tell = () => { button.textContent = utc ? say("Times in local zone") : say("Times in UTC"); };
   button.hidden = false;
   button.addEventListener("click", () => {
     utc = !utc;
     localStorage.setItem("zone", utc ? "utc" : "local");
-    say();
+    tell();
     tickTimes();
   });
-  say();
+  tell();
 }
