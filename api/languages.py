@@ -45,26 +45,22 @@ def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequ
     path: no thread is asked, and nothing is added to the answer.
     """
 
-    def begin(request: HttpRequest) -> None:
-        translation.activate(of_request(request))
-        request.LANGUAGE_CODE = translation.get_language() or ENGLISH
-
-    def end(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    def told(request: HttpRequest, response: HttpResponse, language: str) -> HttpResponse:
         if not request.path_info.startswith(API):
             patch_vary_headers(response, ("Accept-Language", "Cookie"))
-            response.headers.setdefault("Content-Language", request.LANGUAGE_CODE)
+            response.headers.setdefault("Content-Language", language)
         return response
 
     if iscoroutinefunction(get_response):
 
         async def answer(request: HttpRequest) -> HttpResponse:
-            begin(request)
-            return end(request, await get_response(request))
+            with translation.override(language := of_request(request)):
+                return told(request, await get_response(request), language)
 
         return answer
 
     def answer_now(request: HttpRequest) -> HttpResponse:
-        begin(request)
-        return end(request, get_response(request))
+        with translation.override(language := of_request(request)):
+            return told(request, get_response(request), language)
 
     return answer_now

@@ -104,6 +104,10 @@ def took(seconds: float | None) -> str:
     return _("{n} ms").format(n=f"{1000 * seconds:.0f}" if seconds >= 0.001 else "< 1")
 
 
+def part(number: int, whole: int) -> str:
+    return said(f"{number} of {whole}")
+
+
 def list_of(label: str, text: Any, query: str) -> SafeString:
     """A link to a list (``app_model``), filtered by ``query``."""
     return link(f"{reverse(f'admin:{label}_changelist')}?{query}", text)
@@ -258,6 +262,11 @@ class Page(ModelAdmin):
         request.current_app = self.admin_site.name  # as Django's own views
         return TemplateResponse(request, "admin/confirm.html", context)
 
+    def message_user(self, request: HttpRequest, message: Any, *args: Any, **kwargs: Any) -> None:
+        """What the verbs say in English, in the reader's language."""
+        plain = isinstance(message, str) and not isinstance(message, SafeString)
+        super().message_user(request, said(message) if plain else message, *args, **kwargs)
+
     def each(self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], str], together: str = "") -> None:
         """Does ``act`` row by row, so that one that cannot be done hides no other. What it returns is told, of many
         rows ``together`` with their number in it; refusals one by one, the first ``NAMED`` of them.
@@ -271,7 +280,7 @@ class Page(ModelAdmin):
         if together and len(done) > 1:
             done = [together.format(count=f"{len(done):,}"), *(done if len(done) <= NAMED else [])]
         for text in done:
-            self.message_user(request, said(text), messages.SUCCESS)
+            self.message_user(request, text, messages.SUCCESS)
         for text in refused[:NAMED]:
             self.message_user(request, text, messages.ERROR)
         if len(refused) > NAMED:

@@ -26,13 +26,16 @@ INNER = frozenset({"reason", "rest", "why", "state"})
 """Those that are sentences themselves: where one of them is none, the text is not of this pattern."""
 
 SENTENCES: tuple[str, ...] = (
-    # several, and how many there are
+    # several, how many there are, a field before it
     _("{reason}; {rest}"),
     _("{reason}: {n} of {m} in use on {k} node{s}"),
     _("{reason}: {n} node{s}"),
+    _("{field}: {reason}"),
     # states and words that stand alone
-    *(_("pending"), _("executing"), _("running"), _("completed"), _("failed"), _("partial"), _("cancelled")),
-    *(_("online"), _("offline"), _("draining"), _("inactive"), _("yes"), _("no")),
+    *(_("pending"), _("executing"), _("running"), _("completed"), _("failed"), _("cancelled")),
+    *(_("online"), _("offline"), _("draining"), _("inactive"), _("yes"), _("no"), _("allocated"), _("saved")),
+    *(_("quarantined"), _("spooled"), _("superseded"), _("expired"), _("waiting"), _("delivered"), _("live")),
+    *(_("on"), _("off"), _("ok"), _("revoked"), _("partial")),
     *(_("priority"), _("capacity"), _("labels"), _("limit"), _("added"), _("pull"), _("push")),
     # why a node got it: dispatch.allocator, dispatch.seats, dispatch.tail
     _("assigned by an operator"),
@@ -43,8 +46,9 @@ SENTENCES: tuple[str, ...] = (
     _("{n} slots for the nodes below it"),
     _("preferred: {labels}"),
     _("rate {key}: {n} tokens"),
-    _("local fallback: the run asks for it"),
-    _("local fallback: no other node can run it"),
+    _("local fallback: {why}"),
+    _("the run asks for it"),
+    _("no other node can run it"),
     # how it ended: dispatch.explaining.history
     _("granted, not begun"),
     _("completed: its report was accepted"),
@@ -212,12 +216,31 @@ SENTENCES: tuple[str, ...] = (
     _("this process does not hold the result store; ask the one that runs `manage.py runserver`"),
     _("another what-if is being looked at; try again"),
     _("the database is busy; try again"),
+    # what became of a verb of the admin
+    _("Task {name}: submitted run {n} with {m} items."),
+    _("Run {n} is {state}: {m} items cancelled, {k} saved."),
+    _("Run {n}: {m} items opened again."),
+    _("Items of {n} runs opened again."),
+    _("{n} runs have ended."),
+    _("{n} runs submitted."),
+    _("Call {n} will be made again."),
+    _("{n} calls will be made again."),
+    _("The scheduler is on."),
+    _("The scheduler is off."),
+    _("{n} sources enabled."),
+    _("{n} sources disabled."),
+    _("Draining: {n} nodes."),
+    _("Draining: {name}."),
+    _("Getting work again: {n} nodes."),
+    _("Getting work again: {name}."),
+    _("All keys revoked of {n} nodes."),
+    _("Keys revoked of {name}: {n}."),
+    _("Keys revoked: {n}."),
     # what a parameter may be: nodes.executors.described
     _("{n} to {m}"),
     _("from {n}"),
     _("up to {n}"),
-    # a field before it
-    _("{field}: {reason}"),
+    _("{n} of {m}"),
 )
 """Each before those that would take it for one of theirs."""
 _PLACE = re.compile(r"\{(\w+)\}")
