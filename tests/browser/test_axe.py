@@ -1,15 +1,19 @@
-"""Pages for everybody: what axe-core finds on each page in light and dark, and the keyboard alone."""
+"""Pages for everybody: what axe-core finds on each page in light and dark, states without colours, keys alone."""
 
 from __future__ import annotations
 
+import base64
+import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from cascade.local import LocalTree
+from dispatch.states import AllocationState, RunState, ShardState
 from nodes.executors.feed_update import FeedUpdate
 from tests.browser import scenes
 from tests.browser.watching import Watched
@@ -107,6 +111,116 @@ def test_axe_does_find_what_is_wrong(page: Page) -> None:
         Object.assign(document.querySelector("th").style, {color: "#ddd", background: "#eee"});
     }""")
     assert {"color-contrast", "label"} <= {rule for _, rule, _ in found(page)}
+
+
+SHOWN = """() => {
+    const channel = value => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const luminance = colour => {
+        const [red, green, blue] = colour.match(/[\\d.]+/g).map(Number).map(channel);
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    return [...document.querySelectorAll(".state")].map(each => {
+        const glyph = each.querySelector(".glyph"), style = getComputedStyle(glyph);
+        const [low, high] = [style.color, style.backgroundColor].map(luminance).sort((one, other) => one - other);
+        return {
+            tone: each.classList[1], glyph: glyph.textContent.trim(), contrast: (high + 0.05) / (low + 0.05),
+            word: each.textContent.replace(glyph.textContent, "").trim(),
+        };
+    });
+}"""
+"""Of each state on the page: its word, its glyph, and how the glyph stands out from its ground."""
+STATES = {*RunState, *ShardState, *AllocationState, "online", "draining", "offline", "inactive", "retrying"}
+
+
+def test_every_state_has_a_word_and_a_glyph_of_its_own_that_stands_out_without_colours(
+    place: Place, page: Page
+) -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for address in ("/", "/runs", f"/runs/{place.scene.run}", f"/runs/{place.scene.run}/items"):
+            page.goto(address)
+            for each in page.evaluate(SHOWN):
+                assert each["contrast"] >= 4.5, (scheme, each)
+                assert each["glyph"]
+                assert seen.setdefault(each["word"], (each["tone"], each["glyph"])) == (each["tone"], each["glyph"])
+    assert STATES - set(seen) == set()
+    looks = set(seen.values())
+    assert len(looks) == len({tone for tone, _ in looks}) == len({glyph for _, glyph in looks}) == 8
+    page.emulate_media(color_scheme="light")
+
+
+GREYS = """async ([picture, boxes]) => {
+    const bytes = Uint8Array.from(atob(picture), each => each.charCodeAt(0));
+    const bitmap = await createImageBitmap(new Blob([bytes]));
+    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+    canvas.drawImage(bitmap, 0, 0);
+    return boxes.map(([x, y, width, height]) => {
+        const {data} = canvas.getImageData(x, y, width, height);
+        return Array.from({length: height}, (_, row) => Array.from({length: width}, (_, column) => {
+            const at = 4 * (row * width + column);
+            return (data[at] + data[at + 1] + data[at + 2]) / 3;
+        }));
+    });
+}"""
+CELLS = """svg => {
+    const ground = svg.getBoundingClientRect();
+    return [...svg.querySelectorAll("rect")].map(each => {
+        const box = each.getBoundingClientRect();
+        return [each.getAttribute("class"), box.x - ground.x, box.width];
+    }).filter(([, , width]) => width > 30);
+}"""
+LEAST_APART = 10.0
+"""Of 255 greys: in the mean, or in how strongly it is striped in one of four directions."""
+
+
+def greyscale(page: Page, drawing: Locator) -> dict[str, Any]:
+    """Of each tone drawn, as one sees it who sees no colours: its grey, and its stripes in four directions."""
+    session = page.context.new_cdp_session(page)
+    session.send("Emulation.setEmulatedVisionDeficiency", {"type": "achromatopsia"})
+    picture = base64.b64encode(drawing.screenshot()).decode()
+    session.send("Emulation.setEmulatedVisionDeficiency", {"type": "none"})
+    session.detach()
+    cells = drawing.evaluate(CELLS)
+    boxes = [[round(x) + 2, 2, 28, 9] for _, x, _ in cells]
+    told = {}
+    for (tone, *_), grey in zip(cells, page.evaluate(GREYS, [picture, boxes]), strict=True):
+        pixels = np.array(grey)
+        rows, columns = np.indices(pixels.shape)
+        stripes = [
+            np.std([pixels[along == at].mean() for at in np.unique(along) if (along == at).sum() > 4])
+            for along in (rows, columns, rows + columns, rows - columns)
+        ]
+        told[tone] = np.array([pixels.mean(), *stripes])
+    return told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_drawn_of_a_run_is_told_apart_without_colours_and_has_a_key(
+    place: Place, page: Page, scheme: Literal["light", "dark"]
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"/runs/{place.scene.run}")
+    page.evaluate("document.getElementById('pause')?.click()")
+    tones: dict[str, Any] = {}
+    lanes = page.locator("#lanes svg.cells")
+    for drawing in [page.locator("#strip svg.cells"), *lanes.all()]:
+        drawing.scroll_into_view_if_needed()
+        tones |= greyscale(page, drawing)
+    assert len(tones) == 8
+    alike = [
+        (one, other, float(np.linalg.norm(tones[one] - tones[other])))
+        for one, other in itertools.combinations(sorted(tones), 2)
+        if np.linalg.norm(tones[one] - tones[other]) < LEAST_APART
+    ]
+    assert alike == []
+    for part in ("#strip", "#lanes"):
+        drawn = page.eval_on_selector_all(
+            f"{part} svg.cells rect", "all => all.map(each => each.getAttribute('class'))"
+        )
+        key = page.eval_on_selector_all(f"{part} .key rect", "all => all.map(each => each.getAttribute('class'))")
+        assert set(drawn) <= set(key)
+    page.emulate_media(color_scheme="light")
 
 
 WHERE = """() => {
