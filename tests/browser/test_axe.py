@@ -170,7 +170,7 @@ CELLS = """svg => {
         return [each.getAttribute("class"), box.x - ground.x, box.width];
     }).filter(([, , width]) => width > 30);
 }"""
-LEAST_APART = 10.0
+LEAST_APART = 20.0
 """Of 255 greys: in the mean, or in how strongly it is striped in one of four directions."""
 
 

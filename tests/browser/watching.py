@@ -38,9 +38,12 @@ class Watched:
 
     def close(self) -> None:
         """Raises AssertionError where there is something to say."""
-        hurt = self.page.evaluate("window.__pwned")
+        self.still_well()
         self.context.close()
-        assert (self.said, hurt) == ([], None)
+
+    def still_well(self) -> None:
+        """Raises AssertionError where there is something to say."""
+        assert (self.said, self.page.evaluate("window.__pwned")) == ([], None)
 
     def _heard(self, message: ConsoleMessage) -> None:
         # Chromium has advice for who reads a canvas, which are the tests.
