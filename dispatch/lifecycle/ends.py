@@ -14,6 +14,7 @@ from dispatch.deciding.effects import cancellable
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Allocation, Delivery, Run, Shard
 from dispatch.states import LIVE, RUN, RUN_ENDED, SHARD_OPEN, RunState, ShardState, before
+from nodes import journal
 from nodes.protocol import Conflict, NotFound
 from nodes.transactions import retried, write
 
@@ -68,6 +69,7 @@ def retry(run_id: int) -> int:
         Run.objects.filter(pk=run_id, state=run.state).update(
             state=RunState.RUNNING, failed=0, quarantined=0, ended_at=None, reduction=None
         )
+        journal.record(journal.About.RUN, "retried", run=run_id, count=items)
         # Its end is news again when it comes.
         Delivery.objects.filter(run_id=run_id, state=Delivery.State.WAITING).delete()
     events.changed()
