@@ -182,7 +182,8 @@ async def test_everything_comes_first(looks: list[float], browser: Client) -> No
         "journal": [],
         "allocations": [f"allocation-{allocation.id}"],
     }
-    assert set(frame["parts"]) == {"totals", "throughput", *(ids[0] for ids in frame["lists"].values())}
+    single = {"steps", "totals", "throughput", "history"}
+    assert set(frame["parts"]) == {*single, *(part for ids in frame["lists"].values() for part in ids)}
     for name, html in frame["parts"].items():
         assert f'id="{name}"' in html.split(">")[0]
 
