@@ -26,7 +26,7 @@ from django.db import connections
 from django.http import HttpRequest
 from django.urls import path
 
-from api import node_page, overview, run_page
+from api import journal_page, node_page, overview, run_page
 from api.parts import Snapshot
 from dispatch import events, metrics
 from nodes.protocol import NotFound
@@ -52,6 +52,7 @@ PAGES: Mapping[str, Callable[[int], Look]] = {
     "overview": lambda _: overview.shown.look,
     "run": lambda pk: run_page.RunPage(pk).look,
     "node": lambda pk: node_page.NodePage(pk).look,
+    "journal": lambda number: journal_page.JournalPage(number).look,
 }
 """Page -> what reads the one with this id."""
 
@@ -237,4 +238,5 @@ websocket_urlpatterns = [
     path("ws/live", LivePage.as_asgi(), {"page": "overview"}),
     path("ws/live/runs/<int:pk>", LivePage.as_asgi(), {"page": "run"}),
     path("ws/live/nodes/<int:pk>", LivePage.as_asgi(), {"page": "node"}),
+    path("ws/live/journal/<int:pk>", LivePage.as_asgi(), {"page": "journal"}),
 ]

@@ -38,6 +38,14 @@ _TONES = {
     "draining": "allocated",
     "offline": "expired",
     "inactive": "cancelled",
+    "removed": "cancelled",
+    "submitted": "pending",
+    "retried": "retrying",
+    "issued": "allocated",
+    "revoked": "cancelled",
+    "canary": "allocated",
+    "released": "saved",
+    "rolled back": "retrying",
 }
 
 
@@ -232,6 +240,38 @@ class Spark:
 @dataclass(frozen=True)
 class PaceView:
     curves: tuple[Spark, ...]
+
+
+@dataclass(frozen=True)
+class MomentView:
+    """Half a minute: what it brought a second, and the failed items' share."""
+
+    at: str
+    items: str
+    failed: str
+    share: str
+    rows: str
+
+
+@dataclass(frozen=True)
+class HistoryView:
+    moments: tuple[MomentView, ...]
+
+
+@dataclass(frozen=True)
+class StepsView:
+    """The first steps, as far as facts say that they are done. Of a parent with rows there are none."""
+
+    node: bool
+    connected: bool
+    run: bool
+    saved: bool
+    waiting: int = 0
+    """Id of a node that has never beaten."""
+
+    @property
+    def open(self) -> bool:
+        return not (self.node and self.connected and self.run and self.saved)
 
 
 View = Any
