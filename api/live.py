@@ -25,7 +25,7 @@ from django.db import connections
 from django.http import HttpRequest
 from django.urls import path
 
-from api import languages, node_page, overview, run_page
+from api import journal_page, languages, node_page, overview, run_page
 from api.parts import LiveParts, Snapshot
 from api.words import in_languages
 from dispatch import events, metrics
@@ -50,6 +50,7 @@ PAGES: Mapping[str, Callable[[int], LiveParts]] = {
     "overview": lambda _: overview.shown,
     "run": run_page.RunPage,
     "node": node_page.NodePage,
+    "journal": journal_page.JournalPage,
 }
 """Page -> what reads the one with this id."""
 
@@ -253,4 +254,5 @@ websocket_urlpatterns = [
     path("ws/live", LivePage.as_asgi(), {"page": "overview"}),
     path("ws/live/runs/<int:pk>", LivePage.as_asgi(), {"page": "run"}),
     path("ws/live/nodes/<int:pk>", LivePage.as_asgi(), {"page": "node"}),
+    path("ws/live/journal/<int:pk>", LivePage.as_asgi(), {"page": "journal"}),
 ]

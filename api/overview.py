@@ -11,6 +11,7 @@ from typing import Any
 from django.db.models import Count, F, Sum
 from django.db.models.functions import Substr
 
+from api import journal_page
 from api.branches import Branch
 from api.pace import Pace, counters
 from api.parts import (
@@ -22,6 +23,7 @@ from api.parts import (
     RunView,
     Seen,
     State,
+    StepsView,
     TotalsView,
     bar,
     iso,
@@ -310,9 +312,10 @@ class Overview(LiveParts):
     def __init__(self) -> None:
         super().__init__()
         self._pace = Pace()
+        self._begun: bool | None = None
 
     def _read(self, now: dt.datetime) -> Seen:
-        """The overview now, in about nine queries whatever the number of nodes and runs."""
+        """The overview now, in about a dozen queries whatever the number of nodes and runs."""
         # One right after the other: what one counts, the other lists.
         live, allocations = live_allocations(), allocation_views()
         use = _use(live)
@@ -371,13 +374,29 @@ class Overview(LiveParts):
         )
         pairs = [each for view, branch in _pairs(nodes, node_views) for each in (view, branch) if each]
         return Seen(
-            {"totals": totals, "throughput": PaceView(self._pace.curves(seconds))},
+            {
+                "steps": self._steps(nodes, runs),
+                "totals": totals,
+                "throughput": PaceView(self._pace.curves(seconds)),
+                "history": self._pace.history(seconds),
+            },
             {
                 "nodes": [("branch" if isinstance(each, Branch) else "node", each) for each in pairs],
                 "runs": [("run", each) for each in run_views],
+                "journal": journal_page.views(journal_page.newest(most=journal_page.BRIEF)),
                 "allocations": [("allocation", each) for each in allocations],
             },
         )
+
+    def _steps(self, nodes: Sequence[tuple[Node, str]], runs: Sequence[Mapping[str, Any]]) -> StepsView:
+        """Asked of the database once: afterwards the runs that are shown tell of the first row."""
+        if self._begun is None:
+            self._begun = Run.objects.filter(rows__gt=0).exists()
+        self._begun = self._begun or any(run["rows"] for run in runs)
+        if self._begun:
+            return StepsView(True, True, True, True)
+        silent = [node.pk for node, _ in nodes if node.last_beat_at is None]
+        return StepsView(bool(nodes), len(silent) < len(nodes), bool(runs), False, silent[0] if silent else 0)
 
 
 shown = Overview()

@@ -43,6 +43,14 @@ _TONES = {
     "draining": "allocated",
     "offline": "expired",
     "inactive": "cancelled",
+    "removed": "cancelled",
+    "submitted": "pending",
+    "retried": "retrying",
+    "issued": "allocated",
+    "revoked": "cancelled",
+    "canary": "allocated",
+    "released": "saved",
+    "rolled back": "retrying",
 }
 
 
@@ -66,6 +74,14 @@ _WORDS = {
     "draining": _("draining"),
     "offline": _("offline"),
     "inactive": _("inactive"),
+    "removed": _("removed"),
+    "submitted": _("submitted"),
+    "retried": _("retried"),
+    "issued": _("issued"),
+    "revoked": _("revoked"),
+    "canary": _("canary"),
+    "released": _("released"),
+    "rolled back": _("rolled back"),
 }
 
 ROLES = {"child": _("child"), "relay": _("relay"), "parent": _("parent"), "standalone": _("standalone")}
@@ -83,6 +99,8 @@ class State:
     name: str
     tone: str
     glyph: str
+    said: Text = ""
+    """Instead of its word."""
 
     @classmethod
     def of(cls, name: str) -> State:
@@ -91,7 +109,7 @@ class State:
 
     @property
     def word(self) -> str:
-        return str(state_word(self.name))
+        return str(self.said or state_word(self.name))
 
 
 @dataclass(frozen=True)
@@ -282,6 +300,38 @@ class Spark:
 @dataclass(frozen=True)
 class PaceView:
     curves: tuple[Spark, ...]
+
+
+@dataclass(frozen=True)
+class MomentView:
+    """Half a minute: what it brought a second, and the failed items' share."""
+
+    at: str
+    items: str
+    failed: str
+    share: str
+    rows: str
+
+
+@dataclass(frozen=True)
+class HistoryView:
+    moments: tuple[MomentView, ...]
+
+
+@dataclass(frozen=True)
+class StepsView:
+    """The first steps, as far as facts say that they are done. Of a parent with rows there are none."""
+
+    node: bool
+    connected: bool
+    run: bool
+    saved: bool
+    waiting: int = 0
+    """Id of a node that has never beaten."""
+
+    @property
+    def open(self) -> bool:
+        return not (self.node and self.connected and self.run and self.saved)
 
 
 View = Any

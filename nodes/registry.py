@@ -114,6 +114,12 @@ def state_of(node: Node, now: dt.datetime) -> str:
     return "draining" if node.draining else "online"
 
 
+def states(now: dt.datetime) -> list[tuple[int, str, str]]:
+    """(id, name, state) of all nodes, as ``state_of``; asked once a second, so without the nodes' long columns."""
+    columns = ("pk", "name", "active", "draining", "last_beat_at", "dialect")
+    return [(node.pk, node.name, state_of(node, now)) for node in Node.objects.only(*columns).order_by()]
+
+
 def ago(at: dt.datetime | None, now: dt.datetime) -> str:
     """How long ago ``at`` was, for people: never, 3 s ago, 5 min ago, 2 h ago, 4 d ago."""
     if at is None:

@@ -22,7 +22,7 @@ from api.parts import Seen
 from cascade.asgi import application
 from dispatch import events
 from dispatch.models import Run
-from nodes.models import Node
+from nodes.models import JournalEntry, Node
 from tests.integration import records
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -179,9 +179,11 @@ async def test_everything_comes_first(looks: list[float], browser: Client) -> No
     assert frame["lists"] == {
         "nodes": [f"node-{node.id}"],
         "runs": [f"run-{run.id}"],
+        "journal": [],
         "allocations": [f"allocation-{allocation.id}"],
     }
-    assert set(frame["parts"]) == {"totals", "throughput", *(ids[0] for ids in frame["lists"].values())}
+    single = {"steps", "totals", "throughput", "history"}
+    assert set(frame["parts"]) == {*single, *(part for ids in frame["lists"].values() for part in ids)}
     for name, html in frame["parts"].items():
         assert f'id="{name}"' in html.split(">")[0]
 
@@ -348,3 +350,16 @@ async def test_the_page_of_a_run_follows_that_run_and_ends_with_it(looks: list[f
     events.changed()
     assert await _closed(page) == live.GONE
     assert len(live.shared) == 0
+
+
+async def test_the_journal_of_one_kind_is_live(browser: Client) -> None:
+    await JournalEntry.objects.acreate(about="run", word="completed")
+    one = Page(browser, path=f"/ws/live/journal/{1 + JournalEntry.About.values.index('node')}")
+    assert await one.open() == (True, None)
+    assert (await one.frame())["lists"] == {"journal": []}
+    entry = await JournalEntry.objects.acreate(about="node", word="offline", name="berlin")
+    events.changed()
+    frame = await one.frame_with(f"entry-{entry.id}")
+    await one.socket.disconnect()
+    assert frame["lists"] == {"journal": [f"entry-{entry.id}"]}
+    assert "Node offline" in frame["parts"][f"entry-{entry.id}"]
