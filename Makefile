@@ -11,7 +11,7 @@ dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format sim trees worlds chaos mutations bench docs pictures clean run-packages dev-packages
+.PHONY: help demo serve test lint format sim pages trees worlds chaos mutations bench docs pictures clean run-packages dev-packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -25,7 +25,7 @@ demo: run-packages ## a parent and three children import real market data, with 
 serve: run-packages ## a parent on port 8000, for real use
 	@$(py) manage.py runserver $(ARGS)
 
-test: dev-packages ## all tests, and those where verbs race on PostgreSQL, too
+test: dev-packages ## all tests but those of `make pages` and `make trees`, and those where verbs race on PostgreSQL, too
 	@$(py) -m $(if $(ARGS),pytest $(ARGS),tests.whole)
 
 # Django's own commands get a folder and settings that are nobody's.
@@ -45,6 +45,9 @@ format: dev-packages ## put the code into the style that lint wants
 
 sim: dev-packages ## the promises in simulated worlds and trees that fail: SEED=7 or SEED=t7 replays one, SEEDS=5000 runs so many
 	@$(py) -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+pages: dev-packages ## the pages in a real Chromium, clicked through; CI runs them beside `make test`
+	@$(py) -m pytest -n 2 --dist loadfile tests/browser
 
 trees: dev-packages ## real trees of relays, killed, cut off and moved; CI runs them beside `make test`
 	@$(py) -m pytest -n 2 --dist loadfile -m "trees and not long" tests/acceptance

@@ -14,11 +14,12 @@ from django.shortcuts import render
 from django.utils import timezone
 
 from api.parts import State, iso, lasted
+from api.run_page import BAD
 from dispatch.explaining import places
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Run, Shard
-from dispatch.states import RunState
+from dispatch.states import RUN_ENDED, RunState
 from nodes.protocol import FieldError, NotFound
 
 PAGE = 50
@@ -33,6 +34,7 @@ class ItemView:
     state: State
     shard: int | None
     error: str
+    bad: bool
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ def show(request: HttpRequest, pk: int) -> HttpResponse:
     except (FieldError, NotFound) as error:
         problem = str(error)
     start = _start(request.GET.get("from", ""), found["index"] if found else 0, run.count)
+    items, ended = _listed(run, start), run.state in RUN_ENDED
     context = {
         "run": run,
         "index": index,
         "item": key[:KEY],
         "problem": problem,
         "found": _shown(found) if found else None,
-        "items": _listed(run, start),
+        "items": items,
+        "ended": ended,
+        "retriable": ended and any(each.bad for each in items),
         "start": start,
         "last": min(start + PAGE, run.count) - 1,
         "earlier": urlencode({"from": max(start - PAGE, 0)}) if start else "",
@@ -110,7 +115,8 @@ def _listed(run: Run, start: int) -> list[ItemView]:
         shard = shards[at] if at >= 0 and shards[at].stop > index else None
         state = State.of(shard.state) if shard else uncut
         error = shard.error[:300] if shard else ""
-        views.append(ItemView(index, _text(item), state, shard.pk if shard else None, error))
+        bad = shard is not None and shard.state in BAD
+        views.append(ItemView(index, _text(item), state, shard.pk if shard else None, error, bad))
     return views
 
 

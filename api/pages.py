@@ -20,21 +20,8 @@ from django.utils.http import base36_to_int, urlsafe_base64_decode, urlsafe_base
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
-from api import (
-    allocation_page,
-    below,
-    charts_page,
-    items_page,
-    journal_page,
-    node_page,
-    overview,
-    run_page,
-    runs_page,
-    sql_page,
-    submit_page,
-    tables_page,
-    whatif_page,
-)
+# Pages that most servers are rarely asked for are imported by their views: together they are 2 MB.
+from api import below, node_page, overview, run_page, runs_page
 from nodes.protocol import CascadeError, NotFound
 from nodes.transactions import write
 
@@ -137,6 +124,8 @@ def node_verb(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
 @staff_member_required
 def submit(request: HttpRequest) -> HttpResponse:
     """The form of a run; a POST is one of its buttons."""
+    from api import submit_page
+
     try:
         return submit_page.act(request) if request.method == "POST" else submit_page.show(request)
     except NotFound as error:
@@ -147,6 +136,8 @@ def submit(request: HttpRequest) -> HttpResponse:
 @never_cache
 @staff_member_required
 def run_items(request: HttpRequest, pk: int) -> HttpResponse:
+    from api import items_page
+
     try:
         return items_page.show(request, pk)
     except NotFound as error:
@@ -157,6 +148,8 @@ def run_items(request: HttpRequest, pk: int) -> HttpResponse:
 @never_cache
 @staff_member_required
 def allocation(request: HttpRequest, pk: int) -> HttpResponse:
+    from api import allocation_page
+
     try:
         return allocation_page.show(request, pk)
     except NotFound as error:
@@ -167,6 +160,8 @@ def allocation(request: HttpRequest, pk: int) -> HttpResponse:
 @never_cache
 @staff_member_required
 def what_if(request: HttpRequest) -> HttpResponse:
+    from api import whatif_page
+
     return whatif_page.show(request)
 
 
@@ -174,6 +169,8 @@ def what_if(request: HttpRequest) -> HttpResponse:
 @never_cache
 @staff_member_required
 def journal(request: HttpRequest) -> HttpResponse:
+    from api import journal_page
+
     return journal_page.show(request)
 
 
@@ -187,6 +184,8 @@ def _read(request: HttpRequest, show: Callable[..., HttpResponse], *arguments: o
     except NotFound as error:
         raise Http404(str(error)) from None
     except CascadeError as error:
+        from api import tables_page
+
         return tables_page.problem(request, error)
 
 
@@ -194,6 +193,8 @@ def _read(request: HttpRequest, show: Callable[..., HttpResponse], *arguments: o
 @never_cache
 @staff_member_required
 def tables(request: HttpRequest) -> HttpResponse:
+    from api import tables_page
+
     return _read(request, tables_page.tables)
 
 
@@ -201,6 +202,8 @@ def tables(request: HttpRequest) -> HttpResponse:
 @never_cache
 @staff_member_required
 def table(request: HttpRequest, name: str) -> HttpResponse:
+    from api import tables_page
+
     return _read(request, tables_page.table, name)
 
 
@@ -208,6 +211,8 @@ def table(request: HttpRequest, name: str) -> HttpResponse:
 @never_cache
 @staff_member_required
 def chart(request: HttpRequest, name: str) -> HttpResponse:
+    from api import charts_page
+
     return _read(request, charts_page.chart, name)
 
 
@@ -215,6 +220,8 @@ def chart(request: HttpRequest, name: str) -> HttpResponse:
 @never_cache
 @staff_member_required
 def articles(request: HttpRequest) -> HttpResponse:
+    from api import charts_page
+
     return _read(request, charts_page.articles)
 
 
@@ -222,6 +229,8 @@ def articles(request: HttpRequest) -> HttpResponse:
 @never_cache
 @staff_member_required
 def article(request: HttpRequest) -> HttpResponse:
+    from api import charts_page
+
     return _read(request, charts_page.article)
 
 
@@ -230,6 +239,8 @@ def article(request: HttpRequest) -> HttpResponse:
 @staff_member_required
 def run_rows(request: HttpRequest, pk: int) -> HttpResponse:
     """To the table with a run's rows."""
+    from api import tables_page
+
     return _read(request, tables_page.of_run, pk)
 
 
@@ -237,6 +248,8 @@ def run_rows(request: HttpRequest, pk: int) -> HttpResponse:
 @never_cache
 @staff_member_required
 def sql(request: HttpRequest) -> HttpResponse:
+    from api import sql_page
+
     return _read(request, sql_page.run if request.method == "POST" else sql_page.show)
 
 

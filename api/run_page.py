@@ -26,8 +26,10 @@ from dispatch.explaining import waiting
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
 from dispatch.models import Run, Shard
+from dispatch.ranges import Range
 from dispatch.states import RunState, ShardState
-from nodes.protocol import Conflict, NotFound
+from nodes.executors.base import shown
+from nodes.protocol import Conflict, FieldError, NotFound
 
 GROUPS_SHOWN, LOOKED = 50, 2_000
 BEFORE_SHOWN = 5
@@ -200,15 +202,6 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
 
 def _errors(run: int) -> list[ErrorView]:
     """Of the newest LOOKED shards that ended badly, those with the same message together, the most items first."""
-    bad = Shard.objects.filter(run=run, state__in=BAD).order_by("-updated_at")
-    rows = list(bad.annotate(message=Substr("error", 1, MESSAGE)).values_list(*_BAD_COLUMNS)[:LOOKED])
-    items = frozen(run) if rows else None
-    groups: dict[str, list[tuple[int, int, int, dt.datetime]]] = {}
-    for pk, start, stop, at, message in rows:
-        # An error begins with the item that it is of.
-        assert items is not None
-        message = message.removeprefix(f"{item_key(items.slice(start, start + 1)[0])}: ")
-        groups.setdefault(message, []).append((pk, start, stop, at))
     views = [
         ErrorView(
             min(pk for pk, *_ in group),
@@ -218,11 +211,26 @@ def _errors(run: int) -> list[ErrorView]:
             iso(min(at for *_, at in group)),
             iso(max(at for *_, at in group)),
         )
-        for message, group in groups.items()
+        for message, group in _alike(run, LOOKED).items()
     ]
     return sorted(views, key=lambda view: (-view.items, view.id))[:GROUPS_SHOWN]
 
 
+def _alike(run: int, most: int | None = None) -> dict[str, list[_Bad]]:
+    """Shards that ended badly, the newest first, by their messages without the item that each begins with."""
+    bad = Shard.objects.filter(run=run, state__in=BAD).order_by("-updated_at")
+    rows = list(bad.annotate(message=Substr("error", 1, MESSAGE)).values_list(*_BAD_COLUMNS)[:most])
+    items = frozen(run) if rows else None
+    groups: dict[str, list[_Bad]] = {}
+    for pk, start, stop, at, message in rows:
+        assert items is not None
+        message = message.removeprefix(f"{item_key(items.slice(start, start + 1)[0])}: ")
+        groups.setdefault(message, []).append((pk, start, stop, at))
+    return groups
+
+
+_Bad = tuple[int, int, int, dt.datetime]
+"""Shard, start, stop, when."""
 _BAD_COLUMNS = ("pk", "start", "stop", "updated_at", "message")
 
 
@@ -246,7 +254,27 @@ def show(request: HttpRequest, pk: int) -> HttpResponse:
 def act(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """A button of the page; what speaks against it is said on the page. Raises NotFound."""
     try:
-        lifecycle.cancel(pk) if verb == "cancel" else lifecycle.retry(pk)
-    except Conflict as error:
+        lifecycle.cancel(pk) if verb == "cancel" else lifecycle.retry(pk, _chosen(request, pk))
+    except (Conflict, FieldError) as error:
         return redirect(f"{reverse('run', args=[pk])}?{urlencode({'problem': str(error)})}")
     return redirect("run", pk)
+
+
+def _chosen(request: HttpRequest, pk: int) -> list[Range] | None:
+    """Items that were ticked, by themselves or by their errors: None for all. Raises FieldError."""
+    groups, items = set(_numbers(request, "group")), _numbers(request, "item")
+    if "ticked" in request.POST and not items:
+        raise FieldError("item", "none is ticked")
+    if not groups and not items:
+        return None
+    alike = _alike(pk).values() if groups else ()
+    found = [(start, stop) for group in alike if groups & {each[0] for each in group} for _, start, stop, _ in group]
+    return found + [(index, index + 1) for index in items]
+
+
+def _numbers(request: HttpRequest, name: str) -> list[int]:
+    found = request.POST.getlist(name)
+    for each in found:
+        if not (each.isascii() and each.isdigit() and len(each) < 19):
+            raise FieldError(name, f"{shown(each)} is not a number")
+    return list(map(int, found))

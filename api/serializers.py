@@ -27,6 +27,8 @@ FACTS = ("device_name", "device_type", "ip_address", "callback_url", "configs")
 RAN_BY = "Who did what is done of it: a node, or below a relay the way to one, like eu/paris/3. At most 50."
 LARGEST_COUNT = 2**31 - 1
 """What an integer column of PostgreSQL holds."""
+MOST_RANGES = 10_000
+"""Of items, that one request may name."""
 # Marks that turn the reading direction: a name that holds one reads as another name.
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -404,6 +406,24 @@ class Progress(serializers.Serializer[Any]):
     in_flight = serializers.IntegerField(help_text="With a node now.")
     pending = serializers.IntegerField()
     rows = serializers.IntegerField(help_text="Rows saved.")
+
+
+class Retry(Strict):
+    items = serializers.ListField(
+        child=serializers.ListField(
+            child=serializers.IntegerField(min_value=0, max_value=LARGEST_COUNT), min_length=2, max_length=2
+        ),
+        required=False,
+        min_length=1,
+        max_length=MOST_RANGES,
+        help_text="Only what failed of these items: [start, stop) by their numbers. Shards are tried again whole.",
+    )
+
+    def validate_items(self, ranges: list[list[int]]) -> list[tuple[int, int]]:
+        for start, stop in ranges:
+            if start >= stop:
+                raise serializers.ValidationError(f"[{start}, {stop}] is empty: a range ends behind its last item")
+        return [(start, stop) for start, stop in ranges]
 
 
 class Retried(serializers.Serializer[Any]):

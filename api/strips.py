@@ -65,6 +65,8 @@ class LanesView:
     ended: str
     took: str
     more: bool
+    states: tuple[State, ...] = ()
+    """Those that marks are coloured by."""
 
 
 # ---- all items ---------------------------------------------------------------------------------------------------
@@ -159,7 +161,10 @@ def lanes(run: int, now: dt.datetime) -> LanesView:
     busiest = sorted(by_node, key=lambda node: -len(by_node[node]))[:LANES]
     drawn = tuple(Lane(name, tuple(_lane(by_node[name, node], began, ended))) for name, node in sorted(busiest))
     took = lasted((ended - began).total_seconds())
-    return LanesView(drawn, iso(began), iso(ended), took, more=len(stays) == LAST or len(by_node) > LANES)
+    tones = {cell.tone for lane in drawn for cell in lane.cells}
+    states = tuple(State.of(tone) for tone in reversed(dict.fromkeys(_LANE.values())) if tone in tones)
+    more = len(stays) == LAST or len(by_node) > LANES
+    return LanesView(drawn, iso(began), iso(ended), took, more, states)
 
 
 def _lane(stays: Iterable[Stay], began: dt.datetime, ended: dt.datetime) -> Iterator[Cell]:

@@ -27,6 +27,7 @@ from api.serializers import (
     NodeShare,
     Progress,
     Retried,
+    Retry,
     RunInList,
     RunOptions,
     RunSerializer,
@@ -206,11 +207,13 @@ class Runs(mixins.RetrieveModelMixin, mixins.ListModelMixin, ExplainsRuns):
         """Stops what is not finished; what was reported already is saved. 409 when the run has ended."""
         return Response(RunSerializer(lifecycle.cancel(self.get_object().pk)).data)
 
-    @extend_schema(request=None, responses=Retried)
+    @extend_schema(request=Retry, responses=Retried)
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
-        """Opens again what failed or was quarantined. 409 while the run goes on, or where nothing failed."""
-        return Response({"retried": lifecycle.retry(self.get_object().pk)})
+        """Opens again what failed or was quarantined, all or of some items. 409 while it goes on, or for nothing."""
+        asked = Retry(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return Response({"retried": lifecycle.retry(self.get_object().pk, asked.validated_data.get("items"))})
 
     @extend_schema(
         responses=FailedItems,

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from nodes.executors.base import Item, shown
@@ -257,9 +257,13 @@ class Run:
         """Stops what is not finished. Raises Conflict for a run that has ended."""
         return dict(self.client._json("POST", self._path("cancel"), retry=False))
 
-    def retry(self) -> int:
-        """Opens again what failed; how many items. Raises Conflict where nothing can be tried again."""
-        return int(self.client._json("POST", self._path("retry"), retry=False)["retried"])
+    def retry(self, items: Iterable[int] | None = None) -> int:
+        """Opens again what failed, or of that the shards with ``items``, by their numbers; how many items.
+
+        Raises Conflict where nothing can be tried again.
+        """
+        asked = {} if items is None else {"items": [[index, index + 1] for index in items]}
+        return int(self.client._json("POST", self._path("retry"), json=asked, retry=False)["retried"])
 
     def explain(self) -> dict[str, Any]:
         """Why it is waiting, node by node."""
@@ -302,8 +306,8 @@ class Run:
     async def cancel_async(self) -> dict[str, Any]:
         return await asyncio.to_thread(self.cancel)
 
-    async def retry_async(self) -> int:
-        return await asyncio.to_thread(self.retry)
+    async def retry_async(self, items: Iterable[int] | None = None) -> int:
+        return await asyncio.to_thread(self.retry, items)
 
     async def explain_async(self) -> dict[str, Any]:
         return await asyncio.to_thread(self.explain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Range = tuple[int, int]
 
@@ -58,6 +58,17 @@ def halves(start: int, stop: int) -> tuple[Range, Range]:
     """[start, stop) cut in the middle; needs at least two items."""
     middle = (start + stop) // 2
     return (start, middle), (middle, stop)
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """The same items as the fewest ranges, ascending."""
+    found: list[Range] = []
+    for start, stop in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
 
 
 def grouped(indexes: Sequence[int]) -> list[Range]:

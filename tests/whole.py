@@ -1,6 +1,6 @@
-"""``make test``: all tests, and beside them, as they mostly wait for their database, those that race on PostgreSQL.
+"""``make test``: all tests but those in a browser or with trees, and beside them those that race on PostgreSQL.
 
-What the second ones say comes at the end. Exit status 1 where either failed.
+The latter mostly wait for their database. What the second ones say comes at the end. Exit status 1 where either failed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from tempfile import TemporaryFile
 
 SIDE_BY_SIDE = ["--dist", "loadfile", "--no-loadscope-reorder", "-m", "not long and not trees"]
 """Files of tests in several processes, the long ones, which come first, first."""
-ALL = ["-n", "3", *SIDE_BY_SIDE]
-"""Those with processes of their own, which are most of the time, wait a third of it."""
+ALL = ["-n", "3", *SIDE_BY_SIDE, "--ignore", "tests/browser"]
+"""Those with processes of their own, which are most of the time, wait a third of it. Browsers have a target."""
 RACES = ["-n", "2", *SIDE_BY_SIDE]
 
 

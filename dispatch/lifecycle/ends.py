@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import F, Sum
+from django.db.models import F, QuerySet, Sum
 from django.utils import timezone
 
 from dispatch import events
@@ -13,6 +15,7 @@ from dispatch.deciding import endings
 from dispatch.deciding.effects import cancellable
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Allocation, Delivery, Run, Shard
+from dispatch.ranges import Range, joined
 from dispatch.states import LIVE, RUN, RUN_ENDED, SHARD_OPEN, RunState, ShardState, before
 from nodes import journal
 from nodes.protocol import Conflict, NotFound
@@ -44,36 +47,62 @@ def cancel(run_id: int) -> Run:
 
 
 @retried
-def retry(run_id: int) -> int:
+def retry(run_id: int, ranges: Iterable[Range] | None = None) -> int:
     """Opens again what failed or was quarantined, with all attempts anew. Returns the number of items.
 
-    Raises NotFound, and Conflict while the run goes on or where nothing failed.
+    With ``ranges`` of items only shards that have one of these, and those whole, as they failed.
+    Raises NotFound, and Conflict while the run goes on or where nothing of that failed.
     """
     with write():
         run = _locked(run_id)
         if run.state == RunState.RUNNING:
             raise Conflict(f"run {run_id} is still running; retry what failed when it has ended")
         lost = Shard.objects.filter(run=run, state__in=(ShardState.FAILED, ShardState.QUARANTINED))
-        items = lost.aggregate(items=Sum(F("stop") - F("start")))["items"] or 0
+        chosen = [lost] if ranges is None else _with_items(lost, ranges)
+        items: Counter[str] = Counter()
+        for some in chosen:
+            items.update(dict(some.order_by().values_list("state").annotate(items=Sum(F("stop") - F("start")))))
         if not items or run.state not in before(RUN, RunState.RUNNING):
-            raise Conflict(f"run {run_id} is {run.state}: nothing in it can be retried")
-        lost.update(
-            state=ShardState.PENDING,
-            attempts=0,
-            deaths=0,
-            losses=0,
-            not_before=None,
-            error="",
-            updated_at=timezone.now(),
-        )
+            raise Conflict(f"run {run_id} is {run.state}: nothing in it can be retried" + _OF * (ranges is not None))
+        for some in chosen:
+            some.update(
+                state=ShardState.PENDING,
+                attempts=0,
+                deaths=0,
+                losses=0,
+                not_before=None,
+                error="",
+                updated_at=timezone.now(),
+            )
         Run.objects.filter(pk=run_id, state=run.state).update(
-            state=RunState.RUNNING, failed=0, quarantined=0, ended_at=None, reduction=None
+            state=RunState.RUNNING,
+            failed=F("failed") - items[ShardState.FAILED],
+            quarantined=F("quarantined") - items[ShardState.QUARANTINED],
+            ended_at=None,
+            reduction=None,
         )
-        journal.record(journal.About.RUN, "retried", run=run_id, count=items)
+        journal.record(journal.About.RUN, "retried", run=run_id, count=items.total())
         # Its end is news again when it comes.
         Delivery.objects.filter(run_id=run_id, state=Delivery.State.WAITING).delete()
     events.changed()
-    return int(items)
+    return items.total()
+
+
+_OF = ", of the items that were asked for"
+_AT_ONCE = 500
+"""Rows that one statement names."""
+
+
+def _with_items(shards: QuerySet[Shard], ranges: Iterable[Range]) -> list[QuerySet[Shard]]:
+    """Those of ``shards`` that have an item in one of ``ranges``."""
+    wanted = joined(ranges)
+    stops = [stop for _, stop in wanted]
+    found = []
+    for pk, start, stop in shards.values_list("pk", "start", "stop"):
+        at = bisect_right(stops, start)  # the first range that ends behind this shard's beginning
+        if at < len(wanted) and wanted[at][0] < stop:
+            found.append(pk)
+    return [Shard.objects.filter(pk__in=found[at : at + _AT_ONCE]) for at in range(0, len(found), _AT_ONCE)]
 
 
 def progress(run: Run) -> dict[str, Any]:

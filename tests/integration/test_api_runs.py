@@ -251,6 +251,36 @@ def test_retry_opens_what_failed_and_conflicts_where_nothing_did(api: Api) -> No
     assert api.post(f"runs/{run.pk}/retry").status == 409
 
 
+def test_retry_opens_what_failed_of_chosen_items(api: Api) -> None:
+    run = ended(RunState.FAILED, cut=10, failed=8, quarantined=2)
+    for at in range(0, 8, 2):
+        cut(run, at, at + 2, ShardState.FAILED, error="no")
+    cut(run, 8, 10, ShardState.QUARANTINED, error="poison")
+    answer = api.post(f"runs/{run.pk}/retry", {"items": [[1, 3], [9, 10]]})
+    assert (answer.status, answer.body) == (200, {"retried": 6})
+    told = api.get(f"runs/{run.pk}").body
+    assert (told["state"], told["failed"], told["quarantined"]) == ("running", 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"items": []}, "items"),
+        ({"items": [[3, 3]]}, "items"),
+        ({"items": [[1]]}, "items.0"),
+        ({"items": [[0, "x"]]}, "items.0.1"),
+        ({"items": [[-1, 2]]}, "items.0.0"),
+        ({"item": [[0, 1]]}, "item"),
+    ],
+)
+def test_a_wrong_choice_of_items_opens_nothing(api: Api, body: dict[str, Any], field: str) -> None:
+    run = ended(RunState.FAILED, cut=2, failed=2)
+    cut(run, 0, 2, ShardState.FAILED, error="no")
+    answer = api.post(f"runs/{run.pk}/retry", body)
+    assert (answer.status, answer.body["field"]) == (400, field)
+    assert api.get(f"runs/{run.pk}").body["state"] == "failed"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

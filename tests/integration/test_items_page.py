@@ -87,3 +87,15 @@ def test_without_a_question_they_are_listed_page_by_page_in_few_queries(
 def test_it_is_for_staff_and_of_runs_that_are_there(client: Client, browser: Client) -> None:
     assert browser.get("/runs/77/items").status_code == 404
     assert Client().get(f"/runs/{records.run(1).pk}/items").status_code == 302
+
+
+def test_failed_items_of_an_ended_run_can_be_ticked(browser: Client) -> None:
+    run = records.run(4, state="partial", failed=2, saved=2)
+    records.cut(run, 0, 2, ShardState.SAVED)
+    records.cut(run, 2, 4, ShardState.FAILED, error="no")
+    html = page(browser, f"/runs/{run.pk}/items")
+    assert [f'name="item" value="{index}"' in html for index in range(4)] == [False, False, True, True]
+    browser.post(f"/runs/{run.pk}/retry", {"ticked": "", "item": ["2"]})
+    run.refresh_from_db()
+    assert (run.state, run.failed) == ("running", 0)
+    assert 'form="retry"' not in page(browser, f"/runs/{run.pk}/items")

@@ -130,3 +130,58 @@ def test_retries_that_race_open_the_run_once() -> None:
         assert sorted(map(str, opened))[0] == "1"
         assert sum(isinstance(each, Conflict) for each in opened) == 3
         assert_partition(run)
+
+
+def failed(a: Child, count: int) -> Run:
+    """A run whose items have all failed, each alone."""
+    run = submit(count, shard_size=count)
+    for work in a.works():
+        a.report(partly(work, *range(count)))
+    assert state(run) == RunState.FAILED
+    return run
+
+
+def test_only_what_was_chosen_is_opened_again() -> None:
+    a = child(capacity=1)
+    run = failed(a, 6)
+    assert lifecycle.retry(run.pk, [(4, 6), (1, 2), (5, 6)]) == 3
+    again = fresh(run)
+    assert (again.state, again.failed, again.quarantined, again.ended_at) == (RunState.RUNNING, 3, 0, None)
+    assert sorted(each[0] for each in shards(run) if each[2] == ShardState.PENDING) == [1, 4, 5]
+    assert_partition(run)
+    for number in (0, 3):
+        lost = Shard.objects.get(run=run, start=number)
+        assert (lost.state, lost.attempts > 0, bool(lost.error)) == (ShardState.FAILED, True, True)
+
+
+def test_shards_are_tried_again_whole(folder: object) -> None:
+    a = child(capacity=1)
+    run = submit(4, shard_size=4, max_attempts=1)
+    (work,) = a.works()
+    a.report(failure(work, "error", "no"))
+    whole = [each[:2] for each in shards(run) if each[2] == ShardState.FAILED]
+    assert lifecycle.retry(run.pk, [(2, 3)]) == sum(stop - start for start, stop in whole if start <= 2 < stop)
+    assert_partition(run)
+
+
+@pytest.mark.parametrize("ranges", [[], [(0, 1)], [(1, 2)], [(3, 3)], [(7, 10**9)]])
+def test_choosing_nothing_that_failed_opens_nothing(folder: object, ranges: list[tuple[int, int]]) -> None:
+    a = child(capacity=1)
+    run = submit(3, shard_size=3)
+    (work,) = a.works()
+    a.report(partly(work, 2))
+    with saver() as made:
+        save(made)
+        before = shards(run)
+        assert state(run) == RunState.PARTIAL
+        with pytest.raises(Conflict, match="of the items that were asked for"):
+            lifecycle.retry(run.pk, ranges)
+    assert (shards(run), state(run), fresh(run).failed) == (before, RunState.PARTIAL, 1)
+
+
+def test_two_thousand_chosen_ones_are_opened_at_once() -> None:
+    a = child(capacity=1)
+    run = failed(a, 2_000)
+    assert lifecycle.retry(run.pk, [(index, index + 1) for index in range(0, 2_000, 2)]) == 1_000
+    assert fresh(run).failed == 1_000
+    assert_partition(run)

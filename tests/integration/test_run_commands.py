@@ -158,6 +158,14 @@ def test_cancel_and_retry_change_the_run_and_a_second_time_is_a_conflict(finishe
     assert "still running" in ended(4, "run", "retry", str(finished.pk))
 
 
+def test_some_items_are_tried_again_by_their_numbers(finished):
+    pk = str(finished.pk)
+    for wrong in ("x", "3-1", "", "0,,1", "-1"):
+        assert "--items" in ended(2, "run", "retry", pk, f"--items={wrong}")
+    assert "of the items that were asked for" in ended(4, "run", "retry", pk, "--items", "0,2")
+    assert "1 item opened again" in command("run", "retry", pk, "--items", "0-1")
+
+
 def test_the_rows_of_a_run_are_printed_in_each_format(finished):
     pk = str(finished.pk)
     lines = command("run", "results", pk, "--order", "item").splitlines()

@@ -91,6 +91,32 @@ def test_cancel_and_retry_are_buttons_that_lead_back_and_say_what_speaks_against
     assert operator.post("/runs/77/retry").status_code == 404
 
 
+def test_errors_that_are_ticked_are_tried_again_and_no_others(operator: Client) -> None:
+    run = records.run(items=freeze(["AAPL", "FB", "IBM"]), count=3, state=RunState.FAILED, failed=3)
+    messages = ("AAPL: the source is away", "FB: no such symbol", "IBM: the source is away")
+    made = [records.cut(run, at, at + 1, ShardState.FAILED, error=error) for at, error in enumerate(messages)]
+    page = operator.get(f"/runs/{run.pk}").content.decode()
+    assert f'name="group" value="{made[0].pk}"' in page
+    assert operator.post(f"/runs/{run.pk}/retry", {"group": [made[0].pk]})["Location"] == f"/runs/{run.pk}"
+    run.refresh_from_db()
+    assert (run.state, run.failed) == (RunState.RUNNING, 1)
+    assert list(run.shards.filter(state=ShardState.FAILED).values_list("start", flat=True)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("ticked", "said"),
+    [({"group": "x"}, "group: &#x27;x&#x27; is not a number"), ({"ticked": ""}, "item: none is ticked"),
+     ({"item": "1"}, "nothing in it can be retried, of the items that were asked for")],
+)  # fmt: skip
+def test_a_choice_of_nothing_tries_nothing_again(operator: Client, ticked: dict[str, str], said: str) -> None:
+    run = records.run(2, state=RunState.PARTIAL, failed=1, saved=1)
+    records.cut(run, 0, 1, ShardState.FAILED, error="no")
+    page = operator.post(f"/runs/{run.pk}/retry", ticked, follow=True).content.decode()
+    assert said in page
+    run.refresh_from_db()
+    assert run.state == RunState.PARTIAL
+
+
 def test_its_buttons_need_the_forms_token() -> None:
     strict = Client(enforce_csrf_checks=True)
     strict.force_login(User.objects.create_user("op", is_staff=True))

@@ -75,6 +75,7 @@ def test_a_lane_for_each_node_on_one_axis_of_time() -> None:
     assert [(cell.tone, cell.x, cell.width) for cell in late.cells] == [("saved", "75.00", "25.00")]
     assert [(cell.x, cell.width) for cell in early.cells] == [("0.00", "25.00"), ("50.00", "25.00")]
     assert view.took == "40 s"
+    assert [state.word for state in view.states] == ["saved"]
 
 
 @pytest.mark.django_db

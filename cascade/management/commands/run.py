@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -15,8 +16,10 @@ from cascade.management.commands.runs import about
 from dispatch import lifecycle, log_lines
 from dispatch.log_lines import Line, Wanted
 from dispatch.models import Run
+from dispatch.ranges import Range
 from dispatch.states import RUN_ENDED, RunState, ShardState
 from nodes import executors
+from nodes.executors.base import shown
 from nodes.protocol import FieldError, NotFound
 from nodes.registry import ago
 
@@ -37,6 +40,18 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() or each == "\t" else ascii(each)[1:-1] for each in text)
 
 
+def _ranges(text: str) -> list[Range]:
+    """``0-4,9`` as ranges. Raises FieldError."""
+    found = []
+    for each in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", each, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise FieldError("--items", f"{shown(each)} is neither a number nor like 0-4")
+        found.append((first, last + 1))
+    return found
+
+
 class Command(console.Command):
     help = "Shows, cancels or retries a run, or gives its rows or logs."
 
@@ -54,6 +69,10 @@ class Command(console.Command):
         ):
             added = verbs.add_parser(verb, help=text)
             added.add_argument("id", type=int)
+            if verb == "retry":
+                added.add_argument(
+                    "--items", metavar="NUMBERS", help="only of these items, as in 0-4,9; shards are tried again whole"
+                )
             console.add_json(added)
         results = verbs.add_parser("results", help="The rows it saved, as a file or to standard output.")
         results.add_argument("id", type=int)
@@ -160,7 +179,7 @@ class Command(console.Command):
             self.stdout.write(f"run {run.pk} is {run.state}: {run.cancelled} of {run.count} items cancelled.")
 
     def _retry(self, run: Run, options: dict[str, Any]) -> None:
-        items = lifecycle.retry(run.pk)
+        items = lifecycle.retry(run.pk, _ranges(options["items"]) if options["items"] is not None else None)
         if options["json"]:
             self.tell_json({"run": run.pk, "retried": items})
         else:

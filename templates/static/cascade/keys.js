@@ -22,6 +22,16 @@ function step(by) {
   next.scrollIntoView({block: "nearest"});
 }
 
+// A menu, or the first step of what takes two.
+function shut(among) {
+  const open = [...document.querySelectorAll("details.menu[open], details.confirm[open]")].filter(among);
+  for (const each of open) {
+    if (each.contains(document.activeElement)) each.querySelector("summary").focus();
+    each.open = false;
+  }
+  return open;
+}
+
 function whole() {
   if (document.fullscreenElement) document.exitFullscreen();
   else document.documentElement.requestFullscreen?.();
@@ -38,6 +48,10 @@ const ACTS = {
 };
 
 document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !help.open && !event.defaultPrevented) {
+    const [last] = shut(() => true);
+    if (last && !document.activeElement?.offsetParent) last.querySelector("summary").focus();
+  }
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || typing(event)) return;
   if (Date.now() - going < 1500) {
     going = 0;
@@ -53,4 +67,9 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   act();
 });
+// A menu covers what is below it, so it closes when the pointer or the keys are elsewhere.
+for (const sign of ["pointerdown", "focusin"]) {
+  document.addEventListener(sign, ({target}) => shut((each) => each.matches(".menu") && !each.contains(target)));
+}
+document.addEventListener("click", ({target}) => { if (target.closest(".sheet a")) shut(() => true); });
 help.querySelector("button").addEventListener("click", () => help.close());

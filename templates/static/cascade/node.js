@@ -1,4 +1,8 @@
-// The page of a node. A form of it that was refused is shown at the form's own address.
+// The page of a node. What a form of it has made, or was refused, is shown at the form's own address, which no reload shall
+// ask for again: it would make another key.
 import {livePage} from "./page.js";
 
-livePage(`/ws/live${location.pathname.match(/^\/nodes\/\d+/)[0]}`);
+const [path] = location.pathname.match(/^\/nodes\/\d+/);
+
+if (location.pathname !== path) history.replaceState(null, "", path);
+livePage(`/ws/live${path}`);
