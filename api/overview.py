@@ -357,11 +357,20 @@ class Overview:
             for run in runs
         ]
         flying = sum(in_flight.values())
+        waiting = max(0, (sums["open"] or 0) - flying)
+        self._pace.queue(seconds, waiting)
+        untouched = [
+            run["created_at"]
+            for run in runs
+            if run["state"] == RunState.RUNNING and not (in_flight[run["id"]] or spooled.get(run["id"]))
+            if not run["cancelled"] and not counters(run)[0]
+        ]
         tree = [_tree(node, view) for (node, _), view in zip(nodes, node_views, strict=True)]
         totals = TotalsView(
             **{name: sum(each[name] for each in tree) for name in ("nodes", "online", "capacity", "used", "queued")},
             running=sums["number"],
-            waiting=f"{max(0, (sums['open'] or 0) - flying):,}",
+            waiting=f"{waiting:,}",
+            since=iso(min(untouched, default=None)),
             in_flight=f"{flying:,}",
             failed=sum(
                 run["failed"] + run["quarantined"]

@@ -29,6 +29,7 @@ class Pace:
         self._buckets: dict[int, list[int]] = {}
         self._known: dict[int, Counters] = {}
         self._recent: dict[int, deque[tuple[float, int]]] = {}
+        self._waiting: dict[int, int] = {}
         self._looked = 0.0
 
     def look(self, now: float, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -47,6 +48,13 @@ class Pace:
         self._known = {run["id"]: counters(run) for run in runs}
         self._looked = now
         self._follow(now, [run for run in runs if run["state"] == RunState.RUNNING])
+
+    def queue(self, now: float, waiting: int) -> None:
+        """So many items are with nobody at ``now``."""
+        current = int(now // self.BUCKET)
+        self._waiting[current] = waiting
+        for old in [number for number in self._waiting if number < current - self.BUCKETS - self.STEP]:
+            del self._waiting[old]
 
     def _gains(self, runs: Sequence[Mapping[str, Any]]) -> Iterable[tuple[int, Counters]]:
         """The counters of all runs that may have moved since the last look."""
@@ -121,12 +129,14 @@ class Pace:
         first = number * self.STEP
         buckets = [self._buckets.get(at, NOTHING) for at in range(first, first + self.STEP)]
         items, failed, rows = (sum(bucket[at] for bucket in buckets) for at in range(3))
+        waiting = self._waiting.get(first + self.STEP - 1)
         return MomentView(
             at=iso(dt.datetime.fromtimestamp(number * step, dt.UTC)),
             items=rate(items / step),
             failed=rate(failed / step) if failed else "",
             share=f"{100 * failed / items:.3g} %" if failed and items else "",
             rows=rate(rows / step),
+            waiting="" if waiting is None else f"{waiting:,}",
         )
 
 

@@ -222,6 +222,8 @@ class TotalsView:
     queued: int
     running: int
     waiting: str
+    since: str
+    """When the run was submitted that has waited longest for its first slot; empty: none does."""
     in_flight: str
     failed: int
 
@@ -251,6 +253,8 @@ class MomentView:
     failed: str
     share: str
     rows: str
+    waiting: str
+    """Items that were with nobody, at its end; empty: nobody looked."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def addresses(scene: Scene) -> list[str]:
         "/sql?query=SELECT+symbol,+close+FROM+kline+LIMIT+5",
         "/sql?query=SELEC",
         "/articles",
+        "/journal",
+        "/journal?about=configuration",
         "/no-such-page",
     ]
 

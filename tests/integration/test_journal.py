@@ -142,6 +142,21 @@ def test_each_change_of_a_node_is_told_once() -> None:
     assert watched(watch, now, 110) == []
 
 
+def test_states_of_all_are_those_of_each(settings: Any) -> None:
+    now = timezone.now()
+    for number, seconds in enumerate(
+        (None, 0, settings.CASCADE.offline_seconds + 1, settings.CASCADE.patient_seconds + 1)
+    ):
+        beat = None if seconds is None else now - dt.timedelta(seconds=seconds)
+        for dialect in Node.Dialect.values:
+            for active, draining in ((True, False), (True, True), (False, False)):
+                fields = {"dialect": dialect, "active": active, "draining": draining, "last_beat_at": beat}
+                records.node(f"n{number}-{dialect}-{active}-{draining}", **fields)
+    all_of_them = {(node.pk, node.name, registry.state_of(node, now)) for node in Node.objects.all()}
+    assert set(registry.states(now)) == all_of_them
+    assert {state for _, _, state in all_of_them} == {"online", "offline", "draining", "inactive"}
+
+
 def test_nodes_that_beat_again_after_a_restart_were_never_gone() -> None:
     now = timezone.now()
     records.node("a", last_beat_at=now)
