@@ -1,8 +1,8 @@
 """The parts of live pages: the words, numbers and bars that each shows, and what two looks at a page have different.
 
 Every view is frozen: of one that equals its predecessor the HTML need not be made again. What changes all the time, as
-the beats of a thousand nodes, is filled into HTML that is made once. ``overview`` and the modules of the other pages make
-them.
+the beats of a thousand nodes, is filled into HTML that is made once. ``overview`` and the modules of the other pages
+make them.
 """
 
 from __future__ import annotations
