@@ -168,6 +168,13 @@ def show(
     return render(request, "node.html", context, status=400 if problem else 200)
 
 
+def add(request: HttpRequest) -> HttpResponse:
+    """A new node's page, with its key. Raises FieldError, and Conflict for a name in use."""
+    made = registry.add_node(request.POST.get("name", ""), capacity=_slots(request))[1]
+    events.changed()
+    return show(request, made.node.pk, made=made)
+
+
 def act(request: HttpRequest, pk: int, verb: str) -> HttpResponse:
     """What a button of the page asks for; what speaks against it is said there, and what was typed stays.
 
@@ -190,10 +197,14 @@ def _limits(request: HttpRequest, pk: int) -> None:
     """Capacity and quotas, as both will be."""
     lines = re.split(r"[\n,]+", request.POST.get("quotas", ""))
     specs: list[QuotaSpec] = [parse_quota(line.strip()) for line in lines if line.strip()]
+    registry.update_node(pk, capacity=_slots(request), quotas=specs)
+
+
+def _slots(request: HttpRequest) -> int:
     text = request.POST.get("capacity", "").strip()
     if not text.isdecimal() or len(text) > 6:
         raise FieldError("capacity", f"{text[:20]!r} is not a whole number from 1 up")
-    registry.update_node(pk, capacity=int(text), quotas=specs)
+    return int(text)
 
 
 def _revoke(request: HttpRequest, pk: int) -> None:

@@ -34,6 +34,21 @@ def _address(request: HttpRequest) -> str:
 @never_cache
 @staff_member_required
 def front_page(request: HttpRequest) -> HttpResponse:
+    return _front_page(request)
+
+
+@require_POST
+@never_cache
+@staff_member_required
+def node_add(request: HttpRequest) -> HttpResponse:
+    """A first node: its page, with its key; or the overview again with what speaks against it."""
+    try:
+        return node_page.add(request)
+    except CascadeError as error:
+        return _front_page(request, str(error))
+
+
+def _front_page(request: HttpRequest, problem: str = "") -> HttpResponse:
     snapshot = overview.shown.look()
     return render(
         request,
@@ -41,12 +56,18 @@ def front_page(request: HttpRequest) -> HttpResponse:
         {
             "totals": snapshot.html("totals"),
             "throughput": snapshot.html("throughput"),
+            "history": snapshot.html("history"),
+            "steps": snapshot.html("steps"),
+            "journal": snapshot.html("journal"),
             "nodes": snapshot.html("nodes"),
             "runs": snapshot.html("runs"),
             "allocations": snapshot.html("allocations"),
             "address": _address(request),
+            "problem": problem,
+            "typed": request.POST,
             "now": int(timezone.now().timestamp() * 1000),
         },
+        status=400 if problem else 200,
     )
 
 
@@ -142,6 +163,15 @@ def what_if(request: HttpRequest) -> HttpResponse:
     from api import whatif_page
 
     return whatif_page.show(request)
+
+
+@require_safe
+@never_cache
+@staff_member_required
+def journal(request: HttpRequest) -> HttpResponse:
+    from api import journal_page
+
+    return journal_page.show(request)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -305,6 +335,7 @@ urlpatterns = [
     path("allocations/<int:pk>", allocation, name="allocation"),
     path("submit", submit, name="submit"),
     path("what-if", what_if, name="what-if"),
+    path("journal", journal, name="journal"),
     path("runs/<int:pk>/rows", run_rows, name="run-rows"),
     path("tables", tables, name="tables"),
     path("tables/<str:name>", table, name="table"),
@@ -312,6 +343,7 @@ urlpatterns = [
     path("articles", articles, name="articles"),
     path("articles/text", article, name="article"),
     path("sql", sql, name="sql"),
+    path("nodes/add", node_add, name="node-add"),
     path("nodes/<int:pk>", node, name="node"),
     *(
         path(f"nodes/<int:pk>/{verb}", node_verb, {"verb": verb}, name=f"node-{verb}")

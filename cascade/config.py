@@ -188,7 +188,7 @@ class Config(BaseModel):
         "its report brings 16000. 0: nothing is taken before the report.",
     )
     run_days: float = Field(90, ge=0.01, description="Ended runs, with their allocations, are kept so long.")
-    log_days: float = Field(14, ge=0.01, description="The sync log is kept so long.")
+    log_days: float = Field(14, ge=0.01, description="The sync log and the journal are kept so long.")
     heartbeat_days: float = Field(7, ge=0.01, description="Heartbeat history is kept so long.")
     max_items: int = Field(1_000_000, ge=1, description="Items a run may have.")
     upload_limit: int = Field(

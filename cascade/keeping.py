@@ -114,9 +114,9 @@ class Control:
 
         inside = connection.in_atomic_block
         try:
-            node_id = _bridge_node()
-            run_id = _granted(task_id, type, params, items, fates, node_id)
-            _report(run_id, type, keys.inside(node_id), fates)
+            caller = keys.inside(_bridge_node())
+            run_id = _granted(task_id, type, params, items, fates, caller)
+            _report(run_id, type, caller, fates)
             self._wait(run_id)
             return {"run": run_id}
         finally:
@@ -167,12 +167,13 @@ def _granted(
     params: Mapping[str, Any],
     items: Sequence[Item],
     fates: Sequence[Fate],
-    node_id: int,
+    caller: Caller,
 ) -> int:
     """A run over ``items`` that is the bridge's from its first moment: nobody else can be given a part of it."""
     from django.utils import timezone
 
     from dispatch import lifecycle
+    from dispatch.models import Allocation
     from dispatch.plans import Grant, Phase, Piece, Plan
     from nodes.transactions import write
 
@@ -186,10 +187,12 @@ def _granted(
             submitted_by=BRIDGE,
         )
         grants = [
-            Grant(run.pk, type, node_id, Piece(start, stop), Phase.FREE, "done by a bridge already")
+            Grant(run.pk, type, caller.node_id, Piece(start, stop), Phase.FREE, "done by a bridge already")
             for start, stop in _pieces(fates)
         ]
         lifecycle.grant(Plan(grants, [], []), timezone.now())
+        # Nothing of it is an offer that could run out before the rows are told: this program has done it already.
+        lifecycle.accept(caller, list(Allocation.objects.filter(run=run).values_list("pk", flat=True)))
     return run.pk
 
 
@@ -215,7 +218,6 @@ def _report(run_id: int, type: str, caller: Caller, fates: Sequence[Fate]) -> No
 
     mine = Allocation.objects.filter(run=run_id, node=caller.node_id, state__in=LIVE).order_by("start")
     for allocation, start, stop in list(mine.values_list("pk", "start", "stop")):
-        lifecycle.accept(caller, [allocation])
         entry = read_entry(type, _entry(allocation, start, stop, fates))
         (answer,) = lifecycle.report(caller, [entry])["results"]
         if answer["status"] != 200:

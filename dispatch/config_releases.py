@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from dispatch import configuration, events
 from dispatch.models import ConfigRelease, ConfigVersion
-from nodes import registry
+from nodes import journal, registry
 from nodes.executors.base import shown
 from nodes.models import Node
 from nodes.protocol import Conflict, FieldError, NotFound
@@ -45,6 +45,7 @@ def canary(names: Sequence[str]) -> dict[str, Any]:
             release = ConfigRelease(released=latest)
         release.canary = sorted(node.pk for node in found.values())
         release.save()
+        _record("canary", f"version {latest.pk}: {', '.join(sorted(found))}")
     return _changed()
 
 
@@ -54,6 +55,7 @@ def promote() -> dict[str, Any]:
     with write():
         if not ConfigRelease.objects.all().delete()[0]:
             raise Conflict("every node has the newest version already: there is no canary, and nothing was rolled back")
+        _record("released", "")
     return _changed()
 
 
@@ -83,6 +85,7 @@ def rollback(to: int | None = None) -> dict[str, Any]:
         release = release or ConfigRelease()
         release.released, release.canary = target, []
         release.save()
+        _record("rolled back", f"version {target.pk}")
     return _changed()
 
 
@@ -130,6 +133,10 @@ def _newest() -> ConfigVersion:
     if latest is None:
         raise Conflict("there is no configuration yet; it is made within a second of the server's start")
     return latest
+
+
+def _record(word: str, text: str) -> None:
+    journal.record(journal.About.CONFIGURATION, word, text=text)
 
 
 def _changed() -> dict[str, Any]:

@@ -12,6 +12,8 @@ from django.db import DatabaseError, close_old_connections, connection
 from django.utils import timezone
 
 from dispatch import ending, events, leading, lifecycle, metrics, pruning, queue, schedule, synclog
+from dispatch.watching import NodeWatch
+from nodes import journal
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Dispatcher:
         self._patient_until = 0.0
         self._evened = 0.0
         self._looked: tuple[float, float] | None = None
+        self._watch = NodeWatch()
 
     def start(self) -> None:
         self._thread.start()
@@ -85,12 +88,14 @@ class Dispatcher:
                 self._stopping.wait(PASS_SECONDS)
         with suppress(DatabaseError):
             synclog.flush(now=True)
+            journal.flush(now=True)
         connection.close()
 
     def once(self) -> None:
         """One pass."""
         if self._was_away(time.time(), time.monotonic()):
             logger.info("leases run anew: this parent was away, or its clock was moved")
+            self._watch.start_anew(time.monotonic())
             if lifecycle.forgive(timezone.now()):
                 # Nor is anything late that could not be told.
                 self._patient_until = time.monotonic() + settings.CASCADE.lease_seconds
@@ -116,6 +121,9 @@ class Dispatcher:
         nodes = passed.nodes or self._even_out()
         events.tell(nodes, {"type": "node.work"})
         synclog.flush()
+        journal.flush()
+        if self._watch.look(timezone.now(), time.monotonic()):
+            events.changed(allocate=False)
         if time.monotonic() - self._pruned > PRUNE_SECONDS:
             began = time.monotonic()
             pruning.prune(timezone.now(), seconds=PRUNE_BUDGET)

@@ -18,7 +18,7 @@ from dispatch import buckets
 from dispatch.models import Allocation, Delivery, LogPiece, Receipt, Run, Shard, StagedRow, SyncLog
 from dispatch.states import LIVE, RUN_ENDED, ShardState
 from nodes import registry
-from nodes.models import Heartbeat, Nonce
+from nodes.models import Heartbeat, JournalEntry, Nonce
 from nodes.transactions import write
 
 SLICE = 500
@@ -30,7 +30,7 @@ STAGED_DAYS = 1.0
 """Rows uploaded ahead of a report that can come no more are kept so long, for whoever wonders."""
 KINDS = (
     *("runs", "allocations", "shards", "receipts", "sync_logs", "deliveries", "staged_rows", "log_pieces"),
-    *("heartbeats", "nonces"),
+    *("journal", "heartbeats", "nonces"),
 )
 
 
@@ -74,13 +74,15 @@ def prune(
     deliveries = Delivery.objects.filter(created_at__lt=of_runs).exclude(state=Delivery.State.WAITING)
     staged = _stale_rows(now)
     if dry_run:
-        return _counted(now, runs, logs, deliveries, staged, of_runs)
+        counts = _counted(now, runs, logs, deliveries, staged, of_runs)
+        return {**counts, "journal": JournalEntry.objects.filter(at__lt=of_logs).count()}
     current = _Pass(seconds)
     current.counts |= registry.prune(now)
     buckets.forget(now)
     try:
         current.all_of("staged_rows", staged)
         current.all_of("sync_logs", logs)
+        current.all_of("journal", JournalEntry.objects.filter(at__lt=of_logs))
         current.all_of("deliveries", deliveries)
         _forget_runs(current, runs, of_runs)
         current.all_of("receipts", _old_receipts(of_runs))

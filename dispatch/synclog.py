@@ -17,6 +17,7 @@ from typing import Any
 from django.db import DatabaseError, close_old_connections, connection
 
 from dispatch.models import SyncLog
+from nodes import journal
 from nodes.models import Node
 from nodes.transactions import insert_rows, moment, write
 
@@ -176,6 +177,7 @@ class Writer:
     def _flush(self) -> None:
         try:
             flush(now=True)
+            journal.flush(now=True)
         except Exception as error:
             # Told once a second, for as long as the database is away, it would drown the log.
             logger.debug("the sync log could not be written: %s", error)

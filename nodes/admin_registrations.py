@@ -29,7 +29,7 @@ class RegistrationKeyAdmin(Page):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[RegistrationKey]:
         # Ten names are shown; a key for many may have registered thousands.
-        some = Prefetch("nodes", Node.objects.only("name", "registration_id")[:10])
+        some = Prefetch("nodes", Node.objects.only("name", "registration_id")[:10], to_attr="some_nodes")
         found: QuerySet[RegistrationKey] = super().get_queryset(request)
         return found.annotate(registered=_devices()).prefetch_related(some)
 
@@ -61,7 +61,7 @@ class RegistrationKeyAdmin(Page):
 
     @admin.display(description=_("devices"))
     def devices(self, key: RegistrationKey) -> str:
-        names = [node.name for node in key.nodes.all()]
+        names = [node.name for node in key.some_nodes]  # type: ignore[attr-defined]  # prefetched above
         more = key.registered - len(names)  # type: ignore[attr-defined]  # annotated above
         return ", ".join(names) + (f" and {more} more" if more > 0 else "") or "–"
 

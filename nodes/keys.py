@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from nodes import signing
+from nodes import journal, signing
 from nodes.executors.base import shown
 from nodes.models import AccessKey, Node, RegistrationKey
 from nodes.prepared import Given, Prepared
@@ -106,7 +106,7 @@ def rotate_own(caller: Caller, public_key: str) -> AccessKey:
             if other.last_used_at is not None:
                 raise Conflict(f"key {other.access_key} is in use, too; retire the older one first")
             revoke(other.access_key)
-        return AccessKey.objects.create(node=node, access_key=signing.new_key()[0], public_key=public_key)
+        return _kept(node, signing.new_key()[0], public_key)
 
 
 @retried
@@ -129,10 +129,12 @@ def revoke(access_key: str) -> AccessKey:
     # PostgreSQL cannot be asked for a NUL.
     access_key = access_key.replace("\x00", "\ufffd")
     with write():
-        AccessKey.objects.filter(access_key=access_key, revoked_at=None).update(revoked_at=timezone.now())
+        ended = AccessKey.objects.filter(access_key=access_key, revoked_at=None).update(revoked_at=timezone.now())
         key = AccessKey.objects.filter(access_key=access_key).select_related("node").first()
         if key is not None:
             _tell(key.node_id)
+            if ended:
+                journal.record(journal.About.KEY, "revoked", node=key.node, text=key.access_key)
     if key is None:
         raise NotFound(f"there is no access key {shown(access_key)}")
     return key
@@ -143,7 +145,11 @@ def revoke_all(node_id: int) -> int:
     """Revokes all live keys of a node; how many there were."""
     with write():
         _tell(node_id)
-        return Node.locked(node_id).keys.filter(revoked_at=None).update(revoked_at=timezone.now())
+        node = Node.locked(node_id)
+        ended = node.keys.filter(revoked_at=None).update(revoked_at=timezone.now())
+        if ended:
+            journal.record(journal.About.KEY, "revoked", node=node, count=ended)
+        return ended
 
 
 def _tell(node_id: int) -> None:
@@ -235,8 +241,13 @@ def _unkeyed(caller: Caller) -> QuerySet[Node]:
 def new_key(node: Node) -> IssuedKey:
     """One more, however many are live; the transaction is the caller's."""
     access_key, secret_key, public_key = signing.new_key()
-    AccessKey.objects.create(node=node, access_key=access_key, public_key=public_key)
+    _kept(node, access_key, public_key)
     return IssuedKey(access_key, secret_key, node)
+
+
+def _kept(node: Node, access_key: str, public_key: str) -> AccessKey:
+    journal.record(journal.About.KEY, "issued", node=node, text=access_key)
+    return AccessKey.objects.create(node=node, access_key=access_key, public_key=public_key)
 
 
 def _keyed(node_id: int) -> Node:

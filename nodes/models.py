@@ -230,3 +230,34 @@ class Nonce(models.Model):
 
     def __str__(self) -> str:
         return self.value
+
+
+class JournalEntry(models.Model):
+    """Something that happened, for people: of many alike within a second there is one row. ``nodes.journal`` writes it.
+
+    Ids and names as they were then, so that it outlives what it is about.
+    """
+
+    class About(models.TextChoices):
+        NODE = "node", "nodes"
+        RUN = "run", "runs"
+        WORK = "work", "allocations"
+        KEY = "key", "keys"
+        CONFIGURATION = "configuration", "configuration"
+
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+    about = models.CharField(max_length=13, choices=About.choices)
+    word = models.CharField(max_length=12, help_text="What happened: offline, completed, expired …")
+    node = models.PositiveBigIntegerField(null=True)
+    name = models.CharField(max_length=100, blank=True, help_text="Of the node.")
+    run = models.PositiveBigIntegerField(null=True)
+    count = models.PositiveIntegerField(default=1, help_text="Allocations, items or nodes.")
+    text = models.TextField(blank=True, help_text="The error, the key, the names.")
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["about", "-id"])]
+        verbose_name_plural = "journal"
+
+    def __str__(self) -> str:
+        return f"{self.about} {self.word} {self.pk}"

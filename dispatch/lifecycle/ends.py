@@ -17,6 +17,7 @@ from dispatch.lifecycle.writing import write_down
 from dispatch.models import Allocation, Delivery, Run, Shard
 from dispatch.ranges import Range, joined
 from dispatch.states import LIVE, RUN, RUN_ENDED, SHARD_OPEN, RunState, ShardState, before
+from nodes import journal
 from nodes.protocol import Conflict, NotFound
 from nodes.transactions import retried, write
 
@@ -80,6 +81,7 @@ def retry(run_id: int, ranges: Iterable[Range] | None = None) -> int:
             ended_at=None,
             reduction=None,
         )
+        journal.record(journal.About.RUN, "retried", run=run_id, count=items.total())
         # Its end is news again when it comes.
         Delivery.objects.filter(run_id=run_id, state=Delivery.State.WAITING).delete()
     events.changed()

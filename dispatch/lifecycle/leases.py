@@ -18,7 +18,7 @@ from dispatch.lifecycle import loading
 from dispatch.lifecycle.writing import write_down
 from dispatch.models import Allocation
 from dispatch.states import LIVE, AllocationState
-from nodes import registry
+from nodes import journal, registry
 from nodes.models import Node
 from nodes.prepared import Given, Prepared
 from nodes.transactions import retried, write
@@ -232,9 +232,11 @@ def _leases(ids: Iterable[int]) -> list[tuple[Lease, Patience]]:
     return [(Lease(*row[:-1]), patience[row[-1] or native]) for row in found]
 
 
-def _note(ended: Iterable[Held], why: str) -> None:
+def _note(ended: Sequence[Held], why: str) -> None:
     for node_id, count in Counter(each.node for each in ended).items():
         synclog.note(node_id, "expire", synclog.PUSH, count=count, error=why)
+    for (node, run), count in Counter((each.node, each.run) for each in ended).items():
+        journal.note(journal.About.WORK, "expired", node=node, run=run, count=count, text=why)
 
 
 @retried

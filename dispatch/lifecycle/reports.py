@@ -24,7 +24,7 @@ from dispatch.models import Allocation, Origin, Receipt, Shard
 from dispatch.plans import pace_key
 from dispatch.results import datasets, decoding, spool
 from dispatch.states import LIVE
-from nodes import executors, failpoints, keys, registry
+from nodes import executors, failpoints, journal, keys, registry
 from nodes.executors.base import Dataset
 from nodes.keys import Caller
 from nodes.messages import Entry
@@ -79,7 +79,10 @@ def _report(caller: Caller, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     failpoints.reach("report.committed")
     results = {pk: answer.as_sent() for pk, answer in answers.items()}
     _note(node.pk, entries, results)
-    copies.tell_superseded(_beaten(pairs, twins))
+    beaten = _beaten(pairs, twins)
+    for node_id, copies_of in beaten.items():
+        journal.note(journal.About.WORK, "superseded", node=node_id, count=len(copies_of))
+    copies.tell_superseded(beaten)
     if logged:
         events.logged(logged)
     if batches:

@@ -20,7 +20,7 @@ from dispatch.items import freeze, item_key
 from dispatch.lifecycle.origins import FIELDS, items_from, items_of
 from dispatch.models import WORK_FIELDS, Fallback, Hands, Run, SeenItem, Source, Task, TypeSettings
 from dispatch.ranges import MOST_ITEMS
-from nodes import executors
+from nodes import executors, journal
 from nodes.executors.base import Item, shown
 from nodes.models import Node
 from nodes.protocol import Conflict, FieldError, Unprocessable
@@ -100,6 +100,7 @@ def submit(
             if first is not None:
                 first()
             run.save(force_insert=True)
+            journal.record(journal.About.RUN, "submitted", run=run.pk, count=run.count, text=run.submitted_by)
             if executor.grows or run.growing:
                 SeenItem.objects.bulk_create(seen(run.pk, made.items), SLICE)
     except IntegrityError:

@@ -17,9 +17,9 @@ from dispatch import events, metrics
 from dispatch.deciding import effects as e
 from dispatch.deciding.records import DIGEST
 from dispatch.lifecycle import found, memories
-from dispatch.models import Allocation, Delivery, LeafWork, Receipt, Run, Shard
+from dispatch.models import Allocation, Delivery, LeafWork, Origin, Receipt, Run, Shard
 from dispatch.states import ALLOCATION, LIVE, RUN, SHARD, AllocationState, RunState, ShardState, before, run_end
-from nodes import executors, failpoints
+from nodes import executors, failpoints, journal
 from nodes.messages import ItemOutcome
 from nodes.models import Node
 from nodes.prepared import Change, Given, Prepared
@@ -143,6 +143,11 @@ def _accept(effect: e.Accept, node: Node, now: datetime) -> None:
         added=("rows",),  # to those of the parts before
     )
     metrics.closed(effect)
+    if failed := {closed.id: closed.error for closed in effect.closed if closed.error}:
+        for line in effect.lines:
+            if line.allocation in failed:
+                text = failed[line.allocation]
+                journal.committed(journal.About.WORK, "failed", node=node.pk, run=line.run, text=text)
     for pk, part, some, items, digest in effect.advanced:
         # With what is left it begins anew: its time-out is each part's.
         Allocation.objects.filter(pk=pk, state__in=LIVE).update(
@@ -184,6 +189,8 @@ def _count_items(effect: e.CountItems, now: datetime) -> None:
     if any(counts.values()):
         _COUNT.run(run=effect.run, **counts)
     metrics.counted(effect)
+    if effect.quarantined:
+        journal.committed(journal.About.WORK, "quarantined", run=effect.run, count=effect.quarantined)
 
 
 _COUNT = Change(
@@ -203,6 +210,9 @@ def _end_runs(effect: e.EndRuns, now: datetime) -> None:
         ended = Run.objects.filter(pk=pk, state__in=before(RUN, end)).update(state=end, ended_at=now)
         if ended:
             transaction.on_commit(events.reducer.set)
+        if ended and not (settings.CASCADE.role == "relay" and Origin.objects.filter(pk=pk).exists()):
+            # Below a relay every allocation from above is a run.
+            journal.record(journal.About.RUN, str(end), run=pk, count=counts[2] + counts[3])
         if ended and url:
             _announce(pk, url, now)
 

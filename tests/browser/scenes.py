@@ -69,6 +69,8 @@ def addresses(scene: Scene) -> list[str]:
         "/sql?query=SELEC",
         "/articles",
         "/api/docs",
+        "/journal",
+        "/journal?about=configuration",
         "/no-such-page",
     ]
 

@@ -36,7 +36,7 @@ def page(busy: Victim, operator: BrowserContext) -> Iterator[Page]:
     page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
 
     def told(each: ConsoleMessage) -> None:
-        if each.type != "debug":
+        if each.type != "verbose":  # type: ignore[comparison-overlap]
             said.append(f"{page.url}: {each.text}")
 
     def local(each: Request) -> None:

@@ -14,9 +14,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from api.overview import ALLOCATIONS_SHOWN, ENDED_SHOWN, ERROR_SHOWN, Overview, live_allocations
-from api.parts import PaceView, RunView
+from api.parts import HistoryView, PaceView, RunView, iso
 from dispatch.models import Run, Shard
-from nodes.models import Node, Quota
+from nodes.models import JournalEntry, Node, Quota
 from tests.integration.records import allocation, hold, node, run
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("overview")]
@@ -221,10 +221,11 @@ def test_throughput_counts_what_runs_gained_between_two_looks() -> None:
         Run.objects.filter(pk=of.pk).update(saved=1000 + 10 * second, rows=1 + 1000 * second)
         view = fresh.look(now + second * at).parts["throughput"].view
     assert isinstance(view, PaceView)
-    items, rows = view.curves
+    items, failed, rows = view.curves
     assert float(items.now) == pytest.approx(10, rel=0.15)
     assert float(rows.now.replace(",", "")) == pytest.approx(1000, rel=0.15)
     assert items.peak == "10.0"
+    assert (failed.now, failed.peak) == ("0", "0")
 
 
 def test_the_curve_of_a_first_look_comes_from_what_has_been_done() -> None:
@@ -233,7 +234,101 @@ def test_the_curve_of_a_first_look_comes_from_what_has_been_done() -> None:
     allocation(of, at, 0, 500, "completed", finished_at=now - dt.timedelta(seconds=100), rows=5000)
     view = Overview().look(now).parts["throughput"].view
     assert isinstance(view, PaceView)
-    assert [curve.peak for curve in view.curves] == ["100", "1,000"]
+    assert [curve.peak for curve in view.curves] == ["100", "0", "1,000"]
+
+
+def test_failed_items_have_a_curve_and_numbers_of_their_own() -> None:
+    fresh, now = Overview(), dt.datetime(2026, 1, 5, 12, 0, 0, tzinfo=dt.UTC)
+    of = run(10_000, created_at=now - dt.timedelta(hours=1))
+    fresh.look(now)
+    for second in range(1, 61):
+        Run.objects.filter(pk=of.pk).update(saved=6 * second, failed=2 * second, rows=60 * second)
+        parts = fresh.look(now + dt.timedelta(seconds=second)).parts
+    history = parts["history"].view
+    assert isinstance(history, HistoryView)
+    assert [each.at for each in history.moments[:2]] == ["2026-01-05T12:00:30.000Z", "2026-01-05T12:00:00.000Z"]
+    middle = history.moments[0]
+    assert (middle.items, middle.failed, middle.share, middle.rows) == ("8.0", "2.0", "25 %", "60.0")
+    view = parts["throughput"].view
+    assert isinstance(view, PaceView)
+    assert [curve.peak for curve in view.curves] == ["8.0", "2.0", "60.0"]
+    assert ">25 %<" in parts["history"].html
+    assert middle.waiting == "9,528"  # as of the last look in it
+    assert history.moments[-1].waiting == ""
+
+
+def test_the_run_that_has_waited_longest_for_its_first_slot_is_told_of(overview: Overview) -> None:
+    now = timezone.now()
+    assert "a run for" not in overview.look().parts["totals"].html
+    run(5, created_at=now - dt.timedelta(minutes=9), saved=1)
+    allocation(run(5, created_at=now - dt.timedelta(minutes=8)), node(), 0, 5)
+    waits = run(5, created_at=now - dt.timedelta(minutes=3))
+    run(5, created_at=now - dt.timedelta(minutes=1))
+    html = overview.look().parts["totals"].html
+    assert f'a run for <time datetime="{iso(waits.created_at)}" data-since>' in html
+
+
+def test_numbers_are_drawn_anew_every_half_minute_only() -> None:
+    fresh, now = Overview(), dt.datetime(2026, 1, 5, 12, 0, 15, tzinfo=dt.UTC)
+    of = run(10_000)
+    drawn = set()
+    for second in range(30):
+        Run.objects.filter(pk=of.pk).update(saved=10 * second)
+        drawn.add(id(fresh.look(now + dt.timedelta(seconds=second)).parts["history"]))
+    assert len(drawn) <= 2
+
+
+def test_the_first_steps_are_ticked_from_facts_and_go_when_a_row_is_saved(overview: Overview, browser: Client) -> None:
+    def ticked() -> list[str]:
+        return re.findall(r'<li class="(done|)">', browser.get("/").content.decode())
+
+    assert ticked() == ["", "", "", ""]
+    at = node(last_beat_at=None)
+    assert ticked() == ["done", "", "", ""]
+    assert f'<a href="/nodes/{at.pk}">its page</a>' in browser.get("/").content.decode()
+    Node.objects.update(last_beat_at=timezone.now())
+    assert ticked() == ["done", "done", "", ""]
+    of = run(5)
+    assert ticked() == ["done", "done", "done", ""]
+    Run.objects.filter(pk=of.pk).update(rows=1)
+    assert ticked() == []
+    Run.objects.all().delete()
+    assert ticked() == []
+
+
+def test_a_parent_with_rows_shows_no_first_steps(browser: Client) -> None:
+    run(rows=7, state="completed", ended_at=timezone.now())
+    assert "First steps" not in browser.get("/").content.decode()
+
+
+def test_a_first_node_is_added_on_the_page_and_gets_a_key_and_a_command(browser: Client) -> None:
+    made = browser.post("/nodes/add", {"name": "paris", "capacity": "6"}, HTTP_HOST="localhost:8123").content.decode()
+    at = Node.objects.get()
+    assert (at.name, at.capacity) == ("paris", 6)
+    key = at.keys.get().access_key
+    assert f"CASCADE_ACCESS_KEY={key} CASCADE_SECRET_KEY=CS" in made
+    assert "--parent http://localhost:8123" in made
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [({"name": "a b/c", "capacity": "6"}, "a b/c"), ({"name": "x", "capacity": "many"}, "many"), ({}, "capacity")],
+)
+def test_a_first_node_that_cannot_be_is_explained_and_what_was_typed_stays(
+    browser: Client, typed: dict[str, str], named: str
+) -> None:
+    answer = browser.post("/nodes/add", typed)
+    html = answer.content.decode()
+    assert answer.status_code == 400
+    assert 'role="alert"' in html
+    assert named in html
+    assert not Node.objects.exists()
+    assert all(f'value="{value}"' in html for value in typed.values())
+
+
+def test_strangers_add_no_nodes(client: Client) -> None:
+    assert client.post("/nodes/add", {"name": "x", "capacity": "1"}).status_code == 302
+    assert not Node.objects.exists()
 
 
 def test_runs_in_progress_stand_before_those_that_ended_last() -> None:
@@ -261,11 +356,12 @@ def test_an_empty_page_shows_the_next_commands_and_the_real_address(browser: Cli
     assert 'data-copy="python manage.py node add child-1 --capacity 8 --quota data_import=4"' in html
     assert 'data-copy="python manage.py submit data_import --item AAPL --param source=sample --wait"' in html
     assert "http://localhost:8123" in html
-    assert html.count("is-empty") == 3
+    assert html.count("is-empty") == 4
 
 
 def test_empty_states_go_when_there_is_something(browser: Client) -> None:
     allocation(run(), node(), 0, 1)
+    JournalEntry.objects.create(about="node", word="online")
     assert "is-empty" not in browser.get("/").content.decode()
 
 
@@ -360,8 +456,9 @@ def test_queries_do_not_grow_with_nodes_and_runs_and_read_no_blobs() -> None:
         of = run(50, name=f"r{number}")
         allocation(of, at, 0, 10)
         allocation(of, at, 10, 20, "failed", error="x")
+        JournalEntry.objects.create(about="work", word="failed", node=at.pk, run=of.pk)
     many = _look_queries()
-    assert len(many) == len(few) <= 9
+    assert len(many) == len(few) + 2 <= 12  # which nodes and runs of the journal still are there
     for sql in many:
         assert '"items" AS' not in sql or "SUM(" in sql
         assert '"dispatch_run"."items"' not in sql

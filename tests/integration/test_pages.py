@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("overview")]
 # ---- the policy that stands behind the escaping ----
 
 
-@pytest.mark.parametrize("path", ["/", "/admin/", "/admin/nodes/node/", "/admin/dispatch/run/", "/no/such/page"])
+@pytest.mark.parametrize(
+    "path", ["/", "/journal", "/admin/", "/admin/nodes/node/", "/admin/dispatch/run/", "/no/such/page"]
+)
 def test_pages_have_nothing_that_the_policy_forbids(admin_client: Client, path: str) -> None:
     allocation(run(saved=3), node(), 3, 10)
     html = admin_client.get(path).content.decode()

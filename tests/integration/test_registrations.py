@@ -68,7 +68,7 @@ def test_a_key_is_rotated_and_its_devices_stay(browser):
     (new,) = KEY.findall(command("crawlers", "--rotate"))
     Caller(old).get("devices", 401)
     Caller(new).register("w1")
-    chosen = {"action": "rotate", "_selected_action": [RegistrationKey.objects.get().pk]}
+    chosen = {"action": "rotate", "_selected_action": [RegistrationKey.objects.get().pk], "confirmed": "1"}
     page = browser.post(reverse("admin:nodes_registrationkey_changelist"), chosen, follow=True).content.decode()
     (newest,) = set(KEY.findall(page))
     Caller(new).get("devices", 401)
@@ -101,9 +101,10 @@ def test_the_admin_issues_a_key_and_shows_it_once(browser):
 def test_the_admin_revokes_keys_and_changes_nothing_else(browser):
     issued = registrations.issue("crawlers")
     pk = issued.registration.pk
-    browser.post(
-        reverse("admin:nodes_registrationkey_changelist"), {"action": "revoke", "_selected_action": [pk]}, follow=True
-    )
+    chosen = {"action": "revoke", "_selected_action": [pk]}
+    browser.post(reverse("admin:nodes_registrationkey_changelist"), chosen, follow=True)
+    assert registrations.find(issued.key) is not None
+    browser.post(reverse("admin:nodes_registrationkey_changelist"), {**chosen, "confirmed": "1"}, follow=True)
     assert registrations.find(issued.key) is None
     changed = browser.post(reverse("admin:nodes_registrationkey_change", args=[pk]), {"name": "other"})
     assert changed.status_code == 403

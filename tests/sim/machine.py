@@ -20,6 +20,7 @@ from dispatch.lifecycle import kept
 from dispatch.relay import bundles, place
 from dispatch.results import room
 from dispatch.results import saver as saver_
+from nodes import journal
 from tests.sim.clock import Bell
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ FRESH: tuple[tuple[Any, str, Callable[[], Any]], ...] = (
     (rated, "_live", dict),
     (synclog, "_sums", dict),
     (synclog, "_flushed", float),
+    (journal, "_sums", dict),
+    (journal, "_flushed", float),
     *((events, name, Bell) for name in ("dispatcher", "saver", "relay", "inputs")),
     (events, "_listeners", list),
     (events, "_loop", lambda: None),

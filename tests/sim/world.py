@@ -16,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 
-from nodes import failpoints, registry
+from nodes import failpoints, journal, registry
 from nodes.agent import runner
 from nodes.agent.config import AgentConfig
 from nodes.fields import QuotaSpec
@@ -188,13 +188,13 @@ class World(Timeline):
     def _set_pace(self, dice: random.Random) -> None:
         """Of all servers' loops, in longer steps than in production: what nobody woke them for costs a world most of
         its time."""
-        from dispatch import dispatcher, synclog
+        from dispatch import dispatcher, synclog, watching
         from dispatch.results import saver
 
         dispatcher.PASS_SECONDS = dice.choice([3.0, 6.0])
         saver.IDLE_SECONDS = dice.choice([3.0, 6.0])
         saver.CHECKPOINT_SECONDS = dice.choice([2.0, 20.0])
-        synclog.FLUSH_SECONDS = 30.0
+        synclog.FLUSH_SECONDS = journal.FLUSH_SECONDS = watching.LOOK_SECONDS = 30.0
         # Rows beyond this go as segments.
         runner.INLINE_ROWS = dice.choice([2000, 2000, 0])
 

@@ -85,7 +85,7 @@ def forget() -> None:
     """All rows of runs and nodes. Ids are not given out again, so that the result store need not forget its own."""
     tables = ["dispatch_stagedrow", "dispatch_allocation", "dispatch_receipt", "dispatch_shard", "dispatch_synclog"]
     tables += ["dispatch_ratebucket", "dispatch_ratelimit", "dispatch_delivery", "dispatch_run", "nodes_heartbeat"]
-    tables += ["nodes_quota", "nodes_accesskey", "nodes_node"]
+    tables += ["nodes_quota", "nodes_accesskey", "nodes_node", "nodes_journalentry"]
     with connection.cursor() as cursor:
         for table in tables:
             cursor.execute(f"DELETE FROM {table}")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dispatch import advising, configuration, dispatcher, driving, events, leading, synclog, webhooks
+from nodes import journal
 
 
 class Clock:
@@ -86,6 +87,7 @@ def test_a_loop_does_nothing_while_its_process_does_not_lead(name, monkeypatch):
     monkeypatch.setattr(leading, "held", held)
     monkeypatch.setattr(kind, "once", once)
     monkeypatch.setattr(synclog, "flush", lambda now=False: 0)
+    monkeypatch.setattr(journal, "flush", lambda now=False: 0)
     monkeypatch.setattr(driving, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(configuration, "LOOK_SECONDS", 0.01)
     loop = kind()

@@ -8,7 +8,7 @@ const icon = document.getElementById("favicon");
 const icons = {true: icon.dataset.failed, false: icon.getAttribute("href")};
 
 function showFailures() {
-  const failed = Number(document.querySelector("[data-failed][data-part]").dataset.failed);
+  const failed = Number(document.querySelector("[data-failed][data-part]")?.dataset.failed ?? 0);
   const wanted = failed ? `(${failed} failed) ${title}` : title;
   if (document.title !== wanted) {
     document.title = wanted;
