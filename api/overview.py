@@ -41,7 +41,7 @@ from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardSta
 from nodes.models import Node, Quota
 from nodes.registry import state_of
 
-NODES_SHOWN = 500
+NODES_SHOWN = 1_000
 RUNS_SHOWN = 50
 ENDED_SHOWN = 20
 ALLOCATIONS_SHOWN = 25

@@ -25,7 +25,9 @@ class Pace:
     SEED = 10_000
     """Allocations read to draw the time before the first look: bounded, whatever the size of the table."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, curves: bool = True) -> None:
+        self._drawn = curves
+        """Whether ``curves`` will be asked for, which are of the time before the first look, too."""
         self._buckets: dict[int, list[int]] = {}
         self._known: dict[int, Counters] = {}
         self._recent: dict[int, deque[tuple[float, int]]] = {}
@@ -36,7 +38,8 @@ class Pace:
         """Take in the counters of ``runs`` at ``now`` (seconds since the epoch)."""
         current = int(now // self.BUCKET)
         if not 0 <= now - self._looked < 2 * self.BUCKET:
-            self._seed(now)
+            if self._drawn:
+                self._seed(now)
         else:
             bucket = self._buckets.setdefault(current, [0, 0, 0])
             for run, counted in self._gains(runs):

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,7 @@ class RunPage:
     def __init__(self, pk: int) -> None:
         self._pk = pk
         self._turn = threading.Lock()
-        self._pace = Pace()
+        self._pace = Pace(curves=False)
         self._last: Mapping[str, Part] = {}
         self._strip = Costly()
         self._waits = Costly()
@@ -131,8 +132,10 @@ class RunPage:
         row = {name: getattr(run, name) for name in overview.RUN_FIELDS}
         self._pace.look(now.timestamp(), [row])
         pace = self._pace.of_run(run.pk, now.timestamp(), counters(row)[0])
+        held = _under_way(run.pk)
+        spooled = held[ShardState.SPOOLED]
         head = HeadView(
-            overview.run_view(row, *_under_way(run.pk), pace, ""),
+            overview.run_view(row, held.total() - spooled, spooled, pace, ""),
             json.dumps(run.params, indent=2, ensure_ascii=False, sort_keys=True) if run.params else "",
             _facts(run),
             json.dumps(run.reduction, indent=2, ensure_ascii=False) if run.reduction else "",
@@ -145,7 +148,7 @@ class RunPage:
             "head": head,
             "strip": self._strip.get(lambda: strips.strip(run.pk, run.count, run.cut)),
             "lanes": strips.lanes(run.pk, now),
-            "open": _open(run),
+            "open": _open(run, held[ShardState.EXECUTING]),
             "waits": self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView(),
             "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
@@ -175,13 +178,11 @@ def _names(names: Sequence[str], nodes: int) -> str:
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
-def _under_way(run: int) -> tuple[int, int]:
-    """Items in flight, and items whose rows are to be saved."""
+def _under_way(run: int) -> Counter[str]:
+    """Items by state: with a node, running there, or waiting for their rows to be saved."""
     states = (ShardState.ALLOCATED, ShardState.EXECUTING, ShardState.SPOOLED)
     shards = Shard.objects.filter(run=run, state__in=states).order_by()
-    items = dict(shards.values_list("state").annotate(items=Sum(F("stop") - F("start"))))
-    spooled = items.pop(ShardState.SPOOLED, 0)
-    return sum(items.values()), spooled
+    return Counter(dict(shards.values_list("state").annotate(items=Sum(F("stop") - F("start")))))
 
 
 def _facts(run: Run) -> tuple[tuple[str, str], ...]:
@@ -234,10 +235,8 @@ _Bad = tuple[int, int, int, dt.datetime]
 _BAD_COLUMNS = ("pk", "start", "stop", "updated_at", "message")
 
 
-def _open(run: Run) -> OpenView:
-    executing = Shard.objects.filter(run=run, state=ShardState.EXECUTING).order_by()
-    items = executing.aggregate(items=Sum(F("stop") - F("start")))["items"] or 0
-    return OpenView(max(run.count - run.done - items, 0), items, run.failed + run.quarantined)
+def _open(run: Run, executing: int) -> OpenView:
+    return OpenView(max(run.count - run.done - executing, 0), executing, run.failed + run.quarantined)
 
 
 def show(request: HttpRequest, pk: int) -> HttpResponse:
