@@ -60,7 +60,7 @@ class Crowd:
 
     async def _one(self, key: dict[str, str], heard: asyncio.Event) -> None:
         address = f"{self._tree.url}/ws/agent"
-        headers = signing.sign("GET", address, b"", **key)
+        headers = signing.sign("GET", address, access_key=key["access_key"], secret_key=key["secret_key"])
         try:
             async with connect(
                 address.replace("http", "ws", 1), additional_headers=headers, compression=None, proxy=None

@@ -1,4 +1,4 @@
-"""Pages that stay open while much happens: fifty nodes that beat without a pause, runs that go on, a tab that sleeps."""
+"""Pages that stay open while much happens: fifty nodes that beat without a pause, runs, a tab that sleeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, CDPSession, Page, WebSocket, expect
 
 from api.live import LOOK_SECONDS
 from cascade.local import Child, LocalTree
-from tests.acceptance.trees import QUICK, numbered, until
+from tests.acceptance.trees import QUICK, numbered
 from tests.browser.crowd import Crowd
 from tests.browser.watching import Watched
 
@@ -123,7 +123,7 @@ def test_of_a_thousand_events_a_second_at_most_four_frames_reach_a_page_and_no_r
     expect(page.locator("#runs tr")).to_have_count(3)
     order = page.evaluate(ORDER)
     beats = crowd.beats
-    seen = []
+    seen: list[tuple[float, dict[str, Any]]] = []
     while len(seen) < 12:
         seen += after(page, socket, 1)
         assert page.evaluate(ORDER) == order
@@ -185,9 +185,7 @@ def test_the_heap_does_not_grow_with_what_comes(crowd: Crowd, page: Page, client
     assert now["Nodes"] - before["Nodes"] < 2_000
 
 
-def test_a_tab_that_slept_through_a_run_shows_what_the_api_says(
-    tree: LocalTree, page: Page, client: CDPSession
-) -> None:
+def test_a_tab_that_slept_shows_what_the_api_says(tree: LocalTree, page: Page, client: CDPSession) -> None:
     run = going(tree, 40, 0.1)
     page.goto(f"/runs/{run}")
     page.locator(LIVE).wait_for()
