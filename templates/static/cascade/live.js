@@ -86,7 +86,9 @@ function arrange(list, ids) {
     }
     list.insertBefore(document.getElementById(id) ?? newest(id), next);
   }
-  list.closest("[data-list]")?.classList.toggle("is-empty", ids.length === 0);
+  const kinds = list.closest("[data-list]")?.classList;
+  kinds?.toggle("is-empty", ids.length === 0);
+  kinds?.toggle("is-own", ids.length > 0 && [...list.children].every((row) => "own" in row.dataset));
 }
 
 function show() {
