@@ -129,8 +129,10 @@ class RunPage(LiveParts):
         pace = self._pace.of_run(run.pk, now.timestamp(), counters(row)[0])
         held = _under_way(run.pk)
         spooled = held[ShardState.SPOOLED]
+        waits = self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView()
+        obstacle = words("waiting, for what is said below") if waits.headline else ""
         head = HeadView(
-            overview.run_view(row, held.total() - spooled, spooled, pace, ""),
+            overview.run_view(row, held.total() - spooled, spooled, pace, obstacle),
             json.dumps(run.params, indent=2, ensure_ascii=False, sort_keys=True) if run.params else "",
             _facts(run),
             json.dumps(run.reduction, indent=2, ensure_ascii=False) if run.reduction else "",
@@ -144,7 +146,7 @@ class RunPage(LiveParts):
             "strip": self._strip.get(lambda: strips.strip(run.pk, run.count, run.cut)),
             "lanes": strips.lanes(run.pk, now),
             "open": _open(run, held[ShardState.EXECUTING]),
-            "waits": self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView(),
+            "waits": waits,
             "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
         return Seen(single, lists)
