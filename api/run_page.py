@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -215,14 +216,18 @@ def _errors(run: int) -> list[ErrorView]:
 
 
 def _alike(run: int, most: int | None = None) -> dict[str, list[_Bad]]:
-    """Shards that ended badly, the newest first, by their messages without the item that each begins with."""
+    """Shards that ended badly, the newest first, by their messages without the item that each is of."""
     bad = Shard.objects.filter(run=run, state__in=BAD).order_by("-updated_at")
     rows = list(bad.annotate(message=Substr("error", 1, MESSAGE)).values_list(*_BAD_COLUMNS)[:most])
     items = frozen(run) if rows else None
     groups: dict[str, list[_Bad]] = {}
     for pk, start, stop, at, message in rows:
         assert items is not None
-        message = message.removeprefix(f"{item_key(items.slice(start, start + 1)[0])}: ")
+        key = item_key(items.slice(start, start + 1)[0])
+        message = message.removeprefix(f"{key}: ")
+        if len(key) > 1 and key in message:
+            # What failed alike says so of its own item.
+            message = re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "…", message)
         groups.setdefault(message, []).append((pk, start, stop, at))
     return groups
 
