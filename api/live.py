@@ -42,6 +42,8 @@ LONGEST_REST = 4.0
 """Reading takes at most this share of the time, unless it would leave pages without a word for longer than this."""
 RECHECK_SECONDS = 15.0
 """How long a page may outlive its reader's sign-out."""
+PIECE = 250_000
+"""Characters of a message: Daphne sends none over 1 MiB, and closes the socket instead."""
 FORBIDDEN, GONE = 4403, 4404
 
 
@@ -202,17 +204,27 @@ class LivePage(AsyncWebsocketConsumer):
             await self._send(snapshot)
 
     async def _send(self, snapshot: Snapshot) -> None:
-        parts, lists = snapshot.since(self._sent)
+        parts, cells, lists = snapshot.since(self._sent)
         self._seq += 1
         frame = {
             "seq": self._seq,
             "at": int(time.time() * 1000),
             "full": self._sent is None,
             "parts": parts,
+            "cells": cells,
             "lists": lists,
         }
         self._sent, self._waiting = snapshot, True
-        await self.send(json.dumps(frame, separators=(",", ":"), ensure_ascii=False))
+        await self._say(json.dumps(frame, separators=(",", ":"), ensure_ascii=False))
+
+    async def _say(self, text: str) -> None:
+        """A long text as several messages: those with more to come begin with +, the last of them with =."""
+        if len(text) <= PIECE:
+            await self.send(text)
+            return
+        for at in range(0, len(text), PIECE):
+            more = at + PIECE < len(text)
+            await self.send(("+" if more else "=") + text[at : at + PIECE])
 
     async def gone(self) -> None:
         """Close: what the page shows is not there any more."""

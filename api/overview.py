@@ -39,7 +39,7 @@ from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardSta
 from nodes.models import Node, Quota
 from nodes.registry import state_of
 
-NODES_SHOWN = 500
+NODES_SHOWN = 1_000
 RUNS_SHOWN = 50
 ENDED_SHOWN = 20
 ALLOCATIONS_SHOWN = 25
@@ -360,11 +360,20 @@ class Overview(LiveParts):
             for run in runs
         ]
         flying = sum(in_flight.values())
+        waiting = max(0, (sums["open"] or 0) - flying)
+        self._pace.queue(seconds, waiting)
+        untouched = [
+            run["created_at"]
+            for run in runs
+            if run["state"] == RunState.RUNNING and not (in_flight[run["id"]] or spooled.get(run["id"]))
+            if not run["cancelled"] and not counters(run)[0]
+        ]
         tree = [_tree(node, view) for (node, _), view in zip(nodes, node_views, strict=True)]
         totals = TotalsView(
             **{name: sum(each[name] for each in tree) for name in ("nodes", "online", "capacity", "used", "queued")},
             running=sums["number"],
-            waiting=f"{max(0, (sums['open'] or 0) - flying):,}",
+            waiting=f"{waiting:,}",
+            since=iso(min(untouched, default=None)),
             in_flight=f"{flying:,}",
             failed=sum(
                 run["failed"] + run["quarantined"]

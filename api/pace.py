@@ -26,17 +26,21 @@ class Pace:
     SEED = 10_000
     """Allocations read to draw the time before the first look: bounded, whatever the size of the table."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, curves: bool = True) -> None:
+        self._drawn = curves
+        """Whether ``curves`` will be asked for, which are of the time before the first look, too."""
         self._buckets: dict[int, list[int]] = {}
         self._known: dict[int, Counters] = {}
         self._recent: dict[int, deque[tuple[float, int]]] = {}
+        self._waiting: dict[int, int] = {}
         self._looked = 0.0
 
     def look(self, now: float, runs: Sequence[Mapping[str, Any]]) -> None:
         """Take in the counters of ``runs`` at ``now`` (seconds since the epoch)."""
         current = int(now // self.BUCKET)
         if not 0 <= now - self._looked < 2 * self.BUCKET:
-            self._seed(now)
+            if self._drawn:
+                self._seed(now)
         else:
             bucket = self._buckets.setdefault(current, [0, 0, 0])
             for run, counted in self._gains(runs):
@@ -48,6 +52,13 @@ class Pace:
         self._known = {run["id"]: counters(run) for run in runs}
         self._looked = now
         self._follow(now, [run for run in runs if run["state"] == RunState.RUNNING])
+
+    def queue(self, now: float, waiting: int) -> None:
+        """So many items are with nobody at ``now``."""
+        current = int(now // self.BUCKET)
+        self._waiting[current] = waiting
+        for old in [number for number in self._waiting if number < current - self.BUCKETS - self.STEP]:
+            del self._waiting[old]
 
     def _gains(self, runs: Sequence[Mapping[str, Any]]) -> Iterable[tuple[int, Counters]]:
         """The counters of all runs that may have moved since the last look."""
@@ -122,12 +133,14 @@ class Pace:
         first = number * self.STEP
         buckets = [self._buckets.get(at, NOTHING) for at in range(first, first + self.STEP)]
         items, failed, rows = (sum(bucket[at] for bucket in buckets) for at in range(3))
+        waiting = self._waiting.get(first + self.STEP - 1)
         return MomentView(
             at=iso(dt.datetime.fromtimestamp(number * step, dt.UTC)),
             items=rate(items / step),
             failed=rate(failed / step) if failed else "",
             share=f"{100 * failed / items:.3g} %" if failed and items else "",
             rows=rate(rows / step),
+            waiting="" if waiting is None else f"{waiting:,}",
         )
 
 

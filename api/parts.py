@@ -1,19 +1,24 @@
 """The parts of live pages: the words, numbers and bars that each shows, and what two looks at a page have different.
 
 Every view is frozen, and is in no language: of one that equals its predecessor the HTML need not be made again, and
-one serves readers of all languages. ``overview`` and the modules of the other pages fill them.
+one serves readers of all languages. What changes all the time, as the beats of a thousand nodes, is filled into HTML
+that is made once. ``overview`` and the modules of the other pages make them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import re
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 from django.template.loader import get_template
 from django.utils import timezone
+from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import get_language, gettext_noop
 
@@ -202,8 +207,21 @@ class Gauge:
         return listed(said)
 
 
+class Filled:
+    """A view some texts of which change all the time, so that they are filled into HTML that stays."""
+
+    moving: ClassVar[tuple[str, ...]]
+    """Their names; in the page they are the text of elements with ``data-cell``, or what a time is of."""
+    following: ClassVar[tuple[str, ...]]
+    """What is read off them, and need not be told."""
+
+    def still(self) -> Any:
+        """The same for two that differ in what these texts say only."""
+        return replace(self, **{name: "…" for name in self.moving if getattr(self, name)})  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class NodeView:
+class NodeView(Filled):
     id: int
     name: str
     state: State
@@ -219,6 +237,13 @@ class NodeView:
     memory: str
     executors: tuple[str, ...]
     version: str
+
+    moving = ("beat", "cpu", "memory")
+    following = ("clock",)
+
+    @property
+    def clock(self) -> str:
+        return f"{self.beat[11:19]} UTC"
 
     @property
     def role_word(self) -> Text:
@@ -282,6 +307,8 @@ class TotalsView:
     queued: int
     running: int
     waiting: str
+    since: str
+    """When the run was submitted that has waited longest for its first slot; empty: none does."""
     in_flight: str
     failed: int
 
@@ -311,6 +338,8 @@ class MomentView:
     failed: str
     share: str
     rows: str
+    waiting: str
+    """Items that were with nobody, at its end; empty: nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +372,21 @@ Views = Sequence[tuple[str, View]]
 @dataclass(frozen=True)
 class Part:
     view: View
-    html: str
+    pieces: tuple[str, ...]
+    """HTML; between two of it the name of what the view has to be filled in there."""
+
+    @cached_property
+    def html(self) -> str:
+        return "".join(
+            escape(getattr(self.view, piece)) if number % 2 else piece for number, piece in enumerate(self.pieces)
+        )
+
+    def cells_since(self, older: Part) -> dict[str, str]:
+        """What its cells say now, of those that said something else."""
+        if not isinstance(self.view, Filled):
+            return {}
+        now = {name: getattr(self.view, name) for name in self.view.moving}
+        return {name: text for name, text in now.items() if getattr(older.view, name) != text}
 
 
 @dataclass(frozen=True)
@@ -358,14 +401,23 @@ class Snapshot:
         ids = self.lists.get(name, (name,))
         return mark_safe("".join(self.parts[part].html for part in ids))
 
-    def since(self, older: Snapshot | None) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-        """What differs from ``older``: HTML by part, and ids by list."""
+    def since(
+        self, older: Snapshot | None
+    ) -> tuple[dict[str, str], dict[str, dict[str, str]], dict[str, tuple[str, ...]]]:
+        """What differs from ``older``: HTML by part, texts by part and cell where nothing else does, ids by list."""
         if older is None:
-            return {name: part.html for name, part in self.parts.items()}, dict(self.lists)
-        was = older.parts
-        parts = {name: part.html for name, part in self.parts.items() if name not in was or was[name].html != part.html}
+            return {name: part.html for name, part in self.parts.items()}, {}, dict(self.lists)
+        parts, cells = {}, {}
+        for name, part in self.parts.items():
+            was = older.parts.get(name)
+            if was is part:
+                continue
+            if was is None or was.pieces != part.pieces:
+                parts[name] = part.html
+            elif moved := part.cells_since(was):
+                cells[name] = moved
         lists = {name: ids for name, ids in self.lists.items() if older.lists.get(name) != ids}
-        return parts, lists
+        return parts, cells, lists
 
 
 @dataclass(frozen=True)
@@ -416,6 +468,32 @@ def render_parts(single: Mapping[str, View], many: Mapping[str, Views], last: Ma
     for name, (kind, view) in wanted.items():
         part = last.get(name)
         if part is None or part.view != view:
-            part = Part(view, get_template(f"partials/{kind}.html").render({kind: view}).strip())
+            part = Part(view, _pieces(kind, view, part))
         parts[name] = part
     return Snapshot(parts, lists)
+
+
+_MARK = secrets.token_hex(16)
+"""What no name has, so that nobody's text is taken for a place to be filled in."""
+_PLACE = re.compile(f"{_MARK}([a-z]+);")
+
+
+class _Marked:
+    """A view as its template gets it: with marks where cells have something to say."""
+
+    def __init__(self, view: Filled) -> None:
+        self._view = view
+        self._places = (*view.moving, *view.following)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._view, name)
+        return f"{_MARK}{name};" if name in self._places and value else value
+
+
+def _pieces(kind: str, view: View, last: Part | None) -> tuple[str, ...]:
+    template = f"partials/{kind}.html"
+    if not isinstance(view, Filled):
+        return (get_template(template).render({kind: view}).strip(),)
+    if last is not None and last.view.still() == view.still():
+        return last.pieces
+    return tuple(_PLACE.split(get_template(template).render({kind: _Marked(view)}).strip()))

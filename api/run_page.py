@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +116,7 @@ class RunPage(LiveParts):
     def __init__(self, pk: int) -> None:
         super().__init__()
         self._pk = pk
-        self._pace = Pace()
+        self._pace = Pace(curves=False)
         self._strip = Costly()
         self._waits = Costly()
 
@@ -126,8 +128,12 @@ class RunPage(LiveParts):
         row = {name: getattr(run, name) for name in overview.RUN_FIELDS}
         self._pace.look(now.timestamp(), [row])
         pace = self._pace.of_run(run.pk, now.timestamp(), counters(row)[0])
+        held = _under_way(run.pk)
+        spooled = held[ShardState.SPOOLED]
+        waits = self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView()
+        obstacle = words("waiting, for what is said below") if waits.headline else ""
         head = HeadView(
-            overview.run_view(row, *_under_way(run.pk), pace, ""),
+            overview.run_view(row, held.total() - spooled, spooled, pace, obstacle),
             json.dumps(run.params, indent=2, ensure_ascii=False, sort_keys=True) if run.params else "",
             _facts(run),
             json.dumps(run.reduction, indent=2, ensure_ascii=False) if run.reduction else "",
@@ -140,8 +146,8 @@ class RunPage(LiveParts):
             "head": head,
             "strip": self._strip.get(lambda: strips.strip(run.pk, run.count, run.cut)),
             "lanes": strips.lanes(run.pk, now),
-            "open": _open(run),
-            "waits": self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView(),
+            "open": _open(run, held[ShardState.EXECUTING]),
+            "waits": waits,
             "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
         return Seen(single, lists)
@@ -168,13 +174,11 @@ def _names(names: Sequence[str], nodes: int) -> Text:
     return words("{names} and {n} more", names=named, n=more) if more > 0 else named
 
 
-def _under_way(run: int) -> tuple[int, int]:
-    """Items in flight, and items whose rows are to be saved."""
+def _under_way(run: int) -> Counter[str]:
+    """Items by state: with a node, running there, or waiting for their rows to be saved."""
     states = (ShardState.ALLOCATED, ShardState.EXECUTING, ShardState.SPOOLED)
     shards = Shard.objects.filter(run=run, state__in=states).order_by()
-    items = dict(shards.values_list("state").annotate(items=Sum(F("stop") - F("start"))))
-    spooled = items.pop(ShardState.SPOOLED, 0)
-    return sum(items.values()), spooled
+    return Counter(dict(shards.values_list("state").annotate(items=Sum(F("stop") - F("start")))))
 
 
 def _facts(run: Run) -> tuple[tuple[Words, Text], ...]:
@@ -212,14 +216,18 @@ def _errors(run: int) -> list[ErrorView]:
 
 
 def _alike(run: int, most: int | None = None) -> dict[str, list[_Bad]]:
-    """Shards that ended badly, the newest first, by their messages without the item that each begins with."""
+    """Shards that ended badly, the newest first, by their messages without the item that each is of."""
     bad = Shard.objects.filter(run=run, state__in=BAD).order_by("-updated_at")
     rows = list(bad.annotate(message=Substr("error", 1, MESSAGE)).values_list(*_BAD_COLUMNS)[:most])
     items = frozen(run) if rows else None
     groups: dict[str, list[_Bad]] = {}
     for pk, start, stop, at, message in rows:
         assert items is not None
-        message = message.removeprefix(f"{item_key(items.slice(start, start + 1)[0])}: ")
+        key = item_key(items.slice(start, start + 1)[0])
+        message = message.removeprefix(f"{key}: ")
+        if len(key) > 1 and key in message:
+            # What failed alike says so of its own item.
+            message = re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "…", message)
         groups.setdefault(message, []).append((pk, start, stop, at))
     return groups
 
@@ -229,10 +237,8 @@ _Bad = tuple[int, int, int, dt.datetime]
 _BAD_COLUMNS = ("pk", "start", "stop", "updated_at", "message")
 
 
-def _open(run: Run) -> OpenView:
-    executing = Shard.objects.filter(run=run, state=ShardState.EXECUTING).order_by()
-    items = executing.aggregate(items=Sum(F("stop") - F("start")))["items"] or 0
-    return OpenView(max(run.count - run.done - items, 0), items, run.failed + run.quarantined)
+def _open(run: Run, executing: int) -> OpenView:
+    return OpenView(max(run.count - run.done - executing, 0), executing, run.failed + run.quarantined)
 
 
 def show(request: HttpRequest, pk: int) -> HttpResponse:

@@ -39,6 +39,8 @@ CHANGES_LIMIT = 1000
 """Nodes, new nodes, runs and rates of one question, of each."""
 WAITING_LIMIT = 100
 """Runs that still wait whose reasons are told, the first in line."""
+REASONS_LIMIT, LEAST_EXPLAINED = 20_000, 10
+"""Nodes times such runs, of which there are fewer where there are many nodes; but never fewer than these."""
 TURN_SECONDS = 5.0
 _turn = threading.Lock()
 """One at a time in this process: each may keep a core busy for seconds, beside which beats and claims are served."""
@@ -141,7 +143,7 @@ def _suppose(changes: Changes) -> Answer:
         second.demands,
         second.offers,
         second.terms,
-        explain=lambda plan: alone or [run for run, _ in left(second, plan)],
+        explain=lambda plan: alone or [run for run, _ in left(second, plan, explained(second))],
     )
     most = max(len(plan.grants), len(plan_before.grants))
     return Answer(
@@ -329,6 +331,11 @@ def left(reading: queue.Reading, plan: Plan, most: int = WAITING_LIMIT) -> list[
             key = (-demand.priority, demand.served + slots[demand.run], demand.age, demand.run)
             found.append((key, demand.run, waits))
     return [(run, waits) for _, run, waits in sorted(found)[:most]]
+
+
+def explained(reading: queue.Reading) -> int:
+    """Runs of which it is said why each node takes no more of them."""
+    return min(WAITING_LIMIT, max(LEAST_EXPLAINED, REASONS_LIMIT // max(len(reading.offers), 1)))
 
 
 def wanted(demand: Demand) -> int:

@@ -14,7 +14,7 @@ from dispatch.explaining import reasons
 from dispatch.models import Shard
 from dispatch.plans import Grant, Offer, Plan, Refusal
 from dispatch.states import RunState, ShardState
-from dispatch.whatif import GRANTS_LIMIT, Answer, given, left, wanted
+from dispatch.whatif import GRANTS_LIMIT, Answer, explained, given, left, wanted
 
 LISTED = 100
 """Of each list, unless more are asked for."""
@@ -24,7 +24,7 @@ MOST = 1000
 def told(answer: Answer, *, most: int = LISTED, run: int | None = None) -> dict[str, Any]:
     """``most`` entries of each list; with ``run`` only what is about that one, among nodes and lists."""
     mine = [made for made in answer.plan.grants if run in (None, made.run)]
-    waiting = [(pk, items) for pk, items in left(answer.after, answer.plan) if run in (None, pk)]
+    waiting = [each for each in left(answer.after, answer.plan, explained(answer.after)) if run in (None, each[0])]
     still_waiting = _count_left(answer.after, answer.plan)
     nodes = _nodes(answer)
     runs = [each for each in _runs(answer) if run in (None, each["run"])]

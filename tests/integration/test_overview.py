@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from api.overview import ALLOCATIONS_SHOWN, ENDED_SHOWN, ERROR_SHOWN, Overview, live_allocations
-from api.parts import HistoryView, PaceView, RunView
+from api.parts import HistoryView, PaceView, RunView, iso
 from dispatch.models import Run, Shard
 from nodes.models import JournalEntry, Node, Quota
 from tests.integration.records import allocation, hold, node, run
@@ -253,6 +253,19 @@ def test_failed_items_have_a_curve_and_numbers_of_their_own() -> None:
     assert isinstance(view, PaceView)
     assert [curve.peak for curve in view.curves] == ["8.0", "2.0", "60.0"]
     assert ">25 %<" in parts["history"].html
+    assert middle.waiting == "9,528"  # as of the last look in it
+    assert history.moments[-1].waiting == ""
+
+
+def test_the_run_that_has_waited_longest_for_its_first_slot_is_told_of(overview: Overview) -> None:
+    now = timezone.now()
+    assert "a run for" not in overview.look().parts["totals"].html
+    run(5, created_at=now - dt.timedelta(minutes=9), saved=1)
+    allocation(run(5, created_at=now - dt.timedelta(minutes=8)), node(), 0, 5)
+    waits = run(5, created_at=now - dt.timedelta(minutes=3))
+    run(5, created_at=now - dt.timedelta(minutes=1))
+    html = overview.look().parts["totals"].html
+    assert f'a run for <time datetime="{iso(waits.created_at)}" data-since>' in html
 
 
 def test_numbers_are_drawn_anew_every_half_minute_only() -> None:

@@ -8,7 +8,7 @@ function typing({target}) {
 }
 
 function rows() {
-  return [...document.querySelectorAll("tbody tr, #log-lines li")].filter((row) => row.offsetParent);
+  return [...document.querySelectorAll("tbody tr, #log-lines li")].filter((row) => row.checkVisibility());
 }
 
 function step(by) {

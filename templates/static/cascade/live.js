@@ -1,8 +1,10 @@
 // Keeps the parts of a page current over one socket.
 //
-// The server sends {seq, at, full, parts: {id: html}, lists: {id: [part id…]}}: everything first, then what changed, and
-// waits for {seen: seq} before the next. Each part's newest HTML is kept here; the document follows unless it is paused,
-// a list is being pointed or tabbed through (its rows then stay where they are), or a row's text is being selected.
+// The server sends {seq, at, full, parts: {id: html}, cells: {id: {name: text}}, lists: {id: [part id…]}}: everything
+// first, then what changed, and waits for {seen: seq} before the next. Cells are what changes all the time: their new
+// text goes into the part that is there. Each part's newest HTML and cells are kept here; the document follows unless it
+// is paused, a list is being pointed or tabbed through (its rows then stay where they are), or a row's text is being
+// selected.
 
 import {carry} from "./branches.js";
 import {setClock} from "./times.js";
@@ -13,8 +15,10 @@ const HIDDEN_RETRY = 60000;
 const HOLD = 5000; // rows stay where they are for so long after the last sign of a pointer or a key among them
 
 const html = new Map(); // part id -> newest HTML
+const cells = new Map(); // part id -> texts by cell that are newer than its HTML
 const lists = new Map(); // list id -> part ids, newest order
 const stale = new Set(); // part ids the document shows an older HTML of
+const behind = new Set(); // part ids the document shows older cells of
 const touched = new Map(); // list -> when a pointer or a key was last at work in it
 let url = "";
 let socket = null;
@@ -39,10 +43,28 @@ function make(source) {
   return template.content.firstElementChild;
 }
 
+function fill(part, texts) {
+  for (const cell of part.querySelectorAll("[data-cell]")) {
+    const text = texts[cell.dataset.cell];
+    if (text === undefined) continue;
+    // What a time says follows from when it was.
+    if (cell.tagName === "TIME") cell.dateTime = text;
+    else if (cell.textContent !== text) cell.textContent = text;
+  }
+}
+
+// The part `id` as the server last told it.
+function newest(id) {
+  const fresh = make(html.get(id));
+  if (cells.has(id)) fill(fresh, cells.get(id));
+  stale.delete(id);
+  behind.delete(id);
+  return fresh;
+}
+
 const FOCUSABLE = "a[href], button, summary, [tabindex]";
 
-function replace(old, source) {
-  const fresh = make(source);
+function replace(old, fresh) {
   const at = old.contains(document.activeElement) ? [...old.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement) : -1;
   carry(old, fresh);
   old.replaceWith(fresh);
@@ -62,22 +84,30 @@ function arrange(list, ids) {
       next = next.nextElementSibling;
       continue;
     }
-    const row = document.getElementById(id) ?? make(html.get(id));
-    stale.delete(id);
-    list.insertBefore(row, next);
+    list.insertBefore(document.getElementById(id) ?? newest(id), next);
   }
-  list.closest("[data-list]")?.classList.toggle("is-empty", ids.length === 0);
+  const kinds = list.closest("[data-list]")?.classList;
+  kinds?.toggle("is-empty", ids.length === 0);
+  kinds?.toggle("is-own", ids.length > 0 && [...list.children].every((row) => "own" in row.dataset));
 }
 
 function show() {
   if (paused) return;
   const selection = getSelection();
+  // Asked once: after each change it would have the whole page laid out.
+  const selecting = !selection.isCollapsed;
   for (const id of [...stale]) {
     const old = document.getElementById(id);
-    if (old && !selection.isCollapsed && selection.containsNode(old, true)) continue;
+    if (old && selecting && selection.containsNode(old, true)) continue;
     // A row not in the document yet comes with its list.
-    if (old) replace(old, html.get(id));
+    if (old) replace(old, newest(id));
     stale.delete(id);
+  }
+  for (const id of [...behind]) {
+    const part = document.getElementById(id);
+    if (part && selecting && selection.containsNode(part, true)) continue;
+    if (part) fill(part, cells.get(id));
+    behind.delete(id);
   }
   for (const [name, ids] of lists) {
     const list = document.getElementById(name);
@@ -88,26 +118,25 @@ function show() {
 }
 
 function take(frame) {
-  if (frame.full) {
-    html.clear();
-    lists.clear();
-    stale.clear();
-  }
+  if (frame.full) for (const kept of [html, cells, lists, stale, behind]) kept.clear();
   for (const [id, source] of Object.entries(frame.parts)) {
     html.set(id, source);
+    cells.delete(id);
+    behind.delete(id);
     stale.add(id);
   }
+  for (const [id, texts] of Object.entries(frame.cells)) {
+    cells.set(id, {...cells.get(id), ...texts});
+    behind.add(id);
+  }
   for (const [name, ids] of Object.entries(frame.lists)) {
-    const kept = new Set(ids);
+    const there = new Set(ids);
     for (const id of lists.get(name) ?? []) {
-      if (!kept.has(id)) {
-        html.delete(id);
-        stale.delete(id);
-      }
+      if (!there.has(id)) for (const kept of [html, cells, stale, behind]) kept.delete(id);
     }
     lists.set(name, ids);
   }
-  const changes = Object.keys(frame.parts).length + Object.keys(frame.lists).length;
+  const changes = [frame.parts, frame.cells, frame.lists].some((each) => Object.keys(each).length);
   if (paused && changes && !frame.full) held += 1;
   show();
 }
@@ -119,9 +148,12 @@ function connect() {
   const mine = new WebSocket(url);
   socket = mine;
   heard = Date.now();
-  mine.onmessage = (event) => {
-    const frame = JSON.parse(event.data);
+  let begun = ""; // of a frame that comes as several messages
+  mine.onmessage = ({data}) => {
     heard = Date.now();
+    if (data[0] === "+") return void (begun += data.slice(1));
+    const frame = JSON.parse(data[0] === "=" ? begun + data.slice(1) : data);
+    begun = "";
     failures = 0;
     setClock(frame.at);
     take(frame);
@@ -156,7 +188,7 @@ async function poll() {
     if (answer.status === 404) return "gone";
     if (!answer.ok) return "reconnecting";
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const frame = {full: true, parts: {}, lists: {}};
+    const frame = {full: true, parts: {}, cells: {}, lists: {}};
     for (const section of page.querySelectorAll("[data-list]")) {
       const rows = [...page.getElementById(section.dataset.list).children];
       frame.lists[section.dataset.list] = rows.map((row) => row.id);

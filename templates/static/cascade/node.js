@@ -2,7 +2,7 @@
 // ask for again: it would make another key.
 import {livePage} from "./page.js";
 
-const [path] = location.pathname.match(/^\/nodes\/\d+/);
+const path = `/nodes/${document.documentElement.dataset.node}`;
 
 if (location.pathname !== path) history.replaceState(null, "", path);
 livePage(`/ws/live${path}`);

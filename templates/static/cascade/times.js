@@ -26,27 +26,41 @@ function exactly(seconds) {
   return say("{n} d {m} h", {n: Math.floor(hours / 24), m: hours % 24});
 }
 
+// Made once: making one takes longer than all that it is asked.
+const style = {dateStyle: "short", timeStyle: "medium"};
+const inUtc = new Intl.DateTimeFormat("sv-SE", {...style, timeZone: "UTC"});
+const here = new Intl.DateTimeFormat("sv-SE", style);
+const zoned = new Intl.DateTimeFormat(language === "en" ? "en-GB" : language, {timeZoneName: "short"});
+
 function absolute(moment) {
-  return new Intl.DateTimeFormat("sv-SE", {
-    dateStyle: "short", timeStyle: "medium", timeZone: utc ? "UTC" : undefined,
-  }).format(moment) + " " + (utc ? "UTC" : zoneName(moment));
+  return utc ? `${inUtc.format(moment)} UTC` : `${here.format(moment)} ${zoneName(moment)}`;
 }
 
 function zoneName(moment) {
-  const parts = new Intl.DateTimeFormat(language === "en" ? "en-GB" : language, {timeZoneName: "short"}).formatToParts(moment);
-  return parts.find((part) => part.type === "timeZoneName").value;
+  return zoned.formatToParts(moment).find((part) => part.type === "timeZoneName").value;
+}
+
+const known = new WeakMap(); // element -> what was last read of it, and said in it
+
+function read(element, at) {
+  const moment = new Date(at);
+  const hover = absolute(moment);
+  if (element.title !== hover) element.title = hover;
+  const seen = {at, utc, moment, exact: element.hasAttribute("data-since"), text: element.textContent};
+  known.set(element, seen);
+  return seen;
 }
 
 export function tickTimes() {
   const now = Date.now() + ahead;
   for (const element of document.querySelectorAll("time[datetime]")) {
-    const moment = new Date(element.dateTime);
-    const seconds = Math.max(0, (now - moment) / 1000);
-    const text = "since" in element.dataset ? exactly(seconds) : say("{time} ago", {time: long(seconds)});
+    const at = element.dateTime;
+    let seen = known.get(element);
+    if (!seen || seen.at !== at || seen.utc !== utc) seen = read(element, at);
+    const seconds = Math.max(0, (now - seen.moment) / 1000);
+    const text = seen.exact ? exactly(seconds) : say("{time} ago", {time: long(seconds)});
     // Only what differs is written: a write costs a layout, and ends a selection.
-    if (element.textContent !== text) element.textContent = text;
-    const hover = absolute(moment);
-    if (element.title !== hover) element.title = hover;
+    if (seen.text !== text) element.textContent = seen.text = text;
   }
 }
 
