@@ -145,7 +145,9 @@ def _fill() -> Scene:
         ended = run(f"{end} {HOSTILE}"[:200], state=end, ended_at=now, saved=6, failed=6, cut=12)
         records.cut(ended, 0, 6, ShardState.SAVED)
         records.tried(records.cut(ended, 6, 12, ShardState.FAILED, error=error), nodes["online"], "failed", error=error)
-    task = Task.objects.create(name=HOSTILE[:200], type="echo", items=[HOSTILE], cron="0 6 * * *", labels={"a": SCRIPT})
+    task = Task.objects.create(
+        name=HOSTILE[:200], type="echo", items=[HOSTILE], cron="0 6 * * *", labels={"a": SCRIPT}, next_fire_at=later
+    )
     lifecycle.submit(type="echo", items=[HOSTILE], name="waits", labels={"only": "nobody"})
     SyncLog.objects.create(node=nodes["online"], operation="beat", direction="in", count=1, error=HOSTILE)
     assert made is not None

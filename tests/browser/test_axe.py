@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -235,6 +236,13 @@ def test_what_is_drawn_of_a_run_is_told_apart_without_colours_and_has_a_key(
         key = page.eval_on_selector_all(f"{part} .key rect", "all => all.map(each => each.getAttribute('class'))")
         assert set(drawn) <= set(key)
     page.emulate_media(color_scheme="light")
+
+
+def test_what_is_to_come_is_not_said_to_have_been(place: Place, page: Page) -> None:
+    for address in (f"/submit?scheduled={place.scene.task}", f"/runs/{place.scene.run}/items?index=4"):
+        page.goto(address)
+        ahead = page.locator("main time").filter(has_text=re.compile(r"^in (23|24) h$"))
+        expect(ahead).to_have_count(1)
 
 
 WHERE = """() => {

@@ -50,12 +50,13 @@ function read(element, at) {
 
 export function tickTimes() {
   const now = Date.now() + ahead;
-  for (const element of document.querySelectorAll("time[datetime]")) {
+  for (const element of document.querySelectorAll("time[datetime]:not([datetime=''])")) {
     const at = element.dateTime;
     let seen = known.get(element);
     if (!seen || seen.at !== at || seen.utc !== utc) seen = read(element, at);
-    const seconds = Math.max(0, (now - seen.moment) / 1000);
-    const text = seen.exact ? exactly(seconds) : `${long(seconds)} ago`;
+    const since = (now - seen.moment) / 1000, seconds = Math.max(0, since);
+    // What is a second ahead is now, by a clock that is a little behind.
+    const text = seen.exact ? exactly(seconds) : since < -1 ? `in ${long(-since)}` : `${long(seconds)} ago`;
     // Only what differs is written: a write costs a layout, and ends a selection.
     if (seen.text !== text) element.textContent = seen.text = text;
   }
