@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from api.serializers import Name, Strict
 from dispatch.models import ItemMemory, Source, SyncLog
+from nodes.models import JournalEntry
 
 
 class SourceChange(Strict):
@@ -80,3 +81,12 @@ class SyncLogSerializer(serializers.ModelSerializer[SyncLog]):
 
     def get_status(self, entry: SyncLog) -> str:
         return SyncLog.Status(entry.status).name.lower()
+
+
+class JournalSerializer(serializers.ModelSerializer[JournalEntry]):
+    node_name = serializers.CharField(source="name", read_only=True, help_text="As it was then; empty: of no node.")
+
+    class Meta:
+        model = JournalEntry
+        fields = ("id", "at", "about", "word", "node", "node_name", "run", "count", "text")
+        read_only_fields = fields

@@ -38,6 +38,7 @@ router.register("quotas", views_nodes.Quotas, "quota")
 router.register("rates", views_rates.Rates, "rate")
 router.register("sources", views_sources.Sources, "source")
 router.register("sync-logs", views_sync.SyncLogs, "sync-log")
+router.register("journal", views_sync.Journal, "journal")
 
 
 @csrf_exempt

@@ -1,4 +1,4 @@
-"""The sync log: what passed between this parent and its nodes."""
+"""The sync log: what passed between this parent and its nodes; and the journal: what happened to them, and to runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins
 
-from api.serializers_sources import SyncLogSerializer
+from api.serializers_sources import JournalSerializer, SyncLogSerializer
 from api.views import Moment, NativeSet, WholeFilter
 from dispatch.models import SyncLog
+from nodes.models import JournalEntry
 
 STATUSES = {status.name.lower(): status for status in SyncLog.Status}
 
@@ -37,3 +38,23 @@ class SyncLogs(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
     serializer_class = SyncLogSerializer
     filterset_class = SyncLogFilters
     ordering_fields = ("id", "started_at", "count")
+
+
+class JournalFilters(filters.FilterSet):
+    about = filters.ChoiceFilter(choices=JournalEntry.About.choices)
+    word = filters.CharFilter(help_text="online, offline, submitted, completed, failed, expired, issued, …")
+    node = WholeFilter(field_name="node", help_text="A node's id.")
+    run = WholeFilter(field_name="run", help_text="A run's id.")
+    since = Moment(field_name="at", lookup_expr="gte", help_text="Then or later.")
+    until = Moment(field_name="at", lookup_expr="lt", help_text="Before.")
+
+
+@extend_schema_view(
+    list=extend_schema(description="What happened, newest first; of many alike within a second there is one entry."),
+    retrieve=extend_schema(description="One entry."),
+)
+class Journal(mixins.RetrieveModelMixin, mixins.ListModelMixin, NativeSet):
+    queryset = JournalEntry.objects.all()
+    serializer_class = JournalSerializer
+    filterset_class = JournalFilters
+    ordering_fields = ("id", "at")

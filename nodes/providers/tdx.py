@@ -205,7 +205,7 @@ def _minutes(content: bytes) -> dict[str, NDArray[Any]]:
     records = np.frombuffer(content, dtype=[*fields, ("amount", "<f4"), ("volume", "<u4"), ("reserved", "<u4")])
     days = _dates(records["day"], _packed_date)
     times = days + records["minute"].astype("timedelta64[m]").astype("timedelta64[us]")
-    times[records["minute"] >= 24 * 60] = np.datetime64("NaT")
+    times[records["minute"] >= 24 * 60] = np.datetime64("NaT", "us")
     # No exchange has finer prices; what comes after is how a float32 writes them.
     prices = {name: np.round(records[name].astype("float64"), 3) for name in ("open", "high", "low", "close")}
     return {"datetime": times, **prices, "volume": records["volume"].astype("float64")}
@@ -220,6 +220,6 @@ def _dates(numbers: NDArray[np.unsignedinteger[Any]], read: Any) -> NDArray[np.d
         try:
             return np.datetime64(read(number), "us")
         except ValueError:
-            return np.datetime64("NaT")
+            return np.datetime64("NaT", "us")
 
     return np.array([date(number) for number in numbers.tolist()], dtype="datetime64[us]")

@@ -63,7 +63,7 @@ def addresses(scene: Scene) -> list[str]:
         "/what-if",
         f"/what-if?n{scene.node}.capacity=9&run={scene.run}",
         "/tables",
-        "/tables/kline?close__gte=100&facet=symbol",
+        "/tables/kline?close__gte=20&facet=symbol&limit=10",
         "/tables/kline/chart?symbol=AAPL",
         "/sql?query=SELECT+symbol,+close+FROM+kline+LIMIT+5",
         "/sql?query=SELEC",

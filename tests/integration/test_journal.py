@@ -22,6 +22,7 @@ from nodes import journal, keys, registry
 from nodes.models import JournalEntry, Node
 from nodes.transactions import write
 from tests.integration import factory, records
+from tests.integration.native import Api
 
 pytestmark = pytest.mark.django_db
 
@@ -276,3 +277,38 @@ def test_a_run_from_above_is_no_news_in_a_relay(settings: Any, folder: object) -
     a.report(*[factory.partly(work, work.start) for work in a.works()])
     assert {Run.objects.get(pk=pk).state for pk in (own.pk, above.pk)} == {"failed"}
     assert [run for _, word, _, run, _ in told("run") if word == "failed"] == [own.pk]
+
+
+# ---- over HTTP ----
+
+
+def test_the_api_has_it_newest_first_filtered_and_in_pages(api: Api) -> None:
+    entries("run", 3)
+    (offline,) = entries("node", 1, "offline")
+    JournalEntry.objects.filter(pk=offline).update(node=7, name="berlin", run=None)
+    found = api.get("journal?limit=2").body
+    assert (found["count"], len(found["results"])) == (4, 2)
+    assert found["results"][0] == {
+        "id": offline,
+        "at": found["results"][0]["at"],
+        "about": "node",
+        "word": "offline",
+        "node": 7,
+        "node_name": "berlin",
+        "run": None,
+        "count": 1,
+        "text": "node 0",
+    }
+    filtered = api.get("journal?about=node&node=7&word=offline").body["results"]
+    assert [each["id"] for each in filtered] == [offline]
+    assert api.get("journal?node=8").body["count"] == 0
+    assert api.get(f"journal/{offline}").body["word"] == "offline"
+
+
+def test_what_the_api_does_not_know_is_named(api: Api) -> None:
+    wrong = api.get("journal?about=weather")
+    assert (wrong.status, wrong.body["field"]) == (400, "about")
+
+
+def test_the_api_tells_no_stranger(client: Client) -> None:
+    assert client.get("/api/v1/journal").status_code == 401

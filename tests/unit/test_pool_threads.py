@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def halted(worker: psutil.Process) -> Iterator[None]:
     try:
         yield
     finally:
-        if worker.is_running():
+        with suppress(psutil.NoSuchProcess):
             worker.resume()
 
 
@@ -517,9 +517,9 @@ def test_every_bundle_ends_whatever_happens_to_it_and_those_beside_it(tmp_path):
     ends = {kind: [future.exception(60) for future in futures] for kind, futures in seen.items()}
     over.set()
     murder.join()
-    assert {type(error) for error in ends["cancelled"]} == {Cancelled}
     assert {type(error) for error in ends["crashed"]} == {Crashed}
     # One that was alone in its process when that was killed is blamed for it, as it would be with a process of its own.
+    assert Cancelled in {type(error) for error in ends["cancelled"]} <= {Cancelled, Crashed}
     assert {type(error) for error in ends["timed out"]} <= {TimedOut, Crashed}
     assert {type(error) for error in ends["fine"]} <= {type(None), Crashed}
     assert sum(error is None for error in ends["fine"]) > len(ends["fine"]) / 2
