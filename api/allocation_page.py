@@ -7,6 +7,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from api.parts import State, iso, lasted
 from dispatch import leaves, log_lines
@@ -49,20 +50,21 @@ def show(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _facts(each: Allocation) -> list[tuple[str, str]]:
     receipt = each.receipt
+    deadline = _("Lease ends") if each.delivered else _("Offer ends")
     facts: list[tuple[str, Any]] = [
-        ("Attempt", each.attempt),
-        ("Slots", each.slots if each.slots > 1 else ""),
-        ("Granted", iso(each.granted_at)),
-        ("Fetched", iso(each.delivered_at)),
-        ("Started", iso(each.started_at)),
-        ("Finished", iso(each.finished_at)),
-        ("Lease ends" if each.delivered else "Offer ends", iso(each.deadline) if each.finished_at is None else ""),
-        ("Ran for", "" if each.seconds is None else lasted(each.seconds)),
-        ("Items done", each.progress if each.state == AllocationState.EXECUTING else ""),
-        ("Rows", f"{each.rows:,}" if each.rows else ""),
-        ("Parts", each.parts or ""),
-        ("Receipt", "" if receipt is None else receipt.pk),
-        ("Reported", "" if receipt is None else iso(receipt.created_at)),
-        ("Saved", "" if receipt is None else iso(receipt.saved_at)),
+        (_("Attempt"), each.attempt),
+        (_("Slots"), each.slots if each.slots > 1 else ""),
+        (_("Granted"), iso(each.granted_at)),
+        (_("Fetched"), iso(each.delivered_at)),
+        (_("Started"), iso(each.started_at)),
+        (_("Finished"), iso(each.finished_at)),
+        (deadline, iso(each.deadline) if each.finished_at is None else ""),
+        (_("Ran for"), "" if each.seconds is None else lasted(each.seconds)),
+        (_("Items done"), each.progress if each.state == AllocationState.EXECUTING else ""),
+        (_("Rows"), f"{each.rows:,}" if each.rows else ""),
+        (_("Parts"), each.parts or ""),
+        (_("Receipt"), "" if receipt is None else receipt.pk),
+        (_("Reported"), "" if receipt is None else iso(receipt.created_at)),
+        (_("Saved"), "" if receipt is None else iso(receipt.saved_at)),
     ]
     return [(name, str(value)) for name, value in facts if value not in ("", None)]

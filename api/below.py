@@ -16,12 +16,13 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.middleware.csrf import CsrfViewMiddleware
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import override
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import branches
+from api import branches, languages
 from api.agent import in_thread
 from api.errors import respond
 from api.serializers_tree import Picture
@@ -126,4 +127,9 @@ async def page(request: HttpRequest, pk: int) -> HttpResponse:
     shown = branches.Branch.of(pk, name, path, picture, problem)
     now = int(timezone.now().timestamp() * 1000)
     template = "partials/below.html" if "fragment" in request.GET else "below.html"
-    return await in_thread(lambda: render(request, template, {"branch": shown, "now": now}, status=status))
+
+    def draw() -> HttpResponse:
+        with override(languages.of_request(request)):
+            return render(request, template, {"branch": shown, "now": now}, status=status)
+
+    return await in_thread(draw)

@@ -12,6 +12,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from api.parts import Segment, State, bar, iso
+from api.words import Joined, Text, Words, counted
+from api.words import words as said
 from nodes.models import Node
 
 
@@ -19,10 +21,6 @@ def address(node: int, path: Sequence[str]) -> str:
     """Where what is below ``path`` of this node is shown."""
     query = urlencode({"path": "/".join(path)}) if path else ""
     return reverse("below", args=[node]) + (f"?{query}" if query else "")
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,20 @@ class Gauge:
         return cls(used, queued, capacity, bar(capacity, ("used", used), ("queued", queued)))
 
     @property
-    def label(self) -> str:
-        return f"{self.used:,} of {self.capacity:,} slots in use, {self.queued:,} queued"
+    def label(self) -> Words:
+        return said(
+            "{used} of {capacity} slots in use, {queued} queued",
+            used=f"{self.used:,}",
+            capacity=f"{self.capacity:,}",
+            queued=f"{self.queued:,}",
+        )
 
 
-def words(numbers: Mapping[str, int]) -> str:
+def words(numbers: Mapping[str, int]) -> Text:
     """How large a branch is, and how much of it is there."""
-    levels = f", {numbers['depth']} levels" if numbers["depth"] > 1 else ""
-    return f"{numbers['online']:,} of {_counted(numbers['nodes'], 'node')} online{levels}"
+    online = f"{numbers['online']:,}"
+    there = counted("{online} of {n} node online", "{online} of {n} nodes online", numbers["nodes"], online=online)
+    return said("{there}, {n} levels", there=there, n=numbers["depth"]) if numbers["depth"] > 1 else there
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,12 @@ class Twig:
 
     name: str
     state: State
-    role: str
+    role: Text
     gauge: Gauge
-    words: str
+    words: Text
     address: str
     beat: str
-    facts: tuple[str, ...]
+    facts: tuple[Text, ...]
 
     @classmethod
     def of(cls, node: int, path: Sequence[str], told: Mapping[str, Any]) -> Twig:
@@ -70,7 +74,7 @@ class Twig:
         return cls(
             name=told["name"],
             state=State.of(told["state"]),
-            role="" if told["role"] == Node.Role.CHILD else "own worker" if not relay else "relay",
+            role="" if told["role"] == Node.Role.CHILD else said("own worker") if not relay else said("relay"),
             gauge=Gauge.of(below or told),
             words=words(below) if below else "",
             address=address(node, [*path, told["name"]]) if relay else "",
@@ -79,18 +83,18 @@ class Twig:
         )
 
 
-def _facts(told: Mapping[str, Any]) -> list[str]:
+def _facts(told: Mapping[str, Any]) -> list[Text]:
     """What is known of a node beside its slots: nothing of one that was told in short, all of one told in full."""
     if told.get("id") is None:
         return []
-    found = [" · ".join(word for word in (told["carrier"], told["version"]) if word)]
-    found += [f"configuration {told['config_version']}"] if told["config_version"] else []
+    found: list[Text] = [" · ".join(word for word in (told["carrier"], told["version"]) if word)]
+    found += [said("configuration {n}", n=told["config_version"])] if told["config_version"] else []
     found += [f"{name}={value}" for name, value in sorted((told["labels"] or {}).items())]
     for quota in told["quotas"] or ():
         item = f"[{quota['item']}]" if quota["item"] else ""
-        limit = "" if quota["limit"] is None else f" (limit {quota['limit']})"
-        found.append(f"quota {quota['task_type']}{item}={quota['slots']}{limit}")
-    found += [f"{name} {_pace(seconds)}" for name, seconds in sorted((told["speeds"] or {}).items())]
+        limit: Text = "" if quota["limit"] is None else said(" (limit {n})", n=quota["limit"])
+        found.append(said("quota {quota}{limit}", quota=f"{quota['task_type']}{item}={quota['slots']}", limit=limit))
+    found += [Joined(" ", (name, _pace(seconds))) for name, seconds in sorted((told["speeds"] or {}).items())]
     return [fact for fact in found if fact]
 
 
@@ -98,8 +102,10 @@ def _since(seconds_ago: float | None) -> str:
     return "" if seconds_ago is None else iso(timezone.now() - dt.timedelta(seconds=seconds_ago))
 
 
-def _pace(seconds: float) -> str:
-    return f"{seconds:.2g} s an item" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms an item"
+def _pace(seconds: float) -> Words:
+    if seconds >= 0.01:
+        return said("{time} an item", time=said("{n} s", n=f"{seconds:.2g}"))
+    return said("{n} ms an item", n=f"{seconds * 1000:.2g}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Branch:
     live: bool
     at: str
     numbers: Gauge | None
-    words: str
+    words: Text
     twigs: tuple[Twig, ...]
     more: int
     address: str

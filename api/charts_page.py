@@ -16,8 +16,10 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
-from api.tables_page import CHARTS, Cell, cell, short
+from api.tables_page import Cell, cell, chart_name, short
 from api.views_charts import BACKTEST_KEY, SEARCH_KEY
 from dispatch.results import charts, charts_articles, charts_results, saver
 from dispatch.results import reading_pages as pages
@@ -30,7 +32,15 @@ SYMBOLS = 500
 CHOICES = 100
 """Backtests and searches that a page lists."""
 BARS_LISTED = 100
-PERIOD_WORDS = {"bar": "each bar", "D": "day", "W": "week", "M": "month", "Q": "quarter", "Y": "year"}
+PERIOD_WORDS = {
+    "auto": gettext_noop("as fits"),
+    "bar": gettext_noop("each bar"),
+    "D": gettext_noop("day"),
+    "W": gettext_noop("week"),
+    "M": gettext_noop("month"),
+    "Q": gettext_noop("quarter"),
+    "Y": gettext_noop("year"),
+}
 BEST = 20
 FIGURES = (
     *("total_return", "cagr", "sharpe", "sortino", "max_drawdown", "volatility", "trades", "win_rate"),
@@ -61,7 +71,7 @@ def _page(
             **context,
             "now": int(timezone.now().timestamp() * 1000),
             "name": name,
-            "chart": CHARTS[name],
+            "chart": chart_name(name),
             "problem": str(wrong) if wrong else "",
         },
         status=wrong.status if wrong else 200,
@@ -107,8 +117,8 @@ def candles(request: HttpRequest, name: str) -> HttpResponse:
         "freq": freq,
         "given": {"since": given.get("from", ""), "until": given.get("to", "")},
         "period": given.get("period", "auto"),
-        "periods": [(each, PERIOD_WORDS.get(each, each)) for each in ("auto", *charts.PERIODS)],
-        "put_together": PERIOD_WORDS.get(answer["period"], answer["period"]) if answer else "",
+        "periods": [(each, _(PERIOD_WORDS.get(each, each))) for each in ("auto", *charts.PERIODS)],
+        "put_together": _(PERIOD_WORDS.get(answer["period"], answer["period"])) if answer else "",
         "asked": asked,
         "signals": "signals" in request.GET,
         "indicators": answer["indicators"] if answer else asked,
@@ -308,8 +318,12 @@ def _heat(heat: Mapping[str, Any], direction: str) -> Heat:
         else:
             part = (best - low) / (top - low) if top > low else 1.0
             level = round((1 - part if direction == "minimize" else part) * (LEVELS - 1))
-        said = "no feasible trial" if best is None else f"best {short(best)}, mean {short(mean)}"
-        title = f"{x['name']} {_tick(x, at)}, {y['name']} {_tick(y, to)}: {said}, trials: {trials}"
+        if best is None:
+            said = _("no feasible trial")
+        else:
+            said = _("best {best}, mean {mean}").format(best=short(best), mean=short(mean))
+        place = f"{x['name']} {_tick(x, at)}, {y['name']} {_tick(y, to)}"
+        title = _("{place}: {said}, trials: {n}").format(place=place, said=said, n=trials)
         cells.append(HeatCell(at, high - 1 - to, level, title))
     return Heat(
         x["name"],
@@ -406,8 +420,8 @@ def articles(request: HttpRequest) -> HttpResponse:
         pass
     except CascadeError as error:
         wrong = error
-    words = [f"of {given['feed']}"] if "feed" in given else []
-    words += [f"with “{given['search']}”"] if "search" in given else []
+    words = [_("of {feed}").format(feed=given["feed"])] if "feed" in given else []
+    words += [_("with “{text}”").format(text=given["search"])] if "search" in given else []
     context = {
         "given": given,
         "feeds": sorted({*feeds, *([given["feed"]] if "feed" in given else [])}),
@@ -434,7 +448,7 @@ def _article(found: Mapping[str, Any]) -> ArticleView:
     url = found["url"] or ""
     return ArticleView(
         found["feed"] or "",
-        found["title"] or "without a title",
+        found["title"] or _("without a title"),
         found["author"] or "",
         url if url.lower().startswith(("http://", "https://")) else "",
         # Both are UTC, though they are saved without saying so.

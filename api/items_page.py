@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from api.parts import State, iso, lasted
 from api.run_page import BAD
+from api.words import Text, words
 from dispatch.explaining import places
 from dispatch.items import item_key
 from dispatch.lifecycle.kept import frozen
@@ -43,7 +44,7 @@ class AttemptView:
     attempt: int
     start: int
     stop: int
-    node: str
+    node: Text
     ran_by: tuple[str, ...]
     state: State
     ended: str
@@ -51,7 +52,7 @@ class AttemptView:
     granted: str
     started: str
     finished: str
-    took: str
+    took: Text
     rows: int
     receipt: int | None
     error: str
@@ -148,7 +149,7 @@ def _attempt(each: Mapping[str, Any]) -> AttemptView:
         each["attempt"],
         each["start"],
         each["stop"],
-        each["node"] or "removed",
+        each["node"] or words("removed"),
         tuple(each["ran_by"]),
         State.of(each["state"]),
         each["ended"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
@@ -10,8 +10,11 @@ from urllib.parse import urlencode
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import gettext
+from django.utils.translation import gettext_noop as _
 
-from api.parts import Part, Snapshot, State, Views, iso, render_parts
+from api.parts import LiveParts, Seen, State, Views, iso, render_parts, state_word
+from api.words import Text, counted, words
 from dispatch.models import Run
 from dispatch.watching import REMOVED
 from nodes.models import JournalEntry, Node
@@ -24,11 +27,11 @@ LARGEST = 2**63 - 1
 About = JournalEntry.About
 
 _WHO = {
-    About.NODE: "Node",
-    About.RUN: "Run",
-    About.WORK: "Attempt",
-    About.KEY: "Key",
-    About.CONFIGURATION: "Configuration",
+    About.NODE: _("Node {word}"),
+    About.RUN: _("Run {word}"),
+    About.WORK: _("Attempt {word}"),
+    About.KEY: _("Key {word}"),
+    About.CONFIGURATION: _("Configuration {word}"),
 }
 _OF_ITEMS = {"submitted", "retried", "quarantined"}
 """What these words count."""
@@ -46,7 +49,7 @@ class EntryView:
     run_name: str
     there: bool
     """Whether the run still is."""
-    counted: str
+    counted: Text
     text: str
 
 
@@ -94,7 +97,7 @@ def _view(entry: JournalEntry, there: set[int], names: Mapping[int, str]) -> Ent
     return EntryView(
         id=entry.pk,
         at=iso(entry.at),
-        state=replace(state, word=f"{_WHO[About(entry.about)]} {entry.word}"),
+        state=replace(state, said=words(_WHO[About(entry.about)], word=state_word(entry.word))),
         node=entry.node if entry.node in there else 0,
         name=entry.name,
         run=entry.run or 0,
@@ -105,29 +108,27 @@ def _view(entry: JournalEntry, there: set[int], names: Mapping[int, str]) -> Ent
     )
 
 
-def _counted(entry: JournalEntry) -> str:
+def _counted(entry: JournalEntry) -> Text:
     many = f"{entry.count:,}"
     if entry.word in _OF_ITEMS:
-        return f"{many} item{'s' if entry.count != 1 else ''}"
+        return counted("{n} item", "{n} items", entry.count)
     if entry.about == About.RUN:
-        return f"{many} failed" if entry.count else ""
-    return f"{many} times" if entry.count > 1 and entry.about == About.WORK else many if entry.count > 1 else ""
+        return words("{n} failed", n=many) if entry.count else ""
+    return (
+        words("{n} times", n=many) if entry.count > 1 and entry.about == About.WORK else many if entry.count > 1 else ""
+    )
 
 
-class JournalPage:
-    """Reads the newest entries about one thing (``number`` of ``About``, from 1), or about all (0), into snapshots."""
+class JournalPage(LiveParts):
+    """Reads the newest entries about one thing (``number`` of ``About``, from 1), or about all (0)."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         kinds = About.values
         self._about = kinds[number - 1] if 0 < number <= len(kinds) else ""
-        self._turn = threading.Lock()
-        self._last: Mapping[str, Part] = {}
 
-    def look(self) -> Snapshot:
-        with self._turn:
-            snapshot = render_parts({}, {"journal": views(newest(self._about))}, self._last)
-            self._last = snapshot.parts
-            return snapshot
+    def _read(self, now: dt.datetime) -> Seen:
+        return Seen({}, {"journal": views(newest(self._about))})
 
 
 def show(request: HttpRequest) -> HttpResponse:
@@ -139,9 +140,9 @@ def show(request: HttpRequest) -> HttpResponse:
     more, entries = len(entries) > PAGE, entries[:PAGE]
     context = {
         "journal": render_parts({}, {"journal": views(entries)}, {}).html("journal"),
-        "kinds": About.choices,
+        "kinds": [(kind, gettext(label)) for kind, label in About.choices],
         "about": about,
-        "words": dict(About.choices).get(about, ""),
+        "words": gettext(About(about).label) if about else "",
         "live": "" if before else 1 + About.values.index(about) if about else 0,
         "older": urlencode({"about": about, "before": entries[-1].pk}) if more else "",
         "before": before,

@@ -11,9 +11,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -26,8 +25,9 @@ from django.db import connections
 from django.http import HttpRequest
 from django.urls import path
 
-from api import journal_page, node_page, overview, run_page
-from api.parts import Snapshot
+from api import journal_page, languages, node_page, overview, run_page
+from api.parts import LiveParts, Snapshot
+from api.words import in_languages
 from dispatch import events, metrics
 from nodes.protocol import NotFound
 
@@ -47,41 +47,49 @@ PIECE = 250_000
 FORBIDDEN, GONE = 4403, 4404
 
 
-Look = Callable[[], Snapshot]
-"""Reads a page's parts from the database."""
 Key = tuple[str, int]
-PAGES: Mapping[str, Callable[[int], Look]] = {
-    "overview": lambda _: overview.shown.look,
-    "run": lambda pk: run_page.RunPage(pk).look,
-    "node": lambda pk: node_page.NodePage(pk).look,
-    "journal": lambda number: journal_page.JournalPage(number).look,
+PAGES: Mapping[str, Callable[[int], LiveParts]] = {
+    "overview": lambda _: overview.shown,
+    "run": run_page.RunPage,
+    "node": node_page.NodePage,
+    "journal": journal_page.JournalPage,
 }
 """Page -> what reads the one with this id."""
 
 
 class Renderer:
-    """Reads with ``look`` while anybody looks, and sends each page what is new to it; ``over`` when nobody does."""
+    """Reads ``shown`` while anybody looks, and sends each page what is new to it; ``over`` when nobody does.
 
-    def __init__(self, look: Look, over: Callable[[], None] = lambda: None) -> None:
-        self._look = look
+    The database is read once for all, and drawn once for each language that is looked at.
+    """
+
+    def __init__(self, shown: LiveParts, over: Callable[[], None] = lambda: None) -> None:
+        self._shown = shown
         self._over = over
         self._pages: set[LivePage] = set()
         self._task: asyncio.Task[None] | None = None
-        self._snapshot: Snapshot | None = None
+        self._snapshots: Mapping[str, Snapshot] = {}
 
     async def join(self, page: LivePage) -> None:
         self._pages.add(page)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
-        elif self._snapshot is not None:
-            await page.offer(self._snapshot)
+        elif page.language in self._snapshots:
+            await page.offer(self._snapshots[page.language])
 
     def leave(self, page: LivePage) -> None:
         self._pages.discard(page)
         if not self._pages and self._task is not None:
             self._task.cancel()
-            self._task = self._snapshot = None
+            self._task, self._snapshots = None, {}
             self._over()
+
+    def _languages(self) -> set[str]:
+        return {page.language for page in self._pages}
+
+    def _look(self, languages: Collection[str]) -> Mapping[str, Snapshot]:
+        seen = self._shown.read()
+        return {language: self._shown.draw(seen) for language in in_languages(languages)}
 
     async def _run(self) -> None:
         # A thread of its own: one database connection, and none of the threads that answer requests.
@@ -91,26 +99,33 @@ class Renderer:
         try:
             while True:
                 version, began = events.version(), time.monotonic()
+                languages = self._languages()
                 try:
-                    snapshot = await look()
+                    snapshots = await look(languages)
                 except NotFound:
                     await self._each(LivePage.gone)
                     return
                 except Exception:
                     logger.exception("a page could not be read")
                 else:
-                    self._snapshot = snapshot
-                    await self._each(partial(LivePage.offer, snapshot=snapshot))
+                    self._snapshots = snapshots
+                    await self._each(self._offer)
                 if began - rechecked >= RECHECK_SECONDS:
                     rechecked = began
                     await self._each(LivePage.recheck)
                 took = time.monotonic() - began
                 await asyncio.sleep(max(LOOK_SECONDS - took, min(took * (1 / SHARE - 1), LONGEST_REST)))
                 while events.version() == version and time.monotonic() - began < REREAD_SECONDS:
+                    if not self._languages() <= languages:
+                        break  # somebody came who reads another
                     await asyncio.sleep(LOOK_SECONDS)
         finally:
             thread.submit(connections.close_all)
             thread.shutdown(wait=False)
+
+    async def _offer(self, page: LivePage) -> None:
+        if page.language in self._snapshots:
+            await page.offer(self._snapshots[page.language])
 
     async def _each(self, say: Callable[[LivePage], Awaitable[None]]) -> None:
         for page in list(self._pages):
@@ -153,6 +168,7 @@ class LivePage(AsyncWebsocketConsumer):
         self._newest: Snapshot | None = None
         self._waiting = False
         self._renderer: Renderer | None = None
+        self.language = languages.of_socket(self.scope)
         if not _same_site(self.scope):
             await self.close(FORBIDDEN)
             return

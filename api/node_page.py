@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from api import overview
-from api.parts import NodeView, Part, Snapshot, Views, iso, lasted, render_parts
+from api.parts import ROLES, LiveParts, NodeView, Seen, Views, iso, lasted
+from api.words import Text, Words, words
 from dispatch import events
 from dispatch.models import SyncLog
 from nodes import keys, registry, starting
@@ -31,8 +31,8 @@ PARTS = ("node_head", "keys", "allocations", "syncs")
 @dataclass(frozen=True)
 class NodeHeadView:
     node: NodeView
-    facts: tuple[tuple[str, str], ...]
-    speeds: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[Words, Text], ...]
+    speeds: tuple[tuple[str, Words], ...]
     draining: bool
     embedded: bool
 
@@ -56,20 +56,15 @@ class SyncView:
     at: str
 
 
-class NodePage:
-    """Reads one node into snapshots; in each process one for all who look at it."""
+class NodePage(LiveParts):
+    """Reads one node; in each process one for all who look at it."""
 
     def __init__(self, pk: int) -> None:
+        super().__init__()
         self._pk = pk
-        self._turn = threading.Lock()
-        self._last: Mapping[str, Part] = {}
 
-    def look(self, now: dt.datetime | None = None) -> Snapshot:
+    def _read(self, now: dt.datetime) -> Seen:
         """The page now, in a handful of queries. Raises NotFound."""
-        with self._turn:
-            return self._look(now or timezone.now())
-
-    def _look(self, now: dt.datetime) -> Snapshot:
         node = _node(self._pk)
         head = NodeHeadView(
             overview.node_view(node, registry.state_of(node, now)),
@@ -83,9 +78,7 @@ class NodePage:
             "allocations": [("allocation", each) for each in overview.allocation_views(node=node.pk)],
             "syncs": [("sync", each) for each in _syncs(node)],
         }
-        snapshot = render_parts({"node_head": head}, lists, self._last)
-        self._last = snapshot.parts
-        return snapshot
+        return Seen({"node_head": head}, lists)
 
 
 def _node(pk: int) -> Node:
@@ -94,33 +87,33 @@ def _node(pk: int) -> Node:
     return node
 
 
-def _facts(node: Node) -> tuple[tuple[str, str], ...]:
-    percent = ("CPU", node.cpu), ("Memory", node.memory), ("Disk", node.disk)
-    facts = [
-        ("Role", node.role),
-        ("Carrier", node.carrier),
-        ("Version", node.version),
-        ("Last beat", iso(node.last_beat_at)),
+def _facts(node: Node) -> tuple[tuple[Words, Text], ...]:
+    percent = (words("CPU"), node.cpu), (words("Memory"), node.memory), (words("Disk"), node.disk)
+    facts: list[tuple[Words, Text]] = [
+        (words("Role"), words(ROLES.get(node.role, node.role))),
+        (words("Carrier"), node.carrier),
+        (words("Version"), node.version),
+        (words("Last beat"), iso(node.last_beat_at)),
         *((name, "" if value is None else f"{value:.0f} %") for name, value in percent),
-        ("Labels", ", ".join(f"{key}={value}" for key, value in node.labels.items())),
-        ("Types", ", ".join(map(str, node.executors))),
-        ("Configuration", "" if node.config_version is None else f"version {node.config_version}"),
-        ("Got it", iso(node.synced_at)),
-        ("Lost its work", f"{node.losses} times in a row" if node.losses else ""),
+        (words("Labels"), ", ".join(f"{key}={value}" for key, value in node.labels.items())),
+        (words("Types"), ", ".join(map(str, node.executors))),
+        (words("Configuration"), "" if node.config_version is None else words("version {n}", n=node.config_version)),
+        (words("Got it"), iso(node.synced_at)),
+        (words("Lost its work"), words("{n} times in a row", n=node.losses) if node.losses else ""),
     ]
     return tuple((name, value) for name, value in facts if value)
 
 
-def _speeds(node: Node) -> tuple[tuple[str, str], ...]:
+def _speeds(node: Node) -> tuple[tuple[str, Words], ...]:
     """Seconds an item, by type; not those of single runs (``type@run``)."""
     known = sorted((name, seconds) for name, seconds in node.speeds.items() if "@" not in name)
     return tuple((name, _pace(seconds)) for name, seconds in known[:SPEEDS_SHOWN])
 
 
-def _pace(seconds: float) -> str:
+def _pace(seconds: float) -> Words:
     if seconds >= 1:
-        return f"{lasted(seconds)} an item"
-    return f"{seconds * 1000:.3g} ms an item"
+        return words("{time} an item", time=lasted(seconds))
+    return words("{n} ms an item", n=f"{seconds * 1000:.3g}")
 
 
 def _keys(node: Node) -> list[KeyView]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 from django.db.models import Count, F, Sum
 from django.db.models.functions import Substr
-from django.utils import timezone
 
 from api import journal_page
 from api.branches import Branch
@@ -19,11 +17,11 @@ from api.pace import Pace, counters
 from api.parts import (
     AllocationView,
     Gauge,
+    LiveParts,
     NodeView,
     PaceView,
-    Part,
     RunView,
-    Snapshot,
+    Seen,
     State,
     StepsView,
     TotalsView,
@@ -32,8 +30,8 @@ from api.parts import (
     lasted,
     left,
     rate,
-    render_parts,
 )
+from api.words import Joined, Text, listed, words
 from dispatch import leaves
 from dispatch.models import Allocation, Run, Shard
 from dispatch.relay import subtree
@@ -175,7 +173,7 @@ def _tree(node: Node, view: NodeView) -> dict[str, int]:
     """What the node comes to with all that hangs below it."""
     below = subtree.numbers_of(node.subtree) if node.role == Node.Role.RELAY else None
     slots = {"capacity": view.capacity, "used": view.used, "queued": view.queued}
-    return subtree.numbers({"role": node.role, "state": view.state.word, "below": below, **slots})
+    return subtree.numbers({"role": node.role, "state": view.state.name, "below": below, **slots})
 
 
 def _pairs(nodes: Sequence[tuple[Node, str]], views: Sequence[NodeView]) -> Iterator[tuple[NodeView, Branch | None]]:
@@ -185,24 +183,25 @@ def _pairs(nodes: Sequence[tuple[Node, str]], views: Sequence[NodeView]) -> Iter
         yield view, Branch.kept(node, state) if relay else None
 
 
-def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Node, str]], never: set[tuple[int, str]]) -> str:
+def _obstacle(run: Mapping[str, Any], nodes: Sequence[tuple[Node, str]], never: set[tuple[int, str]]) -> Text:
     """Why no node may take ``run``: the first sieve that lets none through. Empty: some may, when they have a slot."""
     ready = [node for node, state in nodes if state == "online"]
     if not ready:
-        return "no node online"
+        return words("no node online")
     ready = [node for node in ready if run["type"] in node.executors]
     if not ready:
-        return f"no node online runs {run['type']}"
+        return words("no node online runs {type}", type=run["type"])
     ready = [node for node in ready if run["labels"].items() <= node.labels.items()]
     if not ready:
-        return "no node online has the labels " + ", ".join(f"{key}={value}" for key, value in run["labels"].items())
+        labels = ", ".join(f"{key}={value}" for key, value in run["labels"].items())
+        return words("no node online has the labels {labels}", labels=labels)
     if all((node.pk, run["type"]) in never for node in ready):
-        return f"every node's limit for {run['type']} is 0"
+        return words("every node's limit for {type} is 0", type=run["type"])
     return ""
 
 
 def run_view(
-    run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: str, *, brief: bool = False
+    run: Mapping[str, Any], in_flight: int, spooled: int, pace: float | None, obstacle: Text, *, brief: bool = False
 ) -> RunView:
     """``run`` with RUN_FIELDS; ``pace`` in items a second; ``obstacle``: why nothing of it can begin. ``brief``: of all
     that only its counts are known.
@@ -212,24 +211,32 @@ def run_view(
     # The last shards of a run may be on two nodes, so what is in flight can sum up to more than is open.
     spooled = min(spooled, count - done)
     in_flight = min(in_flight, count - done - spooled)
-    words, note = [f"{done:,}/{count:,}"], ""
+    progress: list[Text] = [f"{done:,}/{count:,}"]
+    note: Text = ""
     if run["state"] == RunState.RUNNING and not brief:
         if not in_flight and not spooled and done < count:
             note = obstacle
             if not obstacle:
-                words.append("waiting for a free slot")
+                progress.append(words("waiting for a free slot"))
         elif done < 20 or not pace:
-            words.append("estimating…")
+            progress.append(words("estimating…"))
         else:
-            words += [f"{rate(pace)}/s", left((count - done) / pace)]
-    counts = {"saved": saved, "to be saved": spooled, "in flight": in_flight, "failed": failed, "cancelled": cancelled}
+            progress += [words("{n}/s", n=rate(pace)), left((count - done) / pace)]
+    counts = (
+        (saved, words("{n} saved", n=f"{saved:,}")),
+        (spooled, words("{n} to be saved", n=f"{spooled:,}")),
+        (in_flight, words("{n} in flight", n=f"{in_flight:,}")),
+        (failed, words("{n} failed", n=f"{failed:,}")),
+        (cancelled, words("{n} cancelled", n=f"{cancelled:,}")),
+    )
+    told = listed(said for number, said in counts if number)
     ended = run["ended_at"]
     return RunView(
         id=run["id"],
         name=run["name"],
         type=run["type"],
         state=State.of(run["state"]),
-        progress=" · ".join(words),
+        progress=Joined(" · ", tuple(progress)),
         note=note,
         failed=failed,
         bar=bar(
@@ -240,8 +247,9 @@ def run_view(
             ("spooled", spooled),
             ("used", in_flight),
         ),
-        label=f"{done:,} of {count:,} items: "
-        + (", ".join(f"{number:,} {word}" for word, number in counts.items() if number) or "none yet"),
+        label=words(
+            "{done} of {count} items: {told}", done=f"{done:,}", count=f"{count:,}", told=told or words("none yet")
+        ),
         rows=f"{run['rows']:,}",
         created=iso(run["created_at"]),
         ended=iso(ended),
@@ -283,7 +291,7 @@ def allocation_views(**of: int) -> list[AllocationView]:
             start=row["start"],
             stop=row["stop"],
             attempt=row["attempt"],
-            node=row["node__name"] or "removed",
+            node=row["node__name"] or words("removed"),
             ran_by=tuple(paths.get(row["id"], ())),
             state=State.of(row["state"]),
             reason=row["reason"],
@@ -298,22 +306,17 @@ def allocation_views(**of: int) -> list[AllocationView]:
     ]
 
 
-class Overview:
-    """Reads the control database into snapshots. One per process: its measured rates belong to all who look."""
+class Overview(LiveParts):
+    """Reads the control database into what is shown. One per process: its measured rates belong to all who look."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        super().__init__()
         self._pace = Pace()
-        self._last: Mapping[str, Part] = {}
         self._begun = False
         self._journal = journal_page.Brief()
 
-    def look(self, now: dt.datetime | None = None) -> Snapshot:
+    def _read(self, now: dt.datetime) -> Seen:
         """The overview now, in about a dozen queries whatever the number of nodes and runs."""
-        with self._turn:
-            return self._look(now or timezone.now())
-
-    def _look(self, now: dt.datetime) -> Snapshot:
         # One right after the other: what one counts, the other lists.
         live, allocations = live_allocations(), allocation_views()
         use = _use(live)
@@ -380,7 +383,7 @@ class Overview:
             ),
         )
         pairs = [each for view, branch in _pairs(nodes, node_views) for each in (view, branch) if each]
-        snapshot = render_parts(
+        return Seen(
             {
                 "steps": self._steps(nodes, runs),
                 "totals": totals,
@@ -393,10 +396,7 @@ class Overview:
                 "journal": self._journal.look({node.pk for node, _ in nodes}, {run["id"]: run["name"] for run in runs}),
                 "allocations": [("allocation", each) for each in allocations],
             },
-            self._last,
         )
-        self._last = snapshot.parts
-        return snapshot
 
     def _steps(self, nodes: Sequence[tuple[Node, str]], runs: Sequence[Mapping[str, Any]]) -> StepsView:
         """From what is shown anyway; whoever has more runs behind them than that begins no more."""

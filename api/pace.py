@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from api.parts import HistoryView, MomentView, Spark, iso, rate
+from api.words import Words, words
 from dispatch.models import Allocation, Run
 from dispatch.states import AllocationState, RunState
 
@@ -112,7 +113,7 @@ class Pace:
         seconds = 2 * self.BUCKET + max(1.0, now % self.BUCKET)
         return tuple(
             _spark(unit, sum(bucket[at] for bucket in latest) / seconds, [bucket[at] / self.BUCKET for bucket in full])
-            for at, unit in enumerate(("items/s", "failed/s", "rows/s"))
+            for at, unit in enumerate((words("items/s"), words("failed/s"), words("rows/s")))
         )
 
     def history(self, now: float) -> HistoryView:
@@ -150,7 +151,7 @@ def counters(run: Mapping[str, Any]) -> Counters:
     return run["saved"] + failed, failed, run["rows"]
 
 
-def _spark(unit: str, now: float, values: Sequence[float]) -> Spark:
+def _spark(unit: Words, now: float, values: Sequence[float]) -> Spark:
     peak = max(values)
     step = 300 / (len(values) - 1)
     points = [f"{at * step:.1f},{38 - 36 * value / peak if peak else 38:.1f}" for at, value in enumerate(values)]

@@ -22,6 +22,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 # Pages that most servers are rarely asked for are imported by their views: together they are 2 MB.
 from api import below, node_page, overview, run_page, runs_page
+from nodes.models import Node
 from nodes.protocol import CascadeError, NotFound
 from nodes.transactions import write
 
@@ -50,6 +51,7 @@ def node_add(request: HttpRequest) -> HttpResponse:
 
 def _front_page(request: HttpRequest, problem: str = "") -> HttpResponse:
     snapshot = overview.shown.look()
+    nodes = [snapshot.parts[name].view for name in snapshot.lists["nodes"]]
     return render(
         request,
         "overview.html",
@@ -60,6 +62,7 @@ def _front_page(request: HttpRequest, problem: str = "") -> HttpResponse:
             "steps": snapshot.html("steps"),
             "journal": snapshot.html("journal"),
             "nodes": snapshot.html("nodes"),
+            "own": all(getattr(each, "role", "") == Node.Role.STANDALONE for each in nodes),
             "runs": snapshot.html("runs"),
             "allocations": snapshot.html("allocations"),
             "address": _address(request),

@@ -1,8 +1,8 @@
 """The parts of live pages: the words, numbers and bars that each shows, and what two looks at a page have different.
 
-Every view is frozen: of one that equals its predecessor the HTML need not be made again. What changes all the time, as
-the beats of a thousand nodes, is filled into HTML that is made once. ``overview`` and the modules of the other pages
-make them.
+Every view is frozen, and is in no language: of one that equals its predecessor the HTML need not be made again, and
+one serves readers of all languages. What changes all the time, as the beats of a thousand nodes, is filled into HTML
+that is made once. ``overview`` and the modules of the other pages make them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 import datetime as dt
 import re
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 from django.template.loader import get_template
+from django.utils import timezone
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import get_language, gettext_noop
+
+from api.words import Joined, Text, Words, listed, words
 
 # ---- words, numbers, bars ----------------------------------------------------------------------------------------
 
@@ -54,18 +59,62 @@ _TONES = {
 }
 
 
+_ = gettext_noop
+_WORDS = {
+    "pending": _("pending"),
+    "allocated": _("allocated"),
+    "executing": _("executing"),
+    "saved": _("saved"),
+    "retrying": _("retrying"),
+    "failed": _("failed"),
+    "cancelled": _("cancelled"),
+    "expired": _("expired"),
+    "quarantined": _("quarantined"),
+    "spooled": _("spooled"),
+    "running": _("running"),
+    "completed": _("completed"),
+    "partial": _("partial"),
+    "superseded": _("superseded"),
+    "online": _("online"),
+    "draining": _("draining"),
+    "offline": _("offline"),
+    "inactive": _("inactive"),
+    "removed": _("removed"),
+    "submitted": _("submitted"),
+    "retried": _("retried"),
+    "issued": _("issued"),
+    "revoked": _("revoked"),
+    "canary": _("canary"),
+    "released": _("released"),
+    "rolled back": _("rolled back"),
+}
+
+ROLES = {"child": _("child"), "relay": _("relay"), "parent": _("parent"), "standalone": _("standalone")}
+
+
+def state_word(name: str) -> Text:
+    """The word for a state, as readers have it."""
+    return words(_WORDS[name]) if name in _WORDS else name
+
+
 @dataclass(frozen=True)
 class State:
-    """A state as shown: the word, and the tone that decides its glyph and colour."""
+    """A state as shown: its word, and the tone that decides its glyph and colour."""
 
-    word: str
+    name: str
     tone: str
     glyph: str
+    said: Text = ""
+    """Instead of its word."""
 
     @classmethod
-    def of(cls, word: str) -> State:
-        tone = _TONES.get(word, word)
-        return cls(word, tone, _GLYPHS[tone])
+    def of(cls, name: str) -> State:
+        tone = _TONES.get(name, name)
+        return cls(name, tone, _GLYPHS[tone])
+
+    @property
+    def word(self) -> str:
+        return str(self.said or state_word(self.name))
 
 
 @dataclass(frozen=True)
@@ -94,28 +143,32 @@ def rate(per_second: float) -> str:
     )
 
 
-def lasted(seconds: float) -> str:
+def lasted(seconds: float) -> Words:
     seconds = max(0.0, seconds)
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return words("{n} s", n=f"{seconds:.1f}")
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return words("{n} s", n=f"{seconds:.0f}")
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
+        return words("{n} min {m} s", n=minutes, m=rest)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    if hours < 48:
+        return words("{n} h {m} min", n=hours, m=minutes)
+    return words("{n} d {m} h", n=hours // 24, m=hours % 24)
 
 
-def left(seconds: float) -> str:
+def left(seconds: float) -> Words:
     """A guess, so rounded to what it is worth."""
     if seconds < 10:
-        return f"about {max(1, round(seconds))} s left"
-    if seconds < 60:
-        return f"about {5 * round(seconds / 5)} s left"
-    if seconds < 3600:
-        return f"about {round(seconds / 60)} min left"
-    return f"about {lasted(seconds)} left"
+        time = words("{n} s", n=max(1, round(seconds)))
+    elif seconds < 60:
+        time = words("{n} s", n=5 * round(seconds / 5))
+    elif seconds < 3600:
+        time = words("{n} min", n=round(seconds / 60))
+    else:
+        time = lasted(seconds)
+    return words("about {time} left", time=time)
 
 
 def iso(at: dt.datetime | None) -> str:
@@ -145,12 +198,13 @@ class Gauge:
         )
 
     @property
-    def label(self) -> str:
-        words = [f"{self.name}: {self.used} in use"]
-        words += [f"{self.queued} queued"] if self.queued else []
-        words += ["no quota" if self.slots is None else f"quota {self.slots}"]
-        words += [] if self.limit is None else ["never here" if self.limit == 0 else f"limit {self.limit}"]
-        return ", ".join(words)
+    def label(self) -> Joined:
+        said: list[Text] = [words("{name}: {n} in use", name=self.name, n=self.used)]
+        said += [words("{n} queued", n=self.queued)] if self.queued else []
+        said += [words("no quota") if self.slots is None else words("quota {n}", n=self.slots)]
+        if self.limit is not None:
+            said += [words("never here") if self.limit == 0 else words("limit {n}", n=self.limit)]
+        return listed(said)
 
 
 class Filled:
@@ -192,9 +246,15 @@ class NodeView(Filled):
         return f"{self.beat[11:19]} UTC"
 
     @property
-    def slots(self) -> str:
-        use = "with a run of it" if self.role == "relay" else "in use"
-        return f"{self.used} of {self.capacity} slots {use}, {self.queued} queued"
+    def role_word(self) -> Text:
+        return words(ROLES[self.role]) if self.role in ROLES else self.role
+
+    @property
+    def slots(self) -> Words:
+        numbers = {"used": self.used, "capacity": self.capacity, "queued": self.queued}
+        if self.role == "relay":
+            return words("{used} of {capacity} slots with a run of it, {queued} queued", **numbers)
+        return words("{used} of {capacity} slots in use, {queued} queued", **numbers)
 
 
 @dataclass(frozen=True)
@@ -203,15 +263,15 @@ class RunView:
     name: str
     type: str
     state: State
-    progress: str
-    note: str
+    progress: Joined
+    note: Text
     failed: int
     bar: tuple[Segment, ...]
-    label: str
+    label: Words
     rows: str
     created: str
     ended: str
-    took: str
+    took: Text
 
 
 @dataclass(frozen=True)
@@ -223,7 +283,7 @@ class AllocationView:
     start: int
     stop: int
     attempt: int
-    node: str
+    node: Text
     ran_by: tuple[str, ...]
     """Of a relay's: the ways to those that did what is done of it."""
     state: State
@@ -257,7 +317,7 @@ class TotalsView:
 class Spark:
     """A curve of the last five minutes, drawn on 300 by 40."""
 
-    unit: str
+    unit: Words
     now: str
     peak: str
     line: str
@@ -358,6 +418,42 @@ class Snapshot:
                 cells[name] = moved
         lists = {name: ids for name, ids in self.lists.items() if older.lists.get(name) != ids}
         return parts, cells, lists
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a page shows, in no language: the parts ``single`` by name, and the lists ``many``."""
+
+    single: Mapping[str, View]
+    many: Mapping[str, Views]
+
+
+class LiveParts:
+    """A page that is read again and again, and shown to readers of several languages. Its subclasses ``_read``."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._drawing = threading.Lock()
+        self._last: dict[str, Mapping[str, Part]] = {}
+
+    def _read(self, now: dt.datetime) -> Seen:
+        raise NotImplementedError
+
+    def read(self, now: dt.datetime | None = None) -> Seen:
+        """What the database says now."""
+        with self._turn:
+            return self._read(now or timezone.now())
+
+    def draw(self, seen: Seen) -> Snapshot:
+        """``seen`` in the active language."""
+        language = get_language() or ""
+        with self._drawing:
+            snapshot = render_parts(seen.single, seen.many, self._last.get(language, {}))
+            self._last[language] = snapshot.parts
+        return snapshot
+
+    def look(self, now: dt.datetime | None = None) -> Snapshot:
+        return self.draw(self.read(now))
 
 
 def render_parts(single: Mapping[str, View], many: Mapping[str, Views], last: Mapping[str, Part]) -> Snapshot:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import threading
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,8 @@ from django.utils.http import urlencode
 
 from api import overview, strips
 from api.pace import Pace, counters
-from api.parts import Part, RunView, Snapshot, Views, iso, render_parts
+from api.parts import LiveParts, RunView, Seen, Views, iso
+from api.words import Text, Words, words
 from dispatch import lifecycle, log_lines
 from dispatch.explaining import waiting
 from dispatch.items import item_key
@@ -49,7 +50,7 @@ class HeadView:
 
     run: RunView
     params: str
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[Words, Text], ...]
     reduction: str
 
 
@@ -58,7 +59,7 @@ class ErrorView:
     """Shards that ended badly with the same message."""
 
     id: int
-    message: str
+    message: Text
     shards: int
     items: int
     first: str
@@ -79,10 +80,10 @@ class WaitsView:
     """Why what waits of the run is with no node yet; empty ``headline`` where nothing waits."""
 
     headline: str = ""
-    position: str = ""
+    position: Text = ""
     before: tuple[tuple[int, str, str], ...] = ()
     """Runs before it in line: id, name, why."""
-    reasons: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[tuple[str, Text], ...] = ()
     """Each with how many nodes it holds for, and who they are."""
     run: int = 0
 
@@ -109,23 +110,18 @@ class Costly:
         return self._value
 
 
-class RunPage:
-    """Reads one run into snapshots; in each process one for all who look at it. Raises NotFound for none."""
+class RunPage(LiveParts):
+    """Reads one run; in each process one for all who look at it. Raises NotFound for none."""
 
     def __init__(self, pk: int) -> None:
+        super().__init__()
         self._pk = pk
-        self._turn = threading.Lock()
         self._pace = Pace(curves=False)
-        self._last: Mapping[str, Part] = {}
         self._strip = Costly()
         self._waits = Costly()
 
-    def look(self, now: dt.datetime | None = None) -> Snapshot:
+    def _read(self, now: dt.datetime) -> Seen:
         """The page now, in a handful of queries whatever the number of items."""
-        with self._turn:
-            return self._look(now or timezone.now())
-
-    def _look(self, now: dt.datetime) -> Snapshot:
         run = Run.objects.defer("items").filter(pk=self._pk).first()
         if run is None:
             raise NotFound(f"there is no run {self._pk}")
@@ -134,8 +130,10 @@ class RunPage:
         pace = self._pace.of_run(run.pk, now.timestamp(), counters(row)[0])
         held = _under_way(run.pk)
         spooled = held[ShardState.SPOOLED]
+        waits = self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView()
+        obstacle = words("waiting, for what is said below") if waits.headline else ""
         head = HeadView(
-            overview.run_view(row, held.total() - spooled, spooled, pace, ""),
+            overview.run_view(row, held.total() - spooled, spooled, pace, obstacle),
             json.dumps(run.params, indent=2, ensure_ascii=False, sort_keys=True) if run.params else "",
             _facts(run),
             json.dumps(run.reduction, indent=2, ensure_ascii=False) if run.reduction else "",
@@ -149,12 +147,10 @@ class RunPage:
             "strip": self._strip.get(lambda: strips.strip(run.pk, run.count, run.cut)),
             "lanes": strips.lanes(run.pk, now),
             "open": _open(run, held[ShardState.EXECUTING]),
-            "waits": self._waits.get(lambda: _waits(run)) if run.state == RunState.RUNNING else WaitsView(),
+            "waits": waits,
             "log_mark": LogMarkView(log_lines.newest(run.pk)),
         }
-        snapshot = render_parts(single, lists, self._last)
-        self._last = snapshot.parts
-        return snapshot
+        return Seen(single, lists)
 
 
 def _waits(run: Run) -> WaitsView:
@@ -164,7 +160,7 @@ def _waits(run: Run) -> WaitsView:
     place = found.position
     return WaitsView(
         found.headline,
-        f"{place['position']} of {place['of']} in line" if place else "",
+        words("{position} of {count} in line", position=place["position"], count=place["of"]) if place else "",
         tuple((each["run"], each["name"] or each["type"], each["why"]) for each in place["before"][:BEFORE_SHOWN])
         if place
         else (),
@@ -173,9 +169,9 @@ def _waits(run: Run) -> WaitsView:
     )
 
 
-def _names(names: Sequence[str], nodes: int) -> str:
-    more = nodes - len(names)
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+def _names(names: Sequence[str], nodes: int) -> Text:
+    more, named = nodes - len(names), ", ".join(names)
+    return words("{names} and {n} more", names=named, n=more) if more > 0 else named
 
 
 def _under_way(run: int) -> Counter[str]:
@@ -185,20 +181,22 @@ def _under_way(run: int) -> Counter[str]:
     return Counter(dict(shards.values_list("state").annotate(items=Sum(F("stop") - F("start")))))
 
 
-def _facts(run: Run) -> tuple[tuple[str, str], ...]:
+def _facts(run: Run) -> tuple[tuple[Words, Text], ...]:
     labels = ", ".join(f"{key}={value}" for key, value in run.labels.items())
-    facts: list[tuple[str, Any]] = [
-        ("Type", run.type),
-        ("Submitted by", run.submitted_by),
-        ("Submitted", iso(run.created_at)),
-        ("Ended", iso(run.ended_at)),
-        ("Priority", run.priority),
-        ("Time-out", f"{run.timeout:g} s"),
-        ("Attempts", run.max_attempts),
-        ("Labels", labels),
-        ("Rate", run.rate_key),
+    facts: list[tuple[Words, Any]] = [
+        (words("Type"), run.type),
+        (words("Submitted by"), run.submitted_by),
+        (words("Submitted"), iso(run.created_at)),
+        (words("Ended"), iso(run.ended_at)),
+        (words("Priority"), run.priority),
+        (words("Time-out"), words("{n} s", n=f"{run.timeout:g}")),
+        (words("Attempts"), run.max_attempts),
+        (words("Labels"), labels),
+        (words("Rate"), run.rate_key),
     ]
-    return tuple((name, str(value)) for name, value in facts if value not in ("", None))
+    return tuple(
+        (name, value if isinstance(value, Words) else str(value)) for name, value in facts if value not in ("", None)
+    )
 
 
 def _errors(run: int) -> list[ErrorView]:
@@ -206,7 +204,7 @@ def _errors(run: int) -> list[ErrorView]:
     views = [
         ErrorView(
             min(pk for pk, *_ in group),
-            message or "no message",
+            message or words("no message"),
             len(group),
             sum(stop - start for _, start, stop, _ in group),
             iso(min(at for *_, at in group)),
@@ -218,14 +216,18 @@ def _errors(run: int) -> list[ErrorView]:
 
 
 def _alike(run: int, most: int | None = None) -> dict[str, list[_Bad]]:
-    """Shards that ended badly, the newest first, by their messages without the item that each begins with."""
+    """Shards that ended badly, the newest first, by their messages without the item that each is of."""
     bad = Shard.objects.filter(run=run, state__in=BAD).order_by("-updated_at")
     rows = list(bad.annotate(message=Substr("error", 1, MESSAGE)).values_list(*_BAD_COLUMNS)[:most])
     items = frozen(run) if rows else None
     groups: dict[str, list[_Bad]] = {}
     for pk, start, stop, at, message in rows:
         assert items is not None
-        message = message.removeprefix(f"{item_key(items.slice(start, start + 1)[0])}: ")
+        key = item_key(items.slice(start, start + 1)[0])
+        message = message.removeprefix(f"{key}: ")
+        if len(key) > 1 and key in message:
+            # What failed alike says so of its own item.
+            message = re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "…", message)
         groups.setdefault(message, []).append((pk, start, stop, at))
     return groups
 

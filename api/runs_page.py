@@ -10,9 +10,10 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from api import overview
-from api.parts import render_parts
+from api.parts import render_parts, state_word
 from dispatch.models import Run
 from dispatch.states import RunState
 from nodes import executors
@@ -55,7 +56,8 @@ class Filters:
     @property
     def words(self) -> str:
         """The filter as a sentence; empty without one."""
-        parts = [self.state, self.type, f"with {self.text!r} in the name" if self.text else ""]
+        named = _("with “{text}” in the name").format(text=self.text) if self.text else ""
+        parts = [str(state_word(self.state)) if self.state else "", self.type, named]
         return " ".join(part for part in parts if part)
 
     def query(self, **change: str | int) -> str:
@@ -75,7 +77,7 @@ def show(request: HttpRequest) -> HttpResponse:
     context = {
         "runs": snapshot.html("runs"),
         "filters": filters,
-        "states": list(RunState),
+        "states": [(state, state_word(state)) for state in RunState],
         "types": executors.names(),
         "older": filters.query(before=rows[-1]["id"]) if more else "",
         "newest": filters.query() if filters.before else "",

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from django.db.models import Case, F, Q, Sum, Value, When
 
-from api.parts import State, iso, lasted
+from api.parts import State, iso, lasted, state_word
+from api.words import Text, Words, listed, words
 from dispatch.models import Allocation, Shard
 from dispatch.states import AllocationState, ShardState
 
@@ -40,7 +41,7 @@ class Cell(NamedTuple):
     tone: str
     x: str
     width: str
-    label: str
+    label: Words
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class StripView:
 
 @dataclass(frozen=True)
 class Lane:
-    node: str
+    node: Text
     cells: tuple[Cell, ...]
 
 
@@ -63,7 +64,7 @@ class LanesView:
     lanes: tuple[Lane, ...]
     began: str
     ended: str
-    took: str
+    took: Text
     more: bool
     states: tuple[State, ...] = ()
     """Those that marks are coloured by."""
@@ -119,14 +120,16 @@ def _drawn(cells: Sequence[tuple[int, Counter[str]]], size: int, count: int) -> 
     for first, last, states in merged:
         start, stop = first * size, min(last * size, count)
         worst = next(name for name in WORST if states[name])
-        words = ", ".join(f"{states[name]:,} {name}" for name in WORST if states[name])
-        span = f"item {start:,}" if stop - start == 1 else f"items {start:,} to {stop - 1:,}"
-        yield Cell(
-            _TONE.get(worst, worst),
-            f"{100 * start / count:.3f}",
-            f"{100 * (stop - start) / count:.3f}",
-            f"{span}: {words}",
-        )
+        told = listed(_counted(states[name], name) for name in WORST if states[name])
+        if stop - start == 1:
+            label = words("item {at}: {told}", at=f"{start:,}", told=told)
+        else:
+            label = words("items {first} to {last}: {told}", first=f"{start:,}", last=f"{stop - 1:,}", told=told)
+        yield Cell(_TONE.get(worst, worst), f"{100 * start / count:.3f}", f"{100 * (stop - start) / count:.3f}", label)
+
+
+def _counted(number: int, state: str) -> Words:
+    return words("{n} {state}", n=f"{number:,}", state=state_word(state))
 
 
 # ---- who had what when -------------------------------------------------------------------------------------------
@@ -148,7 +151,7 @@ def lanes(run: int, now: dt.datetime) -> LanesView:
     columns = ("node_id", "node__name", "state", "granted_at", "delivered_at", "started_at", "finished_at", "parts")
     stays = [
         # What was reported in parts begins anew with each of them.
-        Stay(node or 0, name or "removed", state, (None if parts else started) or delivered or granted, finished or now)
+        Stay(node or 0, name or "", state, (None if parts else started) or delivered or granted, finished or now)
         for node, name, state, granted, delivered, started, finished, parts in mine.values_list(*columns)[:LAST]
     ]
     if not stays:
@@ -159,7 +162,10 @@ def lanes(run: int, now: dt.datetime) -> LanesView:
     for stay in stays:
         by_node[stay.name, stay.node].append(stay)
     busiest = sorted(by_node, key=lambda node: -len(by_node[node]))[:LANES]
-    drawn = tuple(Lane(name, tuple(_lane(by_node[name, node], began, ended))) for name, node in sorted(busiest))
+    drawn = tuple(
+        Lane(name or words("removed"), tuple(_lane(by_node[name, node], began, ended)))
+        for name, node in sorted(busiest)
+    )
     took = lasted((ended - began).total_seconds())
     tones = {cell.tone for lane in drawn for cell in lane.cells}
     states = tuple(State.of(tone) for tone in reversed(dict.fromkeys(_LANE.values())) if tone in tones)
@@ -184,8 +190,6 @@ def _lane(stays: Iterable[Stay], began: dt.datetime, ended: dt.datetime) -> Iter
             merged.append((at, at + 1, states))
     for first, last, states in merged:
         worst = next(state for state in _LANE if states[state])
-        words = ", ".join(f"{number} {state}" for state, number in states.most_common())
-        since = lasted(whole * first / MARKS)
-        yield Cell(
-            _LANE[worst], f"{100 * first / MARKS:.2f}", f"{100 * (last - first) / MARKS:.2f}", f"at {since}: {words}"
-        )
+        told = listed(_counted(number, state) for state, number in states.most_common())
+        label = words("at {time}: {told}", time=lasted(whole * first / MARKS), told=told)
+        yield Cell(_LANE[worst], f"{100 * first / MARKS:.2f}", f"{100 * (last - first) / MARKS:.2f}", label)

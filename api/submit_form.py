@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.utils.translation import gettext as _
+
+from nodes import sentences
 from nodes.executors import described
 from nodes.executors.base import REQUIRED, Executor, Item, Param, Variant, shown
 from nodes.protocol import FieldError
@@ -42,7 +45,7 @@ class Input:
 
     @property
     def hint(self) -> str:
-        default = f"default {self.default}" if self.default and not self.choices else ""
+        default = _("default {value}").format(value=self.default) if self.default and not self.choices else ""
         words = (self.help, "" if self.choices else self.allowed, default, self.kind)
         return " · ".join(word for word in words if word)
 
@@ -53,6 +56,11 @@ class Group:
 
     title: str
     inputs: tuple[Input, ...]
+
+
+def translated(text: str) -> str:
+    """What a type declares in English, as the reader has it. Where the catalogue has it not, it stays English."""
+    return _(text) if text else ""
 
 
 # ---- parameters --------------------------------------------------------------------------------------------------
@@ -76,7 +84,7 @@ def groups(executor: type[Executor], typed: Mapping[str, str], problems: Mapping
         prefix = f"w.{variant.within}." if variant.within else "p."
         inputs = tuple(_input(param, f"{prefix}{param.name}", typed, problems) for param in variant.params)
         if inputs:
-            found.append(Group(f"With {variant.by} {variant.value}", inputs))
+            found.append(Group(_("With {name} {value}").format(name=variant.by, value=variant.value), inputs))
     return found
 
 
@@ -104,8 +112,8 @@ def _input(
         id=name,
         label=param.name,
         kind=param.kind,
-        help=param.help,
-        allowed=described.allowed(param),
+        help=translated(param.help),
+        allowed=described.allowed(param) if param.choices else sentences.said(described.allowed(param)),
         default=default,
         required=param.default is REQUIRED,
         value=typed.get(name, ""),

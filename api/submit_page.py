@@ -17,6 +17,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
 from rest_framework.exceptions import ValidationError
 
 from api import submit_form
@@ -128,7 +130,8 @@ def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
 
 def _told(kind: type[Executor]) -> dict[str, Any]:
     """What a template shows of a type; a class itself it would call."""
-    told = {name: getattr(kind, name) for name in ("type", "title", "item_form", "items_optional")}
+    told = {name: getattr(kind, name) for name in ("type", "items_optional")}
+    told |= {name: submit_form.translated(getattr(kind, name)) for name in ("title", "item_form")}
     return told | {"sources": any(variant.by == "source" for variant in kind.variants())}
 
 
@@ -252,7 +255,8 @@ def _submit(request: HttpRequest, form: Form) -> HttpResponse:
     if earlier is not None:
         # A second press, or the form of a page that was gone back to.
         form.earlier, form.typed["key"] = earlier, ""
-        form.problem = f"This form was sent already, and became run {earlier}. Send it again to have another one."
+        told = _("This form was sent already, and became run {n}. Send it again to have another one.")
+        form.problem = told.format(n=earlier)
         return _page(request, form)
     wished = _with_items(_wished(form))
     room.check_work()
@@ -284,7 +288,8 @@ def _local(task: Task) -> list[str]:
     """The fire times by the clock of the schedule's zone."""
     zone = schedule.zone_of(task)
     at: list[dt.datetime] = schedule.upcoming(task, FIRES, timezone.now())
-    return [f"{each.astimezone(zone):%a %Y-%m-%d %H:%M %Z}" for each in at]
+    local = [each.astimezone(zone) for each in at]
+    return [f"{date_format(each, 'D')} {each:%Y-%m-%d %H:%M %Z}" for each in local]
 
 
 def _schedule(request: HttpRequest, form: Form) -> HttpResponse:

@@ -18,6 +18,8 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from rest_framework.request import Request
 
 from api import tables_query as query
@@ -36,11 +38,11 @@ from nodes.executors.base import shown
 from nodes.protocol import CascadeError, FieldError, NotFound
 
 CHARTS = {
-    "kline": "Candles",
-    "analysis": "Candles",
-    "backtest": "Equity and trades",
-    "optimization": "Trials",
-    "articles": "Read",
+    "kline": gettext_noop("Candles"),
+    "analysis": gettext_noop("Candles"),
+    "backtest": gettext_noop("Equity and trades"),
+    "optimization": gettext_noop("Trials"),
+    "articles": gettext_noop("Read"),
 }
 """Tables that have a page beside the one of their rows, and its name."""
 FORMATS = ("csv", "json", "parquet", "arrow")
@@ -100,7 +102,8 @@ def cell(column: str, kind: str, value: Any, link: str = "") -> Cell:
     if not text:
         return Cell(column, "“”", "none")
     if len(text) > CELL:
-        return Cell(column, f"{text[:CELL]}…", "text", f"{len(text):,} characters; a file has them all", link)
+        whole = _("{n} characters; a file has them all").format(n=f"{len(text):,}")
+        return Cell(column, f"{text[:CELL]}…", "text", whole, link)
     return Cell(column, text, "time" if kind == "timestamp" else "text", link=link)
 
 
@@ -121,6 +124,11 @@ def moment(value: dt.date) -> str:
     if isinstance(value, dt.datetime) and (value.hour or value.minute or value.second or value.microsecond):
         return value.isoformat(" ")
     return value.isoformat()[:10]
+
+
+def chart_name(table: str) -> str:
+    """What the page beside that of the rows is called; empty for none."""
+    return _(CHARTS[table]) if table in CHARTS else ""
 
 
 def problem(request: HttpRequest, error: CascadeError) -> HttpResponse:
@@ -169,14 +177,14 @@ def _table_view(about: Mapping[str, Any]) -> TableView:
         amount(about["rows"]["rows"], about["rows"]["exact"]),
         "" if about["runs"] is None else f"{about['runs']:,}",
         iso(saved.replace(tzinfo=dt.UTC)) if saved else "",
-        CHARTS.get(about["name"], ""),
+        chart_name(about["name"]),
     )
 
 
 def amount(rows: int | None, exact: bool) -> str:
     if rows is None:
-        return "not counted"
-    return f"{rows:,}" if exact else f"at most {rows:,}"
+        return _("not counted")
+    return f"{rows:,}" if exact else _("at most {n}").format(n=f"{rows:,}")
 
 
 # ---- one of them -------------------------------------------------------------------------------------------------
@@ -260,12 +268,11 @@ def table(request: HttpRequest, name: str) -> HttpResponse:
     context = {
         **_still(),
         "shape": shape,
-        "chart": CHARTS.get(name, ""),
+        "chart": chart_name(name),
         "address": address,
         "kept": _kept(address, wrong),
         "chips": _chips(address, types),
         "columns": columns,
-        "offered": query.FORM_WORDS,
         "raw": raw,
         "raw_link": str(address.but(raw="" if raw else "true")),
         "clear": str(address.unfiltered()),
@@ -310,7 +317,7 @@ def _facet(found: Mapping[str, Any], address: Address, others: Sequence[str]) ->
         name, value = (f"{column}__isnull", "true") if empty else (column, _written(each["value"]))
         chosen = address.tests.get(name) == value
         link = address.without(name) if chosen else address.having(name, value)
-        text = "no value" if empty else value or "“”"
+        text = _("no value") if empty else value or "“”"
         values.append(ValueView(text[:CELL], f"{each['rows']:,}", str(link) if len(value) <= LINKED else "", chosen))
     away = address.counting(each for each in (address.facets or others) if each != column)
     return FacetView(column, tuple(values), found["more"], found["finished"], str(away))
@@ -336,7 +343,7 @@ def _chips(address: Address, types: Mapping[str, str]) -> list[Chip]:
         Chip(query.worded(name, value, types), str(address.without(name))) for name, value in address.tests.items()
     ]
     if run := address.options.get("run"):
-        chips.append(Chip(f"saved by run {run}", str(address.but(run=""))))
+        chips.append(Chip(_("saved by run {n}").format(n=run), str(address.but(run=""))))
     return chips
 
 
@@ -356,7 +363,7 @@ def _columns(shape: pages.Shape, address: Address, raw: bool, wrong: CascadeErro
                 name in shape.key,
                 name in LINEAGE,
                 not chosen or name in chosen,
-                tuple((each, query.FORM_WORDS[each]) for each in offered),
+                tuple((each, _(query.FORM_WORDS[each])) for each in offered),
                 test,
                 value,
                 now,
@@ -442,6 +449,7 @@ def of_run(request: HttpRequest, pk: int) -> HttpResponse:
     with store.reader() as connection, store._errors():
         known = pages.table(connection, name) is not None
     if not known:
-        message = f"run {pk} has saved no rows yet; when it has, they are in the table {shown(name)}"
+        told = _("run {n} has saved no rows yet; when it has, they are in the table {table}")
+        message = told.format(n=pk, table=shown(name))
         return render(request, "tables.html", {**_still(), "problem": message, "run": pk})
     return redirect(f"{reverse('table', args=[name])}?run={pk}")

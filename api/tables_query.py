@@ -11,6 +11,8 @@ from typing import Self
 from urllib.parse import urlencode
 
 from django.http import QueryDict
+from django.utils.translation import gettext
+from django.utils.translation import gettext_noop as _
 
 from api.views_tables import COUNTED, PAGED, PREFIX, STREAMED
 from dispatch.results import reading_filters as filters
@@ -22,16 +24,16 @@ RESERVED = frozenset({*STREAMED, *PAGED, *COUNTED, FACET})
 FORM = "."
 """Fields of the page's own form begin with it; no column can."""
 WORDS = {
-    "": "is",
-    "ne": "is not",
-    "gte": "is at least",
-    "lte": "is at most",
-    "gt": "is more than",
-    "lt": "is less than",
-    "contains": "contains",
-    "startswith": "begins with",
-    "in": "is one of",
-    "isnull": "has no value",
+    "": _("is"),
+    "ne": _("is not"),
+    "gte": _("is at least"),
+    "lte": _("is at most"),
+    "gt": _("is more than"),
+    "lt": _("is less than"),
+    "contains": _("contains"),
+    "startswith": _("begins with"),
+    "in": _("is one of"),
+    "isnull": _("has no value"),
 }
 _TEXT = ("", "contains", "startswith", "in", "ne", "isnull", "notnull")
 _ORDERED = ("", "gte", "lte", "gt", "lt", "in", "ne", "isnull", "notnull")
@@ -44,7 +46,7 @@ OFFERED = {
     "timestamp": _ORDERED,
 }
 """What the form offers for a column of each kind; ``notnull`` is isnull=false."""
-FORM_WORDS = {**WORDS, "notnull": "has a value"}
+FORM_WORDS = {**WORDS, "notnull": _("has a value")}
 
 
 @dataclass(frozen=True)
@@ -120,5 +122,5 @@ def worded(name: str, value: str, columns: Mapping[str, str]) -> str:
     """A filter as part of a sentence: ``close is at least 5``."""
     column, operator = filters.split(name, columns) or (name, "")
     if operator == "isnull":
-        return f"{column} {WORDS['isnull'] if value.lower() in ('true', '1') else FORM_WORDS['notnull']}"
-    return f"{column} {WORDS[operator]} {value or '“”'}"
+        return f"{column} {gettext(FORM_WORDS['isnull' if value.lower() in ('true', '1') else 'notnull'])}"
+    return f"{column} {gettext(WORDS[operator])} {value or '“”'}"

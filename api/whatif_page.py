@@ -11,6 +11,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from api import submit_form
 from api.parts import State
@@ -204,4 +205,4 @@ def _named(error: CascadeError, asked: Mapping[str, str], nodes: list[NodeRow], 
 def _worded(value: Any) -> str:
     if value is None:
         return "–"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return (_("yes") if value else _("no")) if isinstance(value, bool) else str(value)

@@ -17,6 +17,7 @@ from unfold.dataclasses import SearchResult
 from unfold.sites import UnfoldAdminSite
 
 from api.sign_in import throttled
+from cascade import admin_words
 
 FOUND_LIMIT = 8
 """Rows of one kind that the search box shows."""
@@ -70,6 +71,7 @@ def load() -> None:
     with _lock:
         if not _loaded:
             admin.autodiscover()
+            admin_words.translate()
             _loaded = True
 
 

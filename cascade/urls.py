@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.urls import URLPattern, URLResolver, include, path
+from django.views.i18n import set_language
 
 from api import health, metrics, pages
 from api.dialects import node
@@ -18,6 +19,7 @@ parent: list[URLPattern | URLResolver] = [
     path("api/", include("api.urls")),
     Later(),
     *pages.urlpatterns,
+    path("language", set_language, name="set_language"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
     path("metrics", metrics.page, name="metrics"),

@@ -26,6 +26,7 @@ from nodes.admin_base import (
     link,
     list_of,
     moment,
+    part,
     row_of,
     short,
     state,
@@ -39,17 +40,22 @@ RECURRING = ("cron", "time_zone", "misfire", "webhook_url", "webhook_template", 
 
 class TaskForm(forms.ModelForm):  # type: ignore[type-arg]
     type = forms.ChoiceField(
-        choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
+        label=_("type"), choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
     )
     misfire = forms.ChoiceField(
-        choices=Misfire.choices, required=False, initial=Misfire.ONE, widget=UnfoldAdminSelectWidget
+        label=_("misfire"),
+        choices=lambda: [(value, _(label)) for value, label in Misfire.choices],
+        required=False,
+        initial=Misfire.ONE,
+        widget=UnfoldAdminSelectWidget,
     )
     webhook_secret = forms.CharField(
+        label=_("webhook secret"),
         required=False,
         max_length=200,
         strip=False,
         widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
-        help_text="Signs the body (HMAC-SHA256). Never shown; left empty, it stays as it is.",
+        help_text=_("Signs the body (HMAC-SHA256). Never shown; left empty, it stays as it is."),
     )
 
     class Meta:
@@ -121,18 +127,18 @@ class TaskAdmin(Page):
     fieldsets = (
         (None, {"fields": ("name", "type", "active", "params", "items", "source_kind", "items_column")}),
         (
-            "How it runs",
+            _("How it runs"),
             {"classes": ("tab",), "fields": tuple(name for name in WORK_FIELDS if name not in ("type", "params"))},
         ),
         (
-            "When",
+            _("When"),
             {
                 "classes": ("tab",),
                 "fields": ("cron", "time_zone", "misfire", "fired_at", "next_fire_at", "next_fires"),
             },
         ),
         (
-            "Who is told",
+            _("Who is told"),
             {
                 "classes": ("tab",),
                 "fields": ("webhook_url", "webhook_template", "webhook_headers", "webhook_secret"),
@@ -152,7 +158,7 @@ class TaskAdmin(Page):
         about = schedule.describe(task, 5, timezone.now())
         times = ", ".join(str(timezone.localtime(at, schedule.zone_of(task))) for at in about["next"])
         error = about["error"] or {}
-        return f"{times or '–'}{'. Last error: ' + error['error'] if error else ''}"
+        return f"{times or '–'}{_('. Last error: ') + error['error'] if error else ''}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
         tasks: QuerySet[Task] = super().get_queryset(request)
@@ -160,7 +166,7 @@ class TaskAdmin(Page):
 
     @admin.display(description=_("runs"))
     def runs_of(self, task: Task) -> str:
-        return list_of("dispatch_run", "list", f"task__id__exact={task.pk}")
+        return list_of("dispatch_run", _("list"), f"task__id__exact={task.pk}")
 
     @verb(
         _("Run now"),
@@ -296,7 +302,7 @@ class RunAdmin(ReadOnly):
                 )
             },
         ),
-        ("What was asked for", {"classes": ("tab",), "fields": WORK_FIELDS}),
+        (_("What was asked for"), {"classes": ("tab",), "fields": WORK_FIELDS}),
     )
 
     def view_on_site(self, run: Run) -> str:
@@ -333,15 +339,15 @@ class RunAdmin(ReadOnly):
 
     @admin.display(description=_("done"))
     def progress(self, run: Run) -> str:
-        return f"{run.done} of {run.count}"
+        return part(run.done, run.count)
 
     @admin.display(description=_("shards"))
     def shards_of(self, run: Run) -> str:
-        return list_of("dispatch_shard", "list", f"run__id__exact={run.pk}")
+        return list_of("dispatch_shard", _("list"), f"run__id__exact={run.pk}")
 
     @admin.display(description=_("allocations"))
     def allocations_of(self, run: Run) -> str:
-        return list_of("dispatch_allocation", "list", f"run__id__exact={run.pk}")
+        return list_of("dispatch_allocation", _("list"), f"run__id__exact={run.pk}")
 
     @verb(
         _("Cancel"),
@@ -434,7 +440,7 @@ class ShardAdmin(ReadOnly):
 
     @admin.display(description=_("allocations"))
     def allocations_of(self, shard: Shard) -> str:
-        return list_of("dispatch_allocation", "list", f"shard__id__exact={shard.pk}")
+        return list_of("dispatch_allocation", _("list"), f"shard__id__exact={shard.pk}")
 
 
 @admin.register(Allocation)

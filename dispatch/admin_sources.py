@@ -8,8 +8,8 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext_lazy
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from dispatch import sources, type_settings
@@ -108,7 +108,7 @@ class SourceAdmin(Page):
 
 class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
     type = forms.ChoiceField(
-        choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
+        label=_("type"), choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
     )
 
     class Meta:
@@ -187,4 +187,4 @@ class ItemMemoryAdmin(ReadOnly):
 
     @admin.display(description=_("last went well"), ordering="succeeded_at")
     def succeeded(self, memory: ItemMemory) -> str:
-        return moment(memory.succeeded_at, "never")
+        return moment(memory.succeeded_at, gettext("never"))

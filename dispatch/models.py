@@ -9,6 +9,7 @@ from __future__ import annotations
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils import timezone
+from django.utils.translation import gettext
 
 from dispatch.states import AllocationState, RunState, ShardState
 from nodes.models import Node
@@ -183,7 +184,7 @@ class Run(Work):
         constraints = [models.UniqueConstraint(fields=["task", "fire_time"], name="run_once_per_fire_time")]
 
     def __str__(self) -> str:
-        return self.name or f"run {self.pk}"
+        return self.name or gettext("run {n}").format(n=self.pk)
 
     @property
     def done(self) -> int:
@@ -232,7 +233,7 @@ class ItemsPart(models.Model):
         constraints = [models.UniqueConstraint(fields=["run", "start"], name="items_added_once")]
 
     def __str__(self) -> str:
-        return f"run {self.run_id} [{self.start}, {self.stop})"
+        return gettext("run {n}").format(n=self.run_id) + f" [{self.start}, {self.stop})"
 
 
 class SeenItem(models.Model):
@@ -292,7 +293,7 @@ class Shard(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"run {self.run_id} [{self.start}, {self.stop})"
+        return gettext("run {n}").format(n=self.run_id) + f" [{self.start}, {self.stop})"
 
 
 class Receipt(models.Model):
@@ -332,7 +333,7 @@ class Receipt(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"receipt {self.pk}"
+        return gettext("receipt {n}").format(n=self.pk)
 
 
 class Allocation(models.Model):
@@ -378,7 +379,7 @@ class Allocation(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"allocation {self.pk}"
+        return gettext("allocation {n}").format(n=self.pk)
 
 
 class RunLog(models.Model):
@@ -586,7 +587,7 @@ class ConfigVersion(models.Model):
         ordering = ["-id"]
 
     def __str__(self) -> str:
-        return f"version {self.pk}"
+        return gettext("version {n}").format(n=self.pk)
 
 
 class ConfigRelease(models.Model):

@@ -14,17 +14,18 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext_lazy
 from unfold.admin import TabularInline
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from nodes import executors, keys, registry
-from nodes.admin_base import History, NodeFilter, Page, ReadOnly, link, list_of, moment, state, verb
+from nodes.admin_base import History, NodeFilter, Page, ReadOnly, link, list_of, moment, part, state, verb
 from nodes.fields import QuotaSpec, check_fields, check_quota
 from nodes.keys import IssuedKey
 from nodes.models import AccessKey, Heartbeat, Node, Quota
 from nodes.protocol import CascadeError, FieldError
+from nodes.sentences import said
 
 
 class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -44,7 +45,9 @@ class NodeForm(forms.ModelForm):  # type: ignore[type-arg]
 
 class QuotaForm(forms.ModelForm):  # type: ignore[type-arg]
     task_type = forms.ChoiceField(
-        choices=lambda: [(name, name) for name in executors.names()], widget=UnfoldAdminSelectWidget
+        label=_("task type"),
+        choices=lambda: [(name, name) for name in executors.names()],
+        widget=UnfoldAdminSelectWidget,
     )
 
     class Meta:
@@ -96,7 +99,7 @@ class KeyInline(History):
     model = AccessKey
     fields = readonly_fields = ("access_key", "state", "created", "used", "revoked_at")
     per_page = None  # a node has two live ones; the revoked ones go with the history
-    verbose_name_plural = "access keys"
+    verbose_name_plural = _("access keys")
 
     @admin.display(description=_("state"))
     def state(self, key: AccessKey) -> str:
@@ -108,15 +111,15 @@ class KeyInline(History):
 
     @admin.display(description=_("last used"))
     def used(self, key: AccessKey) -> str:
-        return moment(key.last_used_at, "never")
+        return moment(key.last_used_at, gettext("never"))
 
 
 class StateFilter(admin.SimpleListFilter):
-    title = "state"
+    title = _("state")
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in ("online", "draining", "offline", "inactive")]
+        return [(name, said(name)) for name in ("online", "draining", "offline", "inactive")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Node]) -> QuerySet[Node]:
         online = registry.online_filter(timezone.now())
@@ -180,10 +183,10 @@ class NodeAdmin(Page):
     )
     fieldsets = (
         (None, {"fields": ("name", "description", "role", "capacity", "weight", "labels")}),
-        ("Work", {"fields": ("active", "draining", "max_cpu", "max_memory")}),
-        ("Access", {"fields": ("api_url", "allow_plain_key")}),
+        (_("Work"), {"fields": ("active", "draining", "max_cpu", "max_memory")}),
+        (_("Access"), {"fields": ("api_url", "allow_plain_key")}),
         (
-            "What it says of itself",
+            _("What it says of itself"),
             {
                 "classes": ("tab",),
                 "fields": (
@@ -207,7 +210,7 @@ class NodeAdmin(Page):
                 ),
             },
         ),
-        ("What the parent measured", {"classes": ("tab",), "fields": ("speeds", "losses", "lost_at", "created_at")}),
+        (_("What the parent measured"), {"classes": ("tab",), "fields": ("speeds", "losses", "lost_at", "created_at")}),
     )
 
     # Looking
@@ -239,23 +242,23 @@ class NodeAdmin(Page):
 
     def formfield_for_choice_field(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "role":
-            kwargs["choices"] = [choice for choice in Node.Role.choices if choice[0] != Node.Role.STANDALONE]
+            kwargs["choices"] = [(role, _(label)) for role, label in Node.Role.choices if role != Node.Role.STANDALONE]
         return super().formfield_for_choice_field(db_field, request, **kwargs)
 
     @admin.display(description=_("what it is"), ordering="role")
     def kind(self, node: Node) -> str:
         if node.embedded:
-            return "This server"
+            return gettext("This server")
         dialect = "" if node.dialect == Node.Dialect.NATIVE else f" ({node.get_dialect_display()})"
         told = node.subtree if node.role == Node.Role.RELAY else None
-        below = f", {told['online']} of {told['nodes']} below it online" if told else ""
+        below = gettext(", {n} of {m} below it online").format(n=told["online"], m=told["nodes"]) if told else ""
         return f"{node.get_role_display()}{dialect}{below}"
 
     @admin.display(description=_("below it"))
     def branch(self, node: Node) -> str:
         if node.role != Node.Role.RELAY or node.pk is None:
             return "–"
-        return link(reverse("below", args=[node.pk]), "what hangs there now")
+        return link(reverse("below", args=[node.pk]), _("what hangs there now"))
 
     @admin.display(description=_("facts"))
     def said(self, node: Node) -> str:
@@ -268,7 +271,7 @@ class NodeAdmin(Page):
 
     @admin.display(description=_("in use"), ordering="live")
     def in_use(self, node: Node) -> str:
-        return f"{node.live} of {node.capacity}"  # type: ignore[attr-defined]  # annotated above
+        return part(node.live, node.capacity)  # type: ignore[attr-defined]  # annotated above
 
     @admin.display(description=_("quotas"))
     def quota_texts(self, node: Node) -> str:
@@ -276,7 +279,7 @@ class NodeAdmin(Page):
 
     @admin.display(description=_("last beat"), ordering="last_beat_at")
     def beat(self, node: Node) -> str:
-        return moment(node.last_beat_at, "never")
+        return moment(node.last_beat_at, gettext("never"))
 
     @admin.display(description=_("CPU"), ordering="cpu")
     def cpu_percent(self, node: Node) -> str:
@@ -296,11 +299,11 @@ class NodeAdmin(Page):
 
     @admin.display(description=_("beats"))
     def history(self, node: Node) -> str:
-        return list_of("nodes_heartbeat", "history", f"node__id__exact={node.pk}")
+        return list_of("nodes_heartbeat", _("history"), f"node__id__exact={node.pk}")
 
     @admin.display(description=_("allocations"))
     def work(self, node: Node) -> str:
-        return list_of("dispatch_allocation", "list", f"node__id__exact={node.pk}")
+        return list_of("dispatch_allocation", _("list"), f"node__id__exact={node.pk}")
 
     # Changing
 
@@ -411,7 +414,7 @@ class NodeAdmin(Page):
 
     def _show(self, request: HttpRequest, key: IssuedKey) -> None:
         text = format_html(
-            "Key of {}, shown this once: CASCADE_ACCESS_KEY={} CASCADE_SECRET_KEY={}",
+            gettext("Key of {}, shown this once: CASCADE_ACCESS_KEY={} CASCADE_SECRET_KEY={}"),
             key.node.name,
             key.access_key,
             key.secret_key,
@@ -443,7 +446,7 @@ class AccessKeyAdmin(ReadOnly):
 
     @admin.display(description=_("last used"), ordering="last_used_at")
     def used(self, key: AccessKey) -> str:
-        return moment(key.last_used_at, "never")
+        return moment(key.last_used_at, gettext("never"))
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("nodes.change_accesskey")

@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
@@ -27,7 +28,7 @@ class AccountAdmin(UserAdmin, Page):  # type: ignore[type-arg]
 
     @admin.display(description=_("last sign-in"), ordering="last_login")
     def seen(self, user: User) -> str:
-        return moment(user.last_login, "never")
+        return moment(user.last_login, gettext("never"))
 
 
 @admin.register(Group)

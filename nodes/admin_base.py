@@ -21,6 +21,7 @@ from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.dataclasses import UnfoldAction
 from unfold.enums import ActionVariant
@@ -28,6 +29,7 @@ from unfold.enums import ActionVariant
 from nodes import executors, registry
 from nodes.models import Node
 from nodes.protocol import CascadeError
+from nodes.sentences import said
 
 MOST = 1_000
 """Rows that one confirmation covers; each is a transaction of its own."""
@@ -79,7 +81,7 @@ _GLYPHS = {
 def state(word: str, shown: str = "") -> SafeString:
     """Glyph, word and colour of a state; ``shown`` stands for the word where it says more."""
     tone = _TONES.get(word, "pending")
-    return format_html('<span class="state {}">{} {}</span>', tone, _GLYPHS[tone], shown or word)
+    return format_html('<span class="state {}">{} {}</span>', tone, _GLYPHS[tone], shown or said(word))
 
 
 def moment(at: dt.datetime | None, never: str = "–") -> str:
@@ -87,7 +89,7 @@ def moment(at: dt.datetime | None, never: str = "–") -> str:
     if at is None:
         return never
     told = timezone.localtime(at).strftime("%Y-%m-%d %H:%M:%S %Z")
-    return format_html('<time title="{}">{}</time>', told, registry.ago(at, timezone.now()))
+    return format_html('<time title="{}">{}</time>', told, said(registry.ago(at, timezone.now())))
 
 
 def link(address: str, text: Any) -> SafeString:
@@ -98,8 +100,12 @@ def took(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     if seconds >= 1:
-        return f"{seconds:,.1f} s"
-    return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "< 1 ms"
+        return _("{n} s").format(n=f"{seconds:,.1f}")
+    return _("{n} ms").format(n=f"{1000 * seconds:.0f}" if seconds >= 0.001 else "< 1")
+
+
+def part(number: int, whole: int) -> str:
+    return said(f"{number} of {whole}")
 
 
 def list_of(label: str, text: Any, query: str) -> SafeString:
@@ -256,6 +262,11 @@ class Page(ModelAdmin):
         request.current_app = self.admin_site.name  # as Django's own views
         return TemplateResponse(request, "admin/confirm.html", context)
 
+    def message_user(self, request: HttpRequest, message: Any, *args: Any, **kwargs: Any) -> None:
+        """What the verbs say in English, in the reader's language."""
+        plain = isinstance(message, str) and not isinstance(message, SafeString)
+        super().message_user(request, said(message) if plain else message, *args, **kwargs)
+
     def each(self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], str], together: str = "") -> None:
         """Does ``act`` row by row, so that one that cannot be done hides no other. What it returns is told, of many
         rows ``together`` with their number in it; refusals one by one, the first ``NAMED`` of them.
@@ -265,7 +276,7 @@ class Page(ModelAdmin):
             try:
                 done.append(act(row))
             except CascadeError as error:
-                refused.append(f"{row._meta.verbose_name} {row}: {error}")
+                refused.append(f"{row._meta.verbose_name} {row}: {said(str(error))}")
         if together and len(done) > 1:
             done = [together.format(count=f"{len(done):,}"), *(done if len(done) <= NAMED else [])]
         for text in done:
@@ -273,7 +284,7 @@ class Page(ModelAdmin):
         for text in refused[:NAMED]:
             self.message_user(request, text, messages.ERROR)
         if len(refused) > NAMED:
-            self.message_user(request, f"and {len(refused) - NAMED:,} more refused", messages.ERROR)
+            self.message_user(request, _("and {n} more refused").format(n=f"{len(refused) - NAMED:,}"), messages.ERROR)
 
 
 class ReadOnly(Page):
@@ -314,7 +325,7 @@ class History(TabularInline):
 class TypeFilter(admin.SimpleListFilter):
     """Task types that there are, instead of all that occur in a table of millions."""
 
-    title = "type"
+    title = gettext_lazy("type")
     parameter_name = "type"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -327,7 +338,7 @@ class TypeFilter(admin.SimpleListFilter):
 class NodeFilter(admin.SimpleListFilter):
     """Nodes by name while they are few; of many the one that the address names."""
 
-    title = "node"
+    title = gettext_lazy("node")
     parameter_name = "node__id__exact"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:

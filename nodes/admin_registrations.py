@@ -9,8 +9,8 @@ from django.db.models import Count, IntegerField, OuterRef, Prefetch, QuerySet, 
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils.html import format_html
+from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext_lazy
 
 from nodes import registrations
 from nodes.admin_base import Page, moment, state, verb
@@ -56,14 +56,14 @@ class RegistrationKeyAdmin(Page):
         self._show(request, made)
 
     def _show(self, request: HttpRequest, made: registrations.IssuedRegistration) -> None:
-        text = format_html("Registration key of {}, shown this once: {}", made.registration.name, made.key)
+        text = format_html(gettext("Registration key of {}, shown this once: {}"), made.registration.name, made.key)
         self.message_user(request, text, messages.WARNING)
 
     @admin.display(description=_("devices"))
     def devices(self, key: RegistrationKey) -> str:
         names = [node.name for node in key.some_nodes]  # type: ignore[attr-defined]  # prefetched above
         more = key.registered - len(names)  # type: ignore[attr-defined]  # annotated above
-        return ", ".join(names) + (f" and {more} more" if more > 0 else "") or "–"
+        return ", ".join(names) + (gettext(" and {n} more").format(n=more) if more > 0 else "") or "–"
 
     @admin.display(description=_("made"), ordering="created_at")
     def made(self, key: RegistrationKey) -> str:
@@ -71,7 +71,7 @@ class RegistrationKeyAdmin(Page):
 
     @admin.display(description=_("last used"), ordering="last_used_at")
     def used(self, key: RegistrationKey) -> str:
-        return moment(key.last_used_at, "never")
+        return moment(key.last_used_at, gettext("never"))
 
     @admin.display(description=_("state"))
     def state(self, key: RegistrationKey) -> str:

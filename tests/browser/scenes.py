@@ -24,12 +24,14 @@ ENV = {"CASCADE_OFFLINE_SECONDS": "180", "CASCADE_SQL_SECONDS": "60", "CASCADE_R
 
 @dataclass(frozen=True)
 class Scene:
-    """Ids: the run that goes on, one that ended badly, an allocation, a node that is there."""
+    """Ids: the run that goes on, one that ended badly, an allocation, a node that is there, a relay that is not."""
 
     run: int
     ended: int
     allocation: int
     node: int
+    relay: int
+    task: int
 
 
 def add(tree: LocalTree) -> Scene:
@@ -53,7 +55,9 @@ def addresses(scene: Scene) -> list[str]:
         f"/runs/{scene.run}/items?index=0",
         f"/allocations/{scene.allocation}",
         f"/nodes/{scene.node}",
-        "/submit",
+        f"/nodes/{scene.relay}",
+        f"/nodes/{scene.relay}/below",
+        f"/submit?scheduled={scene.task}",
         "/submit?type=data_import",
         f"/submit?again={scene.run}",
         "/what-if",
@@ -64,6 +68,7 @@ def addresses(scene: Scene) -> list[str]:
         "/sql?query=SELECT+symbol,+close+FROM+kline+LIMIT+5",
         "/sql?query=SELEC",
         "/articles",
+        "/api/docs",
         "/journal",
         "/journal?about=configuration",
         "/no-such-page",
@@ -75,19 +80,24 @@ def _fill() -> Scene:
 
     from dispatch import lifecycle
     from dispatch.items import freeze
-    from dispatch.models import SyncLog
+    from dispatch.models import SyncLog, Task
     from dispatch.states import AllocationState, RunState, ShardState
-    from nodes import registry
+    from nodes import messages, registry
     from nodes.fields import parse_quota
     from tests.integration import records
 
     now = timezone.now()
     later = now + dt.timedelta(days=1)
     nodes = {}
+    counts = {"nodes": 2, "leaves": 1, "online": 1, "capacity": 8, "used": 3, "queued": 1, "depth": 1}
+    leaf = {"name": f"leaf {LONG}"[:100], "role": "child", "state": "online", "capacity": 4, "used": 3, "queued": 1}
+    told = {**counts, "children": [{**leaf, "id": 1, "version": SCRIPT[:40]}], "more": 1}
+    relay = {"boot": "b", "role": "relay", "id": "0" * 32, "slots": 8, "types": {}, "branches": [], "subtree": told}
+    below = messages.read_beat(relay).subtree
     kinds: dict[str, dict[str, Any]] = {
         "online": {"cpu": 12.0, "memory": 40.0},
         "draining": {"draining": True},
-        "offline": {"last_beat_at": now - dt.timedelta(hours=3)},
+        "offline": {"last_beat_at": now - dt.timedelta(hours=3), "role": "relay", "subtree": below, "subtree_at": now},
         "inactive": {"active": False},
     }
     for word, fields in kinds.items():
@@ -95,8 +105,8 @@ def _fill() -> Scene:
         nodes[word], _ = registry.add_node(word, capacity=8, quotas=quotas)
         # No verb would let in such a name or label.
         hard = {"name": f"{word} 🦊 {RIGHT_TO_LEFT} {SCRIPT}{LONG}"[:100], "labels": {SCRIPT: RIGHT_TO_LEFT, "l": LONG}}
-        told = {"last_beat_at": now, "executors": ["echo"], "version": SCRIPT, "description": HOSTILE}
-        for field, value in {**hard, **told, **fields}.items():
+        said = {"last_beat_at": now, "executors": ["echo"], "version": SCRIPT, "description": HOSTILE}
+        for field, value in {**hard, **said, **fields}.items():
             setattr(nodes[word], field, value)
         nodes[word].save()
 
@@ -135,10 +145,11 @@ def _fill() -> Scene:
         ended = run(f"{end} {HOSTILE}"[:200], state=end, ended_at=now, saved=6, failed=6, cut=12)
         records.cut(ended, 0, 6, ShardState.SAVED)
         records.tried(records.cut(ended, 6, 12, ShardState.FAILED, error=error), nodes["online"], "failed", error=error)
+    task = Task.objects.create(name=HOSTILE[:200], type="echo", items=[HOSTILE], cron="0 6 * * *", labels={"a": SCRIPT})
     lifecycle.submit(type="echo", items=[HOSTILE], name="waits", labels={"only": "nobody"})
     SyncLog.objects.create(node=nodes["online"], operation="beat", direction="in", count=1, error=HOSTILE)
     assert made is not None
-    return Scene(going.pk, ended.pk, made.pk, nodes["online"].pk)
+    return Scene(going.pk, ended.pk, made.pk, nodes["online"].pk, nodes["offline"].pk, task.pk)
 
 
 if __name__ == "__main__":

@@ -38,12 +38,15 @@ class Watched:
 
     def close(self) -> None:
         """Raises AssertionError where there is something to say."""
-        self.still_well()
-        self.context.close()
+        try:
+            self.still_well()
+        finally:
+            self.context.close()
 
     def still_well(self) -> None:
         """Raises AssertionError where there is something to say."""
-        assert (self.said, self.page.evaluate("window.__pwned")) == ([], None)
+        hurt, said = self.page.evaluate("window.__pwned"), list(self.said)
+        assert (said, hurt) == ([], None), (said, hurt)
 
     def _heard(self, message: ConsoleMessage) -> None:
         # Chromium has advice for who reads a canvas, which are the tests.

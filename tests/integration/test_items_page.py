@@ -52,7 +52,7 @@ def test_an_item_that_waits_names_the_exact_limit_and_its_place(browser: Client)
     assert "in none yet" in html
     assert "quota limit 2 of 2 for echo: 1 node" in html
     assert "run 2 of 2 in line" in html
-    assert "7 items come before it" in html
+    assert "7 items of this run come before it" in html
     assert "the first" in html
 
 

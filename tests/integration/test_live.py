@@ -19,7 +19,7 @@ from django.test import Client
 
 from api import live
 from api import overview as overviews
-from api.parts import Snapshot
+from api.parts import Seen
 from cascade.asgi import application
 from dispatch import events
 from dispatch.models import Run
@@ -75,13 +75,13 @@ class Page:
 def looks(overview: overviews.Overview, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When the database was read, by a renderer that remembers nothing of other tests."""
     times: list[float] = []
-    look = overview.look
+    read = overview.read
 
-    def counted(*args: Any) -> Snapshot:
+    def counted(*args: Any) -> Seen:
         times.append(time.monotonic())
-        return look(*args)
+        return read(*args)
 
-    monkeypatch.setattr(overview, "look", counted)
+    monkeypatch.setattr(overview, "read", counted)
     monkeypatch.setattr(live, "shared", live.Renderers())
     return times
 

@@ -49,10 +49,10 @@ def test_equal_errors_are_one_group_however_many(operator: Client) -> None:
 def test_nor_does_it_matter_which_item_an_error_begins_with(operator: Client) -> None:
     run = records.run(items=freeze(["AAPL", "FB", "IBM"]), count=3)
     for at, name in enumerate(["AAPL", "FB", "IBM"]):
-        records.cut(run, at, at + 1, ShardState.FAILED, error=f"{name}: the source is away")
+        records.cut(run, at, at + 1, ShardState.FAILED, error=f"{name}: FBI: no page {name}.html at the source")
     page = operator.get(f"/runs/{run.pk}").content.decode()
     assert page.count('id="error-') == 1
-    assert ">the source is away<" in page
+    assert ">FBI: no page ….html at the source<" in page
 
 
 def test_names_cannot_be_markup(operator: Client) -> None:

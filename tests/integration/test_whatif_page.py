@@ -50,7 +50,8 @@ def test_both_answers_stand_beside_each_other_and_then_come_true(browser: Client
     html = page(browser, **{f"n{east.pk}.capacity": 5, f"n{east.pk}.quotas": "echo=2/4"})
     assert "node east: capacity 4 → 5" in re.sub(r"<[^>]+>", "", html)
     assert "quota echo 2 (limit 2) → 2 (limit 4)" in re.sub(r"<[^>]+>", "", html)
-    assert "As it is: <b>0</b> shards with 0 items. As supposed: <b>2</b> with 6. Then 3 items of 1 run" in html
+    assert "As it is: <b>0</b> shards, 0 items. As supposed: <b>2</b> shards, 6 items." in html
+    assert "Would still wait then: 3 items, 1 run." in html
     assert re.search(r"gets <b>2</b> shards, 6 items <small>online, 2 of 5 slots in use before", html)
     assert "quota limit 4 of 4 for echo: 1 node" in html
     foreseen = re.findall(r"\[(\d+), (\d+)\)", html)

@@ -1,5 +1,7 @@
 // Branches of the tree: what hangs below a relay is asked for when its line is opened, and again while it stays open.
 
+import {say} from "./words.js";
+
 const AGAIN = 10000;
 
 const asking = new WeakSet();
@@ -28,9 +30,9 @@ async function answer(address) {
       fresh.innerHTML = text;
       return fresh;
     }
-    fresh.append(problem(text || `answered ${said.status}`));
+    fresh.append(problem(text || say("answered {status}", {status: said.status})));
   } catch {
-    fresh.append(problem("The server cannot be reached."));
+    fresh.append(problem(say("The server cannot be reached.")));
   }
   return fresh;
 }

@@ -2,7 +2,7 @@
 import {
   CandlestickSeries, HistogramSeries, LineSeries, createSeriesMarkers,
 } from "../vendor/lightweight-charts-5.2.1.js";
-import {colour, drawing, seconds, told} from "./charts.js";
+import {colour, drawing, locale, seconds, told} from "./charts.js";
 
 const LABELLED = 40; // bars with signals; of more, a strip at the top says how many each has
 const LINES = ["executing", "retrying", "expired", "allocated", "cancelled", "failed"];
@@ -40,7 +40,7 @@ function draw(answer) {
   const painted = [];
   const {chart, begin} = drawing(
     document.getElementById("chart"),
-    {timeScale: {timeVisible: intraday, secondsVisible: false}, localization: {locale: "en-GB"}},
+    {timeScale: {timeVisible: intraday, secondsVisible: false}, localization: {locale}},
     () => painted.forEach((paint) => paint()),
   );
 

@@ -1,6 +1,11 @@
 // What all drawings on canvas share: colours of the sheet, also when it changes between light and dark; times as saved.
 import {createChart} from "../vendor/lightweight-charts-5.2.1.js";
 
+import {language} from "./words.js";
+
+// Numbers and dates as readers of the page's language write them.
+export const locale = language === "en" ? "en-GB" : language;
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export function colour(name) {
@@ -15,7 +20,7 @@ export function seconds(text) {
 export function told(number) {
   if (number === null || number === undefined) return "–";
   const size = Math.abs(number);
-  return number.toLocaleString("en", {maximumFractionDigits: size >= 1000 ? 2 : size >= 1 ? 4 : 6});
+  return number.toLocaleString(language, {maximumFractionDigits: size >= 1000 ? 2 : size >= 1 ? 4 : 6});
 }
 
 // `paint` is called with the chart now, and again when the colours change.

@@ -1,4 +1,5 @@
 // Copy buttons: <button data-copy="text">.
+import {say} from "./words.js";
 
 async function copy(text) {
   if (navigator.clipboard) {
@@ -22,13 +23,13 @@ export function offerCopies(root) {
     button.addEventListener("click", async () => {
       try {
         await copy(button.dataset.copy);
-        button.textContent = "Copied";
+        button.textContent = say("Copied");
       } catch {
         getSelection().selectAllChildren(button.previousElementSibling);
-        button.textContent = "Selected: press Ctrl-C";
+        button.textContent = say("Selected: press Ctrl-C");
         button.previousElementSibling.focus();
       }
-      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+      setTimeout(() => { button.textContent = say("Copy"); }, 2000);
     });
   }
 }

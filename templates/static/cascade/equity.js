@@ -1,6 +1,7 @@
 // A backtest: its equity with entries and exits, and below how far it is under its highest point.
 import {AreaSeries, LineSeries, createSeriesMarkers} from "../vendor/lightweight-charts-5.2.1.js";
-import {colour, drawing, seconds, told} from "./charts.js";
+import {colour, drawing, locale, seconds, told} from "./charts.js";
+import {say} from "./words.js";
 
 const MARKED = 200; // trades; more would hide the curve
 
@@ -11,7 +12,7 @@ const trades = JSON.parse(document.getElementById("trades").textContent);
 const times = rows.map(([moment]) => seconds(moment));
 const painted = [];
 
-const {chart, begin} = drawing(container, {localization: {locale: "en-GB"}}, () => painted.forEach((paint) => paint()));
+const {chart, begin} = drawing(container, {localization: {locale}}, () => painted.forEach((paint) => paint()));
 const point = (number, value) => (value === null ? {time: times[number]} : {time: times[number], value});
 
 const curve = chart.addSeries(LineSeries, {lineWidth: 2, priceLineVisible: false});
@@ -49,7 +50,8 @@ painted.push(() => marks.setMarkers(trades.slice(0, MARKED).flatMap((trade) => {
 const places = new Map(times.map((time, number) => [time, number]));
 function tell(number) {
   const [moment, equity, drawdown] = rows[number];
-  legend.textContent = `${moment.slice(0, 16).replace("T00:00", "").replace("T", " ")}  equity ${told(equity)}  draw-down ${told(100 * drawdown)} %`;
+  const numbers = say("equity {equity}  draw-down {drawdown} %", {equity: told(equity), drawdown: told(100 * drawdown)});
+  legend.textContent = `${moment.slice(0, 16).replace("T00:00", "").replace("T", " ")}  ${numbers}`;
 }
 if (rows.length) {
   chart.subscribeCrosshairMove(({time}) => tell(places.get(time) ?? rows.length - 1));

@@ -8,6 +8,7 @@
 
 import {carry} from "./branches.js";
 import {setClock} from "./times.js";
+import {language, say} from "./words.js";
 
 const SILENCE = 8000; // the server speaks every 2 s; after so long the connection is dead without knowing it
 const HIDDEN_RETRY = 60000;
@@ -85,7 +86,9 @@ function arrange(list, ids) {
     }
     list.insertBefore(document.getElementById(id) ?? newest(id), next);
   }
-  list.closest("[data-list]")?.classList.toggle("is-empty", ids.length === 0);
+  const kinds = list.closest("[data-list]")?.classList;
+  kinds?.toggle("is-empty", ids.length === 0);
+  kinds?.toggle("is-own", ids.length > 0 && [...list.children].every((row) => "own" in row.dataset));
 }
 
 function show() {
@@ -209,25 +212,28 @@ function wake() {
 
 // ---- what the header says ----
 
-const WORDS = {connecting: "Connecting…", reconnecting: "Reconnecting…", "signed out": "Signed out", gone: "Deleted"};
+const WORDS = {
+  connecting: say("Connecting…"), reconnecting: say("Reconnecting…"), "signed out": say("Signed out"), gone: say("Deleted"),
+};
 const ENDS = new Set(["signed out", "gone"]);
 
 function become(next) {
-  if (state !== next) said.textContent = WORDS[next] ?? (next === "live" ? "Live" : "Polling");
+  if (state !== next) said.textContent = WORDS[next] ?? (next === "live" ? say("Live") : say("Polling"));
   state = next;
   tell();
 }
 
 function tell() {
   let words = WORDS[state];
-  if (!words) words = `${state === "live" ? "Live" : "Polling"} · ${Math.max(0, Math.round((Date.now() - heard) / 1000))} s ago`;
-  if (paused) words = (held ? `Paused (+${held})` : "Paused") + (WORDS[state] ? ` · ${words}` : "");
+  const n = Math.max(0, Math.round((Date.now() - heard) / 1000));
+  if (!words) words = state === "live" ? say("Live · {n} s ago", {n}) : say("Polling · {n} s ago", {n});
+  if (paused) words = (held ? say("Paused (+{n})", {n: held}) : say("Paused")) + (WORDS[state] ? ` · ${words}` : "");
   if (text.textContent !== words) text.textContent = words;
   box.dataset.state = paused && !WORDS[state] ? "paused" : state.replace(" ", "-");
   if (state === "signed out" && !box.querySelector("a")) {
     const link = document.createElement("a");
     link.href = location.href;
-    link.textContent = "Sign in";
+    link.textContent = say("Sign in");
     box.append(link);
     button.hidden = true;
   }
@@ -237,15 +243,15 @@ function togglePause() {
   paused = !paused;
   held = 0;
   button.setAttribute("aria-pressed", String(paused));
-  button.textContent = paused ? "Resume" : "Pause";
-  said.textContent = paused ? "Paused" : "Resumed";
+  button.textContent = paused ? say("Resume") : say("Pause");
+  said.textContent = paused ? say("Paused") : say("Resumed");
   show();
   tell();
 }
 
 // Keeps the page current from `path`; `after` is called whenever the document was brought up to date.
 export function followLive(path, after) {
-  url = location.origin.replace(/^http/, "ws") + path;
+  url = location.origin.replace(/^http/, "ws") + `${path}?language=${language}`;
   shown = after;
   button.hidden = false;
   button.addEventListener("click", togglePause);

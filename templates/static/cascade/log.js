@@ -1,5 +1,7 @@
 // The log of a run: the newest lines, older ones on demand, following while one looks at the end, a search on the server.
 
+import {say} from "./words.js";
+
 const SHOWN = 5000; // lines in the document; of more, those at the other end go
 const STEP = 1000;
 const AGAIN = 1000;
@@ -33,11 +35,13 @@ function row(line, before) {
   who.className = "who";
   who.href = `#line-${line.number}`;
   who.textContent = line.node_name || "–";
-  who.title = `${line.at}, items ${line.start} to ${line.stop - 1}, attempt ${line.attempt}, line ${line.number}`;
+  const {at, start: first, attempt, number} = line;
+  const place = {at, first, last: line.stop - 1, attempt, line: number};
+  who.title = say("{at}, items {first} to {last}, attempt {attempt}, line {line}", place);
   const text = document.createElement("span");
   text.className = "text";
   text.dir = "auto";
-  text.textContent = (line.missing ? `[… ${line.missing} characters are missing] ` : "") + line.text;
+  text.textContent = (line.missing ? say("[… {n} characters are missing] ", {n: line.missing}) : "") + line.text;
   element.append(who, " ", text);
   return element;
 }
@@ -53,7 +57,7 @@ function rows(lines, before) {
 
 function says() {
   const none = !pane.childElementCount;
-  note.textContent = none ? (search ? `No line has “${search}”.` : box.dataset.empty) : "";
+  note.textContent = none ? (search ? say("No line has “{text}”.", {text: search}) : box.dataset.empty) : "";
   note.hidden = !none;
   box.classList.toggle("has-more", Boolean(previous));
   jump.hidden = atEnd() || none;
@@ -63,7 +67,7 @@ async function get(query) {
   const url = new URL(address, location.href);
   for (const [name, value] of Object.entries({limit: STEP, search, ...query})) if (value !== "") url.searchParams.set(name, value);
   const answer = await fetch(url, {cache: "no-store"});
-  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error(say("the server answered {status}", {status: answer.status}));
   return answer.json();
 }
 
@@ -73,7 +77,7 @@ async function ask(work) {
   try {
     await work();
   } catch (error) {
-    note.textContent = `The log could not be read: ${error.message}.`;
+    note.textContent = say("The log could not be read: {why}.", {why: error.message});
     note.hidden = false;
   }
   asking = false;

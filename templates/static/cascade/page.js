@@ -2,6 +2,7 @@
 import {offerCopies} from "./copy.js";
 import {followLive} from "./live.js";
 import {offerZones, setClock, tickTimes} from "./times.js";
+import {say} from "./words.js";
 
 const title = document.title;
 const icon = document.getElementById("favicon");
@@ -9,7 +10,7 @@ const icons = {true: icon.dataset.failed, false: icon.getAttribute("href")};
 
 function showFailures() {
   const failed = Number(document.querySelector("[data-failed][data-part]")?.dataset.failed ?? 0);
-  const wanted = failed ? `(${failed} failed) ${title}` : title;
+  const wanted = failed ? say("({n} failed) {title}", {n: failed, title}) : title;
   if (document.title !== wanted) {
     document.title = wanted;
     icon.setAttribute("href", icons[failed > 0]);

@@ -1,5 +1,7 @@
 // Times: relative in the text, absolute with its zone on hover. The server's clock counts, not this machine's.
 
+import {language, say} from "./words.js";
+
 let ahead = 0; // milliseconds the server's clock is ahead
 let utc = localStorage.getItem("zone") === "utc";
 
@@ -8,26 +10,27 @@ export function setClock(serverNow) {
 }
 
 function long(seconds) {
-  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  if (seconds < 60) return say("{n} s", {n: Math.floor(seconds)});
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min`;
+  if (minutes < 60) return say("{n} min", {n: minutes});
   const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} d`;
+  return hours < 48 ? say("{n} h", {n: hours}) : say("{n} d", {n: Math.floor(hours / 24)});
 }
 
 function exactly(seconds) {
-  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  if (seconds < 60) return say("{n} s", {n: Math.floor(seconds)});
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  if (minutes < 60) return say("{n} min {m} s", {n: minutes, m: Math.floor(seconds % 60)});
   const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  if (hours < 48) return say("{n} h {m} min", {n: hours, m: minutes % 60});
+  return say("{n} d {m} h", {n: Math.floor(hours / 24), m: hours % 24});
 }
 
 // Made once: making one takes longer than all that it is asked.
 const style = {dateStyle: "short", timeStyle: "medium"};
 const inUtc = new Intl.DateTimeFormat("sv-SE", {...style, timeZone: "UTC"});
 const here = new Intl.DateTimeFormat("sv-SE", style);
-const zoned = new Intl.DateTimeFormat("en-GB", {timeZoneName: "short"});
+const zoned = new Intl.DateTimeFormat(language === "en" ? "en-GB" : language, {timeZoneName: "short"});
 
 function absolute(moment) {
   return utc ? `${inUtc.format(moment)} UTC` : `${here.format(moment)} ${zoneName(moment)}`;
@@ -55,7 +58,7 @@ export function tickTimes() {
     let seen = known.get(element);
     if (!seen || seen.at !== at || seen.utc !== utc) seen = read(element, at);
     const seconds = Math.max(0, (now - seen.moment) / 1000);
-    const text = seen.exact ? exactly(seconds) : `${long(seconds)} ago`;
+    const text = seen.exact ? exactly(seconds) : say("{time} ago", {time: long(seconds)});
     // Only what differs is written: a write costs a layout, and ends a selection.
     if (seen.text !== text) element.textContent = seen.text = text;
   }
@@ -63,13 +66,13 @@ export function tickTimes() {
 
 export function offerZones(button) {
   if (!button) return;
-  const say = () => { button.textContent = utc ? "Times in local zone" : "Times in UTC"; };
+  const tell = () => { button.textContent = utc ? say("Times in local zone") : say("Times in UTC"); };
   button.hidden = false;
   button.addEventListener("click", () => {
     utc = !utc;
     localStorage.setItem("zone", utc ? "utc" : "local");
-    say();
+    tell();
     tickTimes();
   });
-  say();
+  tell();
 }
