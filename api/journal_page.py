@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
@@ -16,6 +16,7 @@ from django.utils.translation import gettext_noop as _
 from api.parts import LiveParts, Seen, State, Views, iso, render_parts, state_word
 from api.words import Text, counted, words
 from dispatch.models import Run
+from dispatch.watching import REMOVED
 from nodes.models import JournalEntry, Node
 
 PAGE = 50
@@ -60,13 +61,35 @@ def newest(about: str = "", before: int = 0, most: int = PAGE) -> list[JournalEn
     return list((found.filter(pk__lt=before) if before else found)[:most])
 
 
-def views(entries: Sequence[JournalEntry]) -> Views:
-    """As rows, in two queries at most: which of their nodes and runs there still are."""
-    nodes = {entry.node for entry in entries if entry.node}
-    runs = {entry.run for entry in entries if entry.run}
-    there = set(Node.objects.filter(pk__in=nodes).values_list("pk", flat=True)) if nodes else set()
-    names = dict(Run.objects.filter(pk__in=runs).values_list("pk", "name")) if runs else {}
+def views(entries: Sequence[JournalEntry], nodes: Collection[int] = (), runs: Mapping[int, str] | None = None) -> Views:
+    """As rows. Which of their nodes and runs there still are is asked, in two queries at most, of those that are not
+    among ``nodes`` (ids) and ``runs`` (names by id).
+    """
+    there, names = set(nodes), dict(runs or {})
+    if unknown := {entry.node for entry in entries if entry.node} - there:
+        there |= set(Node.objects.filter(pk__in=unknown).values_list("pk", flat=True))
+    if missing := {entry.run for entry in entries if entry.run} - names.keys():
+        names |= dict(Run.objects.filter(pk__in=missing).values_list("pk", "name"))
     return [("entry", _view(entry, there, names)) for entry in entries]
+
+
+class Brief:
+    """The newest entries again and again: which of their nodes and runs there are is asked of new ones only, and of all
+    again when a node was removed.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[str, EntryView]] = {}
+
+    def look(self, nodes: Collection[int], runs: Mapping[int, str]) -> Views:
+        """As ``views``."""
+        entries = newest(most=BRIEF)
+        fresh = [entry for entry in entries if entry.pk not in self._made]
+        if any(entry.word == REMOVED for entry in fresh):
+            fresh = entries
+        made = {view.id: (kind, view) for kind, view in views(fresh, nodes, runs)}
+        self._made = {entry.pk: made.get(entry.pk) or self._made[entry.pk] for entry in entries}
+        return list(self._made.values())
 
 
 def _view(entry: JournalEntry, there: set[int], names: Mapping[int, str]) -> EntryView:

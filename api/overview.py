@@ -312,7 +312,8 @@ class Overview(LiveParts):
     def __init__(self) -> None:
         super().__init__()
         self._pace = Pace()
-        self._begun: bool | None = None
+        self._begun = False
+        self._journal = journal_page.Brief()
 
     def _read(self, now: dt.datetime) -> Seen:
         """The overview now, in about a dozen queries whatever the number of nodes and runs."""
@@ -345,7 +346,7 @@ class Overview(LiveParts):
         runs += ended.values(*RUN_FIELDS)[:ENDED_SHOWN]
 
         seconds = now.timestamp()
-        self._pace.look(seconds, runs)
+        self._pace.look(seconds, runs, allocations[0].id if allocations else 0)
         in_flight: dict[int, int] = defaultdict(int)
         for _node, run_id, _kind, _item, _word, _number, items in live:
             in_flight[run_id] += items
@@ -392,16 +393,15 @@ class Overview(LiveParts):
             {
                 "nodes": [("branch" if isinstance(each, Branch) else "node", each) for each in pairs],
                 "runs": [("run", each) for each in run_views],
-                "journal": journal_page.views(journal_page.newest(most=journal_page.BRIEF)),
+                "journal": self._journal.look({node.pk for node, _ in nodes}, {run["id"]: run["name"] for run in runs}),
                 "allocations": [("allocation", each) for each in allocations],
             },
         )
 
     def _steps(self, nodes: Sequence[tuple[Node, str]], runs: Sequence[Mapping[str, Any]]) -> StepsView:
-        """Asked of the database once: afterwards the runs that are shown tell of the first row."""
-        if self._begun is None:
-            self._begun = Run.objects.filter(rows__gt=0).exists()
-        self._begun = self._begun or any(run["rows"] for run in runs)
+        """From what is shown anyway; whoever has more runs behind them than that begins no more."""
+        ended = sum(run["ended_at"] is not None for run in runs)
+        self._begun = self._begun or ended >= ENDED_SHOWN or any(run["rows"] for run in runs)
         if self._begun:
             return StepsView(True, True, True, True)
         silent = [node.pk for node, _ in nodes if node.last_beat_at is None]

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from django.db.models import Max
-
 from api.parts import HistoryView, MomentView, Spark, iso, rate
 from api.words import Words, words
 from dispatch.models import Allocation, Run
@@ -35,12 +33,12 @@ class Pace:
         self._waiting: dict[int, int] = {}
         self._looked = 0.0
 
-    def look(self, now: float, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Take in the counters of ``runs`` at ``now`` (seconds since the epoch)."""
+    def look(self, now: float, runs: Sequence[Mapping[str, Any]], newest: int = 0) -> None:
+        """Take in the counters of ``runs`` at ``now``, seconds since the epoch. ``newest``: last allocation's id."""
         current = int(now // self.BUCKET)
         if not 0 <= now - self._looked < 2 * self.BUCKET:
             if self._drawn:
-                self._seed(now)
+                self._seed(now, newest)
         else:
             bucket = self._buckets.setdefault(current, [0, 0, 0])
             for run, counted in self._gains(runs):
@@ -87,9 +85,8 @@ class Pace:
             recent[run["id"]] = points
         self._recent = recent
 
-    def _seed(self, now: float) -> None:
+    def _seed(self, now: float, newest: int) -> None:
         self._buckets = {}
-        newest = Allocation.objects.aggregate(newest=Max("id"))["newest"] or 0
         first = dt.datetime.fromtimestamp(now - self.BUCKET * self.BUCKETS, dt.UTC)
         reported = AllocationState.COMPLETED, AllocationState.FAILED
         latest = Allocation.objects.filter(id__gt=newest - self.SEED, state__in=reported).order_by()
