@@ -17,6 +17,7 @@ COPY cascade cascade
 COPY dispatch dispatch
 COPY nodes nodes
 COPY templates templates
+COPY locale locale
 COPY deploy deploy
 # The server may not write here, and would compile all of it at each start; nor may it read what a strict umask kept.
 RUN python -m compileall -q . && chmod -R a+rX .

@@ -11,7 +11,7 @@ dev_files := $(run_files) requirements-scale.txt requirements-dev.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format sim pages trees worlds chaos mutations bench docs pictures clean run-packages dev-packages
+.PHONY: help demo serve test lint format sim pages trees worlds chaos mutations bench docs pictures translations clean run-packages dev-packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -70,6 +70,9 @@ docs: run-packages ## the pages of reference in docs/, made of the code: setting
 
 pictures: dev-packages ## the pictures of the pages in docs/, taken of a parent at work; needs Chromium: ARGS='overview run'
 	@$(py) -m tests.pictures $(ARGS)
+
+translations: dev-packages ## the catalogue of the pages' words: what is new is added, and all of it is compiled
+	@$(py) -m tests.translations
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf $(venv) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -119,6 +119,7 @@ IN_SCRIPTS: tuple[str, ...] = (
     _("({n} failed) {title}"),
     # times.js
     _("{time} ago"),
+    _("in {time}"),
     _("{n} s"),
     _("{n} min"),
     _("{n} h"),

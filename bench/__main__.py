@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from bench import headline, kinds, levels, memory, node, noop, scale, unequal, waits
+from bench import headline, kinds, levels, live, memory, node, noop, scale, unequal, waits
 from bench.report import Table, machine
 
 BENCHMARKS = {
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "scale": scale.measure,
     "memory": memory.measure,
     "tree": levels.measure,
+    "live": live.measure,
     "analysis": lambda rounds: [kinds.analysis(rounds)],
     "optimization": lambda rounds: [kinds.optimization(rounds)],
     "feeds": lambda rounds: [kinds.feeds(rounds)],

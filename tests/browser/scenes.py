@@ -63,7 +63,7 @@ def addresses(scene: Scene) -> list[str]:
         "/what-if",
         f"/what-if?n{scene.node}.capacity=9&run={scene.run}",
         "/tables",
-        "/tables/kline?close__gte=100&facet=symbol",
+        "/tables/kline?close__gte=20&facet=symbol&limit=10",
         "/tables/kline/chart?symbol=AAPL",
         "/sql?query=SELECT+symbol,+close+FROM+kline+LIMIT+5",
         "/sql?query=SELEC",
@@ -145,7 +145,9 @@ def _fill() -> Scene:
         ended = run(f"{end} {HOSTILE}"[:200], state=end, ended_at=now, saved=6, failed=6, cut=12)
         records.cut(ended, 0, 6, ShardState.SAVED)
         records.tried(records.cut(ended, 6, 12, ShardState.FAILED, error=error), nodes["online"], "failed", error=error)
-    task = Task.objects.create(name=HOSTILE[:200], type="echo", items=[HOSTILE], cron="0 6 * * *", labels={"a": SCRIPT})
+    task = Task.objects.create(
+        name=HOSTILE[:200], type="echo", items=[HOSTILE], cron="0 6 * * *", labels={"a": SCRIPT}, next_fire_at=later
+    )
     lifecycle.submit(type="echo", items=[HOSTILE], name="waits", labels={"only": "nobody"})
     SyncLog.objects.create(node=nodes["online"], operation="beat", direction="in", count=1, error=HOSTILE)
     assert made is not None

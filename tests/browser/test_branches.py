@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from cascade.local import LocalTree
 from tests.browser.test_scripts import MARKS, clean, watched
 from tests.hostile.victim import Victim
 from tests.integration.agents import Agent
@@ -22,8 +23,8 @@ EVIL = {**P1, "name": MARKS[0][:100], "version": MARKS[1][:40], "labels": {MARKS
 class Relay:
     """A node that says it is a relay, moves its numbers with every beat, and answers what it is asked."""
 
-    def __init__(self, parent: Victim) -> None:
-        self.agent = Agent(parent.tree)
+    def __init__(self, tree: LocalTree) -> None:
+        self.agent = Agent(tree)
         self.used = 0
         self._over = threading.Event()
         self._beat(hello=True)
@@ -51,7 +52,7 @@ class Relay:
 
 @pytest.fixture
 def relay(parent: Victim) -> Iterator[Relay]:
-    made = Relay(parent)
+    made = Relay(parent.tree)
     yield made
     made.end()
 

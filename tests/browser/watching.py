@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Request
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Request, WebError
 
 from cascade.local import LocalTree
 
@@ -22,7 +22,7 @@ class Watched:
         self.context: BrowserContext = browser.new_context(base_url=tree.url, **options)
         self.context.add_init_script(REFUSALS)
         self.context.on("console", self._heard)
-        self.context.on("weberror", lambda error: self.said.append(f"a script failed: {error.error}"))
+        self.context.on("weberror", self._failed)
         self.context.on("dialog", self._asked_by)
         self.context.on("request", self._asked)
         self.page = self.context.new_page()
@@ -52,6 +52,9 @@ class Watched:
         # Chromium has advice for who reads a canvas, which are the tests.
         if message.type not in ("debug", "info") and "willReadFrequently" not in message.text:
             self.said.append(f"{message.location.get('url')}: {message.text}")
+
+    def _failed(self, error: WebError) -> None:
+        self.said.append(f"{error.page.url if error.page else ''}: a script failed: {error.error}")
 
     def _asked_by(self, dialog: Dialog) -> None:
         self.said.append(f"a dialog: {dialog.message}")

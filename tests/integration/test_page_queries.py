@@ -23,7 +23,7 @@ from nodes.models import Node, Quota
 from tests.integration.test_table_pages import POINTS, save
 
 NODES, RUNS, GOING = 1_000, 10_000, 200
-MOST = 12
+MOST = 14
 """Queries of a page, with the session and the user."""
 WITH_A_PASS = 22
 """Of one that says why something waits: what a pass reads, and who is before whom in line."""

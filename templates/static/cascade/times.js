@@ -53,12 +53,14 @@ function read(element, at) {
 
 export function tickTimes() {
   const now = Date.now() + ahead;
-  for (const element of document.querySelectorAll("time[datetime]")) {
+  for (const element of document.querySelectorAll("time[datetime]:not([datetime=''])")) {
     const at = element.dateTime;
     let seen = known.get(element);
     if (!seen || seen.at !== at || seen.utc !== utc) seen = read(element, at);
-    const seconds = Math.max(0, (now - seen.moment) / 1000);
-    const text = seen.exact ? exactly(seconds) : say("{time} ago", {time: long(seconds)});
+    const since = (now - seen.moment) / 1000, seconds = Math.max(0, since);
+    // What is a second ahead is now, by a clock that is a little behind.
+    const distance = since < -1 ? say("in {time}", {time: long(-since)}) : say("{time} ago", {time: long(seconds)});
+    const text = seen.exact ? exactly(seconds) : distance;
     // Only what differs is written: a write costs a layout, and ends a selection.
     if (seen.text !== text) element.textContent = seen.text = text;
   }
