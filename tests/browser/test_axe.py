@@ -108,6 +108,23 @@ def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_no_page_scrolls_sid
     assert problems == {}
 
 
+@pytest.mark.parametrize("language", ["en", "zh-CN"])
+def test_no_window_is_scrolled_sideways_whatever_its_width(browser: Browser, place: Place, language: str) -> None:
+    window = Watched(browser, place.tree, locale=language)
+    window.sign_in()
+    page, wide = window.page, []
+    for address in ("/", f"/runs/{place.scene.run}", f"/nodes/{place.scene.node}"):
+        page.goto(address)
+        page.locator("#liveness[data-state=live]").wait_for()
+        page.click("#pause")
+        for width in (320, 430, 577, 768, 961, 1024, 1200):
+            page.set_viewport_size({"width": width, "height": 800})
+            if page.evaluate("document.documentElement.scrollWidth") > width:
+                wide.append((address, width))
+    assert wide == []
+    window.close()
+
+
 def test_the_admin_is_no_wider_than_a_phone_whatever_things_are_called(place: Place, page: Page) -> None:
     page.set_viewport_size({"width": 375, "height": 800})
     there = place.scene

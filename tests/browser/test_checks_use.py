@@ -171,7 +171,7 @@ def test_a_pending_item_names_the_exact_limit_and_its_place_in_the_queue(tree: L
     told = tree.json("GET", f"/api/v1/runs/{mine}/explain")["position"]
     assert told["position"] == told["of"] == 2
     expect(waits.locator(".key")).to_have_text("run 2 of 2 in line")
-    expect(waits).to_contain_text("6 items come before it")
+    expect(waits).to_contain_text("6 items")
     expect(waits.locator(f"a[href='/runs/{first}']")).to_contain_text("the one before")
     expect(waits.locator("ul")).to_contain_text(node.name)
     for run in (first, mine):

@@ -74,7 +74,7 @@ def test_signed_out_one_is_asked_who_one_is_and_comes_to_where_one_wanted(browse
     page.press("input[name=password]", "Enter")
     page.wait_for_url(tree.url + "/runs?state=failed")
     page.locator(".menu summary").click()
-    page.locator(".menu form button").click()
+    page.locator(".menu form[action*=logout] button").click()
     page.goto("/runs")
     expect(page.locator("input[name=password]")).to_be_visible()
     window.close()
