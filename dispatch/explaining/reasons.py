@@ -70,7 +70,8 @@ def counted(
         if len(group.names) < NAMES:
             group.names.append(names[refusal.node])
         if offer is not None:
-            group.used += sum(offer.in_use.values()) + given.get(offer.node, 0)
+            # What is queued ahead there is in no slot yet.
+            group.used += min(sum(offer.in_use.values()) + given.get(offer.node, 0), offer.capacity)
             group.slots += offer.capacity
     return sorted(found.values(), key=lambda group: (rank(group.code), -group.nodes, group.reason))
 
