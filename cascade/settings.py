@@ -171,7 +171,8 @@ LOGIN_REDIRECT_URL = "/"
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]
 LOCALE_PATHS = [BASE_DIR / "locale"]
-LANGUAGE_COOKIE_AGE, LANGUAGE_COOKIE_SAMESITE, LANGUAGE_COOKIE_SECURE = 31_536_000, "Lax", CASCADE.https
+LANGUAGE_COOKIE_AGE, LANGUAGE_COOKIE_HTTPONLY, LANGUAGE_COOKIE_SAMESITE = 31_536_000, True, "Lax"
+LANGUAGE_COOKIE_SECURE = CASCADE.https
 # Django sets the zone of the process; who drives a child compares its times with a local clock.
 TIME_ZONE = None if SERVES_CHILD and "time_zone" not in CASCADE.model_fields_set else CASCADE.time_zone
 USE_TZ = True

@@ -307,6 +307,8 @@ def test_what_somebody_chose_holds_before_what_the_browser_asks_for(browser: Cli
     assert '<input type="hidden" name="next" value="/runs?state=failed">' in page
     answer = browser.post("/language", {"language": "en", "next": "/runs?state=failed"}, **CHINESE)
     assert (answer.status_code, answer["Location"]) == (302, "/runs?state=failed")
+    cookie = answer.cookies["django_language"]
+    assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Lax", "/")
     assert '<html lang="en"' in browser.get("/runs", **CHINESE).content.decode()
     elsewhere = browser.post("/language", {"language": "zh-hans", "next": "https://evil.example/"})
     assert elsewhere["Location"] == "/"
