@@ -37,9 +37,11 @@ LOOK_SECONDS = 0.25
 """How often the counter of changes is looked at: at most four frames a second reach a page."""
 REREAD_SECONDS = 2.0
 """Other processes write too, and nodes go silent without a write, so the database is read at least so often."""
-SHARE = 0.1
+SHARE = 0.07
 LONGEST_REST = 4.0
-"""Reading takes at most this share of the time, unless it would leave pages without a word for longer than this."""
+"""Reading takes at most this share of a core, unless it would leave pages without a word for longer than this."""
+WAITED = 0.25
+"""How much of its time counts as work at least: a database on another machine works for it, too."""
 RECHECK_SECONDS = 15.0
 """How long a page may outlive its reader's sign-out."""
 PIECE = 250_000
@@ -87,9 +89,12 @@ class Renderer:
     def _languages(self) -> set[str]:
         return {page.language for page in self._pages}
 
-    def _look(self, languages: Collection[str]) -> Mapping[str, Snapshot]:
+    def _look(self, languages: Collection[str]) -> tuple[Mapping[str, Snapshot], float]:
+        """The page in each of these languages, and the seconds of work that it took this thread."""
+        began = time.thread_time()
         seen = self._shown.read()
-        return {language: self._shown.draw(seen) for language in in_languages(languages)}
+        drawn = {language: self._shown.draw(seen) for language in in_languages(languages)}
+        return drawn, time.thread_time() - began
 
     async def _run(self) -> None:
         # A thread of its own: one database connection, and none of the threads that answer requests.
@@ -99,9 +104,9 @@ class Renderer:
         try:
             while True:
                 version, began = events.version(), time.monotonic()
-                languages = self._languages()
+                languages, worked = self._languages(), 0.0
                 try:
-                    snapshots = await look(languages)
+                    snapshots, worked = await look(languages)
                 except NotFound:
                     await self._each(LivePage.gone)
                     return
@@ -114,7 +119,8 @@ class Renderer:
                     rechecked = began
                     await self._each(LivePage.recheck)
                 took = time.monotonic() - began
-                await asyncio.sleep(max(LOOK_SECONDS - took, min(took * (1 / SHARE - 1), LONGEST_REST)))
+                worked = max(worked, WAITED * took)
+                await asyncio.sleep(max(LOOK_SECONDS - took, min(worked * (1 / SHARE - 1), LONGEST_REST)))
                 while events.version() == version and time.monotonic() - began < REREAD_SECONDS:
                     if not self._languages() <= languages:
                         break  # somebody came who reads another

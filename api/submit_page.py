@@ -88,6 +88,11 @@ def _run(number: str) -> Run:
     return found
 
 
+def _scheduled(number: str) -> Task | None:
+    """A task that fires again: of another one there is no next time to be told."""
+    return Task.objects.filter(pk=_number(number), next_fire_at__isnull=False).first()
+
+
 def _number(text: str) -> int:
     """0 for what is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
@@ -119,7 +124,7 @@ def _page(request: HttpRequest, form: Form, **more: Any) -> HttpResponse:
         "misfires": Misfire.values,
         "zone": settings.CASCADE.time_zone,
         "open_options": any(typed.get(name) for name in submit_form.OPTIONS if name != "name"),
-        "scheduled": Task.objects.filter(pk=_number(scheduled)).first() if scheduled else None,
+        "scheduled": _scheduled(scheduled) if scheduled else None,
         "now": int(timezone.now().timestamp() * 1000),
         **more,
     }

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from django.utils.translation import get_language, gettext, gettext_noop, ngettext, override
 
 from nodes.sentences import ENGLISH
+
+
+@lru_cache(4096)
+def _translated(text: str, language: str | None) -> str:
+    return gettext(text)
+
+
+def translated(text: str) -> str:
+    """``text``, of the catalogue, in the active language; a page says it by the thousand."""
+    return _translated(text, get_language())
 
 
 class Spoken:
@@ -38,7 +49,7 @@ class Words(Spoken):
     number: int = 0
 
     def __str__(self) -> str:
-        said = ngettext(self.template, self.many, self.number) if self.many else gettext(self.template)
+        said = ngettext(self.template, self.many, self.number) if self.many else translated(self.template)
         return said.format(**dict(self.values)) if self.values else said
 
     def told(self) -> tuple[Any, ...]:
@@ -135,7 +146,7 @@ IN_SCRIPTS: tuple[str, ...] = (
 
 def in_scripts() -> dict[str, str]:
     """The same in the active language; nothing in English, where a text says itself."""
-    return {} if get_language() == ENGLISH else {text: gettext(text) for text in IN_SCRIPTS}
+    return {} if get_language() == ENGLISH else {text: translated(text) for text in IN_SCRIPTS}
 
 
 def in_languages(languages: Iterable[str]) -> Iterator[str]:

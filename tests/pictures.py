@@ -221,7 +221,7 @@ def take(folder: Path, only: Sequence[str] = ()) -> list[Path]:
 
 def named() -> set[str]:
     """Names of the pictures in ``docs/pictures`` that the documentation shows."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
     return {name for page in pages for name in re.findall(r"\]\((?:docs/)?pictures/([^)\s]+)\)", page.read_text())}
 
 

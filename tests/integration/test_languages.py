@@ -198,7 +198,12 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, overv
                 "/nothing",
             ),
             *(f"/runs/{run.pk}/items?index=7", f"/runs/{run.pk}/items?index=99", f"/runs/{ended.pk}/items?index=0"),
-            *(f"/nodes/{node.pk}", f"/nodes/{relay.pk}", f"/allocations/{attempt.pk}", f"/allocations/{live.pk}"),
+            *(
+                f"/nodes/{node.pk}",
+                f"/nodes/{relay.pk}",
+                f"/allocations/{attempt.pk}",
+                f"/allocations/{live.pk}",
+            ),
             *("/submit", *(f"/submit?type={kind}" for kind in executors.names()), f"/submit?again={ended.pk}"),
             *("/what-if", f"/what-if?run={run.pk}&r{run.pk}.priority=9&n{node.pk}.capacity=9"),
             *("/what-if?add.capacity=x&add.name=y", "/what-if?add.capacity=7"),
@@ -259,6 +264,18 @@ def test_nothing_of_the_admin_is_left_in_english(chinese: Client, staff: User, f
         if found := [each for each in left(text, known) if not stored.fullmatch(each)]:
             english[address] = found
     assert not english
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_branch_is_asked_for_beside_the_middlewares_and_is_in_the_language_all_the_same(chinese: Client) -> None:
+    twig = {"name": "узел-5", "role": "child", "state": "online", "below": None, "used": 1, "queued": 0, "capacity": 4}
+    relay = records.node("узел-4", role=Node.Role.RELAY, subtree={**_BELOW, "more": 0, "children": [twig]})
+    Node.objects.filter(pk=relay.pk).update(last_beat_at=None)
+    for address in (f"/nodes/{relay.pk}/below", f"/nodes/{relay.pk}/below?fragment"):
+        text = chinese.get(address).content.decode()
+        assert "它不在线" in text
+        assert "在线" in text
+        assert left(text, code() | NAMES) == []
 
 
 # ---- which language, and where it ends ---------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_a_picture_is_as_large_as_it_was_taken_and_light(name: str) -> None:
 
 
 def test_every_picture_says_in_words_what_it_shows() -> None:
-    pages = [pictures.ROOT / "README.md", *(pictures.ROOT / "docs").glob("*.md")]
+    pages = [*pictures.ROOT.glob("README*.md"), *(pictures.ROOT / "docs").glob("*.md")]
     words = [
         match[1] for page in pages for match in re.finditer(r"!\[([^\]]*)\]\((?:docs/)?pictures/", page.read_text())
     ]

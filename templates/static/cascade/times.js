@@ -41,28 +41,48 @@ function zoneName(moment) {
 }
 
 const known = new WeakMap(); // element -> what was last read of it, and said in it
+const SELDOM = 10; // of so many ticks, those that nobody sees have one: a thousand that tick are a fifth of a core
+let turn = 0;
+
+// Who comes into sight is right at once.
+const watcher = new IntersectionObserver((entries) => {
+  for (const {target, isIntersecting} of entries) {
+    const seen = known.get(target);
+    if (!seen) continue;
+    seen.inSight = isIntersecting;
+    if (isIntersecting) tick(target, Date.now() + ahead);
+  }
+});
 
 function read(element, at) {
   const moment = new Date(at);
   const hover = absolute(moment);
   if (element.title !== hover) element.title = hover;
-  const seen = {at, utc, moment, exact: element.hasAttribute("data-since"), text: element.textContent};
+  const inSight = known.get(element)?.inSight ?? true;
+  const seen = {at, utc, moment, exact: element.hasAttribute("data-since"), text: element.textContent, inSight};
+  if (!known.has(element)) watcher.observe(element);
   known.set(element, seen);
   return seen;
 }
 
-export function tickTimes() {
+function tick(element, now) {
+  const at = element.dateTime;
+  let seen = known.get(element);
+  if (!seen || seen.at !== at || seen.utc !== utc) seen = read(element, at);
+  const since = (now - seen.moment) / 1000, seconds = Math.max(0, since);
+  // What is a second ahead is now, by a clock that is a little behind.
+  const distance = since < -1 ? say("in {time}", {time: long(-since)}) : say("{time} ago", {time: long(seconds)});
+  const text = seen.exact ? exactly(seconds) : distance;
+  // Only what differs is written: a write costs a layout, and ends a selection.
+  if (seen.text !== text) element.textContent = seen.text = text;
+}
+
+// `all`: those, too, that are out of sight.
+export function tickTimes(all = false) {
   const now = Date.now() + ahead;
+  turn += 1;
   for (const element of document.querySelectorAll("time[datetime]:not([datetime=''])")) {
-    const at = element.dateTime;
-    let seen = known.get(element);
-    if (!seen || seen.at !== at || seen.utc !== utc) seen = read(element, at);
-    const since = (now - seen.moment) / 1000, seconds = Math.max(0, since);
-    // What is a second ahead is now, by a clock that is a little behind.
-    const distance = since < -1 ? say("in {time}", {time: long(-since)}) : say("{time} ago", {time: long(seconds)});
-    const text = seen.exact ? exactly(seconds) : distance;
-    // Only what differs is written: a write costs a layout, and ends a selection.
-    if (seen.text !== text) element.textContent = seen.text = text;
+    if (all || turn % SELDOM === 0 || (known.get(element)?.inSight ?? true)) tick(element, now);
   }
 }
 
@@ -74,7 +94,7 @@ export function offerZones(button) {
     utc = !utc;
     localStorage.setItem("zone", utc ? "utc" : "local");
     tell();
-    tickTimes();
+    tickTimes(true);
   });
   tell();
 }
