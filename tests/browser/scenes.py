@@ -19,7 +19,12 @@ RIGHT_TO_LEFT = "שלום עולם مرحبا"
 LONG = "w" * 120
 HOSTILE = f"{SCRIPT} 🦊👩‍👩‍👧‍👦 {RIGHT_TO_LEFT} {LONG}"
 """Markup, pictures, text from right to left, a word that no line has room for."""
-ENV = {"CASCADE_OFFLINE_SECONDS": "180", "CASCADE_SQL_SECONDS": "60", "CASCADE_READ_SECONDS": "60"}
+ENV = {
+    "CASCADE_FALLBACK_SECONDS": "0",
+    "CASCADE_OFFLINE_SECONDS": "180",
+    "CASCADE_SQL_SECONDS": "60",
+    "CASCADE_READ_SECONDS": "60",
+}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTree]:
         "CASCADE_CUSTOM": "work=checked:work",
         "PYTHONPATH": str(folder),
         "CASCADE_FALLBACK_WORKERS": "0",
+        "CASCADE_LEASE_SECONDS": "120",
         "CASCADE_OFFER_SECONDS": "120",
         "CASCADE_OFFLINE_SECONDS": "120",
         "CASCADE_SQL_SECONDS": str(SQL_SECONDS),
