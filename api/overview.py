@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ from dispatch.models import Allocation, Run, Shard
 from dispatch.relay import subtree
 from dispatch.states import LIVE, RUN_ENDED, AllocationState, RunState, ShardState
 from nodes.models import Node, Quota
-from nodes.registry import state_of
+from nodes.registry import online_filter, state_of
 
 NODES_SHOWN = 1_000
 RUNS_SHOWN = 50
@@ -174,6 +174,15 @@ def _tree(node: Node, view: NodeView) -> dict[str, int]:
     below = subtree.numbers_of(node.subtree) if node.role == Node.Role.RELAY else None
     slots = {"capacity": view.capacity, "used": view.used, "queued": view.queued}
     return subtree.numbers({"role": node.role, "state": view.state.name, "below": below, **slots})
+
+
+def _others(shown: Collection[int], use: Mapping[int, _Use], now: dt.datetime) -> dict[str, int]:
+    """What nodes that are not among the ``shown`` come to, without what hangs below them."""
+    others = Node.objects.exclude(pk__in=shown)
+    online = dict(others.filter(online_filter(now)).values_list("pk", "capacity"))
+    used, queued = (sum(use[pk].total[at] for pk in online if pk in use) for at in (0, 1))
+    slots = {"capacity": sum(online.values()), "used": used, "queued": queued}
+    return {"nodes": others.count(), "online": len(online), **slots}
 
 
 def _pairs(nodes: Sequence[tuple[Node, str]], views: Sequence[NodeView]) -> Iterator[tuple[NodeView, Branch | None]]:
@@ -370,6 +379,8 @@ class Overview(LiveParts):
             if not run["cancelled"] and not counters(run)[0]
         ]
         tree = [_tree(node, view) for (node, _), view in zip(nodes, node_views, strict=True)]
+        if len(nodes) == NODES_SHOWN:
+            tree.append(_others([node.pk for node, _ in nodes], use, now))
         totals = TotalsView(
             **{name: sum(each[name] for each in tree) for name in ("nodes", "online", "capacity", "used", "queued")},
             running=sums["number"],

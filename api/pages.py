@@ -62,6 +62,8 @@ def _front_page(request: HttpRequest, problem: str = "") -> HttpResponse:
             "steps": snapshot.html("steps"),
             "journal": snapshot.html("journal"),
             "nodes": snapshot.html("nodes"),
+            "many": snapshot.parts["totals"].view.nodes if len(nodes) >= overview.NODES_SHOWN else 0,
+            "shown": overview.NODES_SHOWN,
             "own": all(getattr(each, "role", "") == Node.Role.STANDALONE for each in nodes),
             "runs": snapshot.html("runs"),
             "allocations": snapshot.html("allocations"),

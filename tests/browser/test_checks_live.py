@@ -28,7 +28,7 @@ ORDER = "['nodes', 'runs'].map(list => [...document.getElementById(list).childre
 LOADS = "[...document.querySelectorAll('#nodes [data-cell=cpu]')].map(cell => cell.textContent)"
 MODULE = """
 import time
-def work(item, seconds=0):
+def work(item, seconds=0, text=""):
     time.sleep(seconds)
     return {"length": len(item)}
 """
@@ -158,6 +158,25 @@ def test_a_paused_page_stands_still_and_counts(tree: LocalTree, crowd: Crowd, pa
     page.wait_for_function(f"before => JSON.stringify({LOADS}) !== JSON.stringify(before)", arg=held[0])
 
 
+def test_rows_that_change_together_are_laid_out_together(
+    tree: LocalTree, crowd: Crowd, page: Page, client: CDPSession
+) -> None:
+    socket = Socket(page)
+    page.goto("/")
+    page.locator(LIVE).wait_for()
+    page.click("#pause")
+    nodes = tree.nodes()
+    rows = {f"node-{nodes[name]['id']}" for name in crowd.names}
+    for name in crowd.names:
+        tree.json("PATCH", f"/api/v1/nodes/{nodes[name]['id']}", json={"capacity": 7})
+    while not rows <= {part for _, frame in socket.frames[1:] for part in frame["parts"]}:
+        after(page, socket, 1)
+    before = measured(client)["LayoutCount"]
+    page.click("#pause")
+    expect(page.locator("#nodes tr", has_text="0/7")).to_have_count(NODES)
+    assert measured(client)["LayoutCount"] - before < NODES / 2
+
+
 def test_rows_that_are_selected_stay_and_catch_up_afterwards(crowd: Crowd, page: Page) -> None:
     socket = Socket(page)
     page.goto("/")
@@ -183,6 +202,17 @@ def test_the_heap_does_not_grow_with_what_comes(crowd: Crowd, page: Page, client
     assert now["JSHeapUsedSize"] - before["JSHeapUsedSize"] < MOST_GROWTH
     assert now["JSEventListeners"] - before["JSEventListeners"] < 50
     assert now["Nodes"] - before["Nodes"] < 2_000
+
+
+def test_a_page_longer_than_one_message_may_be_stays_live(tree: LocalTree, page: Page) -> None:
+    arguments = {"text": "long " * 250_000}
+    run = tree.submit("custom", ["x"], params={"callable": "work", "arguments": arguments}, labels={"only": "nobody"})
+    socket = Socket(page)
+    page.goto(f"/runs/{run}")
+    page.locator(LIVE).wait_for()
+    assert len(socket.frames[0][1]["parts"]["head"]) > 2**20
+    tree.json("POST", f"/api/v1/runs/{run}/cancel")
+    expect(page.locator("#head .state")).to_contain_text("cancelled")
 
 
 def test_a_tab_that_slept_shows_what_the_api_says(tree: LocalTree, page: Page, client: CDPSession) -> None:

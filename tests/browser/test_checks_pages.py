@@ -101,7 +101,7 @@ def test_no_page_is_refused_anything_or_asks_another_host(place: Place, window: 
         visited.add(resolve(urlsplit(address).path).url_name)
         assert (wire.failed, window.said) == ([], [])
     relay.end()
-    assert {pattern.name for pattern in pages.urlpatterns if pattern.name} - POSTED - ONCE == visited
+    assert visited >= {pattern.name for pattern in pages.urlpatterns if pattern.name} - POSTED - ONCE
 
 
 def test_no_list_of_the_admin_is_refused_anything_under_its_own_policy(window: Watched) -> None:

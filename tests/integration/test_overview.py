@@ -13,6 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from api import overview as overviews
 from api.overview import ALLOCATIONS_SHOWN, ENDED_SHOWN, ERROR_SHOWN, Overview, live_allocations
 from api.parts import HistoryView, PaceView, RunView, iso
 from dispatch.models import Run, Shard
@@ -499,3 +500,23 @@ def test_markup_in_names_reasons_and_errors_stays_text(browser: Client) -> None:
     html = browser.get("/").content.decode()
     assert "<img src=x" not in html
     assert html.count("&lt;img src=x onerror=alert(1)&gt;") > 10
+
+
+def test_nodes_that_are_too_many_to_be_shown_are_counted_and_their_list_is_linked(
+    overview: Overview, browser: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overviews, "NODES_SHOWN", 2)
+    now = timezone.now()
+    for number in range(3):
+        node(f"shown-{number}", capacity=4, last_beat_at=now)
+    late = node("silent", capacity=4, last_beat_at=None)
+    one = run(2)
+    allocation(one, Node.objects.get(name="shown-2"), 0, 1)
+    allocation(one, late, 1, 2)
+    snapshot = overview.look()
+    assert len(snapshot.lists["nodes"]) == 2
+    totals = snapshot.parts["totals"].view
+    assert (totals.nodes, totals.online, totals.capacity, totals.used) == (4, 3, 12, 1)
+    page = browser.get("/").content.decode()
+    assert ">2/4<" in page
+    assert 'href="/admin/nodes/node/"' in page
