@@ -74,6 +74,10 @@ class Command(DaphneCommand):
             self.stdout.write(f"note        {note}")
         self.stdout.flush()
 
+    def check(self, *args: Any, **options: Any) -> None:
+        """What is about this server. A look at models and the admin, which loads all its pages, is for `check`."""
+        super().check(*args, **{**options, "tags": console.Command.requires_system_checks})
+
     def check_migrations(self) -> None:
         """Called after the checks: what they found comes before our own lines. The migrations were seen to before."""
         self._tell()
