@@ -216,17 +216,33 @@ def test_a_page_longer_than_one_message_may_be_stays_live(tree: LocalTree, page:
 
 
 def test_a_tab_that_slept_shows_what_the_api_says(tree: LocalTree, page: Page, client: CDPSession) -> None:
+    for _ in range(ASLEEP_TRIES):
+        # Sometimes a page that is told to sleep wakes by itself.
+        if slept_through(tree, page, client):
+            return
+    pytest.fail("the page did not stay asleep")
+
+
+ASLEEP_TRIES = 6
+
+
+def slept_through(tree: LocalTree, page: Page, client: CDPSession) -> bool:
+    """A run's page sleeps from its start to its end, and then shows what became of it. Whether it did sleep."""
+    east = f"/api/v1/nodes/{tree.nodes()['east']['id']}"
+    tree.json("POST", f"{east}/drain")  # so that nothing begins before the tab sleeps
     run = going(tree, 40, 0.1)
     page.goto(f"/runs/{run}")
     page.locator(LIVE).wait_for()
     page.evaluate("window.stayed = true")
     client.send("Page.setWebLifecycleState", {"state": "frozen"})
+    tree.json("POST", f"{east}/resume")
     tree.wait(run)
-    assert "40/40" not in page.evaluate("document.querySelector('#head .progress').textContent")
-    time.sleep(HIDDEN_SECONDS)
+    slept = "40/40" not in page.evaluate("document.querySelector('#head .progress').textContent")
+    time.sleep(HIDDEN_SECONDS if slept else 0)
     client.send("Page.setWebLifecycleState", {"state": "active"})
     began = time.monotonic()
     expect(page.locator("#head .state")).to_contain_text("completed")
     expect(page.locator("#head .progress")).to_contain_text("40/40")
     print(f"{time.monotonic() - began:.2f} s after its return")
     assert page.evaluate("window.stayed")
+    return slept
