@@ -205,7 +205,12 @@ def test_a_copied_address_restores_the_view_for_somebody_else(
             assert other.page.evaluate(VIEW)[1:] == [view[1], []]
             other.page.press("#query", "Control+Enter")
             other.page.locator("main tbody tr").wait_for()
-        assert other.page.evaluate(VIEW) == view, url
+        seen = other.page.evaluate(VIEW)
+        if "/what-if" in url:
+            # What it answers is as of now: meanwhile a node may have fallen silent.
+            assert seen[2]
+            seen, view = seen[:2], view[:2]
+        assert seen == view, url
     other.close()
 
 
