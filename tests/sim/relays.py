@@ -45,6 +45,9 @@ class Relay(Parent, Below):
             self._world.note(f"the line of {self.name} has ended{': ' if error else ''}{error or ''}")
             if self.process is process:
                 self.kill()
+                if self._world.now > self._world.calm and not self.gone:
+                    # Told to stop before, and not over yet when all were started again.
+                    self._world.after(1.0, self.start)
 
         running.add_done_callback(ended)
 
